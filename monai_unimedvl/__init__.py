@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """UniMedVL for MONAI: one model that reads and draws medical images and text.
 
-The public names are found at first use, so `import monai_unimedvl` loads neither torch nor MONAI nor Lightning.
+Public names are found at first use, so `import monai_unimedvl` loads neither torch nor MONAI nor Lightning.
 """
 
 from importlib import import_module

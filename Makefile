@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+# make demo, make test: each works in a fresh clone. Variables: PYTHON (3.11 or newer), VENV, TORCH, OUT.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+OUT ?= demo
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+PYTEST = $(BIN)/python -m pytest
+
+.PHONY: setup demo test check slow label browser tutorials bench dist clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/test.stamp  ## everything that tests and the demo need, into $(VENV)
+
+$(VENV)/torch.stamp:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet "$(TORCH)"  # first and alone: a looser pin could bring a second torch
+	touch $@
+
+$(VENV)/demo.stamp: $(VENV)/torch.stamp setup.py constraints.txt
+	$(PIP) install --quiet -c constraints.txt -e ".[demo]"
+	touch $@
+
+$(VENV)/test.stamp: $(VENV)/torch.stamp setup.py constraints.txt
+	$(PIP) install --quiet -c constraints.txt -e ".[test,demo]"
+	touch $@ $(VENV)/demo.stamp
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/unimedvl data fetch-atlas --yes
+	$(BIN)/unimedvl demo --out $(OUT)
+
+test: setup
+	$(PYTEST) --durations=10
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# A tier runs when a test carries its mark, and says so when none does.
+slow label browser: setup
+	@if grep -rqE 'mark\.$@\b' tests --include='*.py'; then $(PYTEST) -m $@ --durations=10; \
+	else echo "make $@: no test is marked '$@' yet"; fi
+
+tutorials: setup
+	@if ls tutorials/*.ipynb >/dev/null 2>&1; then $(PYTEST) --nbmake tutorials; \
+	else echo "make tutorials: no notebook yet"; fi
+
+bench: setup
+	@if ls tests/benchmarks/*.py >/dev/null 2>&1; then \
+	for script in tests/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done; \
+	else echo "make bench: no benchmark yet"; fi
+
+dist: setup  ## a source archive and the wheel built from it
+	$(BIN)/python -m build --outdir dist
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
