@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network: layers, decoder, vision, autoencoder, and `UniMedVL` that joins them."""

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""UniMedVL (arXiv 2510.15710): one network that reads and draws. Sizes are plain functions at the end.
+
+  L tokens   D hidden size   V view patches   Z latent tokens   C numbers a latent token   q latent patch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from monai_unimedvl.networks.decoder import Decoder, KVCache
+from monai_unimedvl.networks.layers import MLP, TimeEmbed, grid_table, patchify, unpatchify
+from monai_unimedvl.networks.vision import Vision
+from monai_unimedvl.sequence import Canvas, PackedSequence, Segment
+
+PREDICTIONS = ("velocity", "image")
+SMALLEST_TIME = 0.05  # below it an image prediction says too little about the velocity
+
+
+class Prediction(NamedTuple):
+    """States (L, D) after the final norm, and the flow velocity (Z, C) of every latent token, or None."""
+
+    hidden: Tensor
+    velocity: Tensor | None
+
+
+class UniMedVL(nn.Module):
+    """The unified network over one packed sequence.
+
+    Args:
+        decoder: the transformer with two experts.
+        vision: encoder of images to understand; None for a text or drawing-only network.
+        autoencoder: images (B, 3, H, W) in [-1, 1] <-> latents, behind MONAI's stage-2 verbs
+            (`encode_stage_2_inputs`, `decode_stage_2_outputs`, `latent_channels`, `downsample`, `config`); never
+            trained here.
+        latent_patch: q, latent cells a side that make one token.
+        latent_side: side of the fixed position table of latent tokens; the largest canvas.
+        table_base, table_scale: wavelength and amplitude of the fixed position tables.
+        prediction: what the head says: "velocity" as released, or "image", turned into a velocity here.
+        timestep_shift: shift of training times.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        vision: Vision | None,
+        autoencoder: nn.Module,
+        *,
+        latent_patch: int = 2,
+        latent_side: int = 64,
+        table_base: float = 10000.0,
+        table_scale: float = 1.0,
+        prediction: str = "velocity",
+        timestep_shift: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"UniMedVL got prediction={prediction!r}, expected one of {', '.join(PREDICTIONS)}.")
+        hidden_size = decoder.embed.embedding_dim
+        self.decoder, self.vision, self.autoencoder = decoder, vision, autoencoder
+        self.latent_patch, self.latent_side = latent_patch, latent_side
+        self.table_base, self.table_scale = table_base, table_scale
+        self.prediction, self.timestep_shift = prediction, timestep_shift
+        self.latent_size = latent_patch * latent_patch * autoencoder.latent_channels  # C
+        self.connector: MLP | None = None
+        if vision is not None:
+            self.connector = MLP(vision.norm.weight.shape[0], hidden_size, hidden_size)
+            self.register_buffer("view_table", grid_table(vision.grid_side, hidden_size, table_base, table_scale))
+        self.register_buffer("latent_table", grid_table(latent_side, hidden_size, table_base, table_scale))
+        self.time_embed = TimeEmbed(hidden_size)
+        self.latent_in = nn.Linear(self.latent_size, hidden_size)
+        self.latent_out = nn.Linear(hidden_size, self.latent_size)
+        nn.init.zeros_(self.latent_out.weight)
+        nn.init.zeros_(self.latent_out.bias)
+        autoencoder.requires_grad_(False)
+
+    def forward(self, seq: PackedSequence, cache: KVCache | None = None, keep: bool = True) -> Prediction:
+        """Read a pack.
+
+        Args:
+            cache: the past of the samples, by sample number; read, and written unless `keep` is False.
+        """
+        x = self.decoder(self.embed(seq), seq.plan, cache, keep)  # (L, D)
+        if seq.latents is None:
+            return Prediction(x, None)
+        y = self.latent_out(x[seq.latent_at])  # (Z, C)
+        return Prediction(x, y if self.prediction == "velocity" else self._as_velocity(y, seq))
+
+    def embed(self, seq: PackedSequence) -> Tensor:
+        """Tokens of a pack as vectors (L, D) in memory order."""
+        words = self.decoder.embed(seq.text_ids)  # (T, D)
+        if seq.patches is None and seq.latents is None:
+            return words
+        x = words.new_zeros(len(seq), words.shape[1]).index_copy(0, seq.text_at, words)
+        if seq.patches is not None:
+            x = x.index_copy(0, seq.view_at, self.views(seq))
+        if seq.latents is not None:
+            x = x.index_copy(0, seq.latent_at, self.canvases(seq))
+        return x
+
+    def views(self, seq: PackedSequence) -> Tensor:
+        """View tokens (V, D): vision encoder, connector, fixed position."""
+        if self.vision is None or self.connector is None:
+            raise ValueError("This network has no vision encoder, but the prompt has an image: load one that has it.")
+        patches = seq.patches.to(self.vision.patch.weight.dtype)  # type: ignore[union-attr]
+        features = self.vision(patches, seq.view_cells, seq.view_lengths)
+        return self.connector(features) + self._cell(self.view_table, seq.view_cells, self.vision.grid_side)
+
+    def canvases(self, seq: PackedSequence) -> Tensor:
+        """Latent tokens (Z, D): projection, flow time, fixed position."""
+        latents = seq.latents.to(self.latent_in.weight.dtype)  # type: ignore[union-attr]
+        position = self._cell(self.latent_table, seq.latent_cells, self.latent_side)
+        return self.latent_in(latents) + self.time_embed(seq.times) + position
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., vocabulary)"""
+        return self.decoder.logits(hidden)
+
+    @property
+    def canvas_stride(self) -> int:
+        """Pixels a side of one latent token."""
+        return self.latent_patch * self.autoencoder.downsample
+
+    @torch.no_grad()
+    def encode(
+        self, samples: Sequence[Sequence[Segment]], generator: torch.Generator | None = None
+    ) -> list[list[Segment]]:
+        """The samples with every canvas's image encoded to latents.
+
+        Images of one size are encoded together, never padded: padding would change the latents of the
+        smaller ones (reference.md, defect 4).
+
+        Args:
+            generator: samples the posterior, as the reference always does; None takes its mean.
+        """
+        encoded = [list(segments) for segments in samples]
+        waiting: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        for s, segments in enumerate(encoded):
+            for i, segment in enumerate(segments):
+                if isinstance(segment, Canvas) and segment.latents is None and not segment.dropped:
+                    if segment.image is None:
+                        raise ValueError("UniMedVL.encode got a Canvas without image and latents: give it one.")
+                    waiting.setdefault(tuple(segment.image.shape), []).append((s, i))
+        for places in waiting.values():
+            images = torch.stack([encoded[s][i].image for s, i in places])  # type: ignore[union-attr]
+            latents = self.autoencoder.encode_stage_2_inputs(images.to(self._device), generator=generator)
+            for (s, i), latent in zip(places, latents, strict=True):
+                encoded[s][i] = replace(encoded[s][i], latents=patchify(latent, self.latent_patch))  # type: ignore[call-arg]
+        return encoded
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Latent tokens (h*w, C) -> image (3, H, W) in [0, 1]"""
+        latent = unpatchify(latents, grid, self.latent_patch).unsqueeze(0)
+        image = self.autoencoder.decode_stage_2_outputs(latent)[0]
+        return (image * 0.5 + 0.5).clamp(0, 1)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Sizes as plain values: `from_config(network.config)` builds the same network, untrained."""
+        return {
+            "decoder": dict(self.decoder.config),
+            "vision": None if self.vision is None else dict(self.vision.config),
+            "autoencoder": dict(self.autoencoder.config),
+            "latent_patch": self.latent_patch,
+            "latent_side": self.latent_side,
+            "table_base": self.table_base,
+            "table_scale": self.table_scale,
+            "prediction": self.prediction,
+            "timestep_shift": self.timestep_shift,
+        }
+
+    @property
+    def _device(self) -> torch.device:
+        return self.decoder.embed.weight.device
+
+    def _cell(self, table: Tensor, cells: Tensor, side: int) -> Tensor:
+        if len(cells) and int(cells.max()) >= side:
+            raise ValueError(
+                f"An image has {int(cells.max()) + 1} tokens a side, expected at most {side}: make the image smaller."
+            )
+        return table[cells[:, 0] * side + cells[:, 1]]
+
+    def _as_velocity(self, image: Tensor, seq: PackedSequence) -> Tensor:
+        """(x_t - image) / t, with t kept away from zero: (Z, C)."""
+        t = seq.times.unsqueeze(-1).clamp(min=SMALLEST_TIME)
+        return (seq.latents - image) / t  # type: ignore[operator]
+
+
+def from_config(config: dict[str, Any]) -> UniMedVL:
+    """An untrained network of the given sizes; the shape of `config` is that of `UniMedVL.config`."""
+    from monai_unimedvl.networks.autoencoder import autoencoder_from_config
+
+    config = dict(config)
+    decoder, vision = Decoder(**config.pop("decoder")), config.pop("vision", None)
+    autoencoder = autoencoder_from_config(config.pop("autoencoder"))
+    return UniMedVL(decoder, Vision(**vision) if vision else None, autoencoder, **config)
+
+
+def released() -> UniMedVL:
+    """The released 14B network: Qwen2.5-7B twice, SigLIP so400m, FLUX VAE (reference.md, section 2)."""
+    return from_config(
+        {
+            "decoder": {
+                "vocab_size": 152064, "hidden_size": 3584, "mlp_dim": 18944, "num_layers": 28,
+                "num_heads": 28, "num_kv_heads": 4,
+            },
+            "vision": {"hidden_size": 1152, "mlp_dim": 4304, "num_layers": 26, "num_heads": 16},
+            "autoencoder": {"kind": "flux"},
+        }
+    )  # fmt: skip
+
+
+def nano(autoencoder: nn.Module, *, vocab_size: int, hidden_size: int = 160, num_layers: int = 4) -> UniMedVL:
+    """A network of a few million parameters for 64x64 images, initialised so that it learns in minutes on a CPU.
+
+    What differs from the released shape, each after performance.md 5.3: the head predicts the image, not the
+    velocity; position tables with short wavelengths; keys start equal to queries, so that tokens of one place
+    attend to each other at once; image content and position code start at the same size.
+    """
+    heads, vision_size = hidden_size // 32, hidden_size
+    decoder = Decoder(
+        vocab_size, hidden_size, 3 * hidden_size, num_layers, heads, heads, rope_theta=1e4, tied=True, max_context=1024
+    )
+    vision = Vision(vision_size, 3 * vision_size, 3, heads, patch_size=8, grid_side=16)
+    network = UniMedVL(
+        decoder, vision, autoencoder, latent_patch=1, latent_side=16, table_base=50.0, table_scale=1.0,
+        prediction="image", timestep_shift=2.0,
+    )  # fmt: skip
+    nn.init.normal_(decoder.embed.weight, std=0.05)
+    for layer in decoder.layers:
+        for expert in ("understanding", "generation"):
+            q, k = getattr(layer.attention.q, expert), getattr(layer.attention.k, expert)
+            k.weight.data.copy_(q.weight.data)
+        for residual in _residual_outputs(layer):
+            residual.weight.data.mul_((2 * num_layers) ** -0.5)
+    nn.init.normal_(vision.position.weight, std=0.02)
+    vision.position.weight.data += grid_table(vision.grid_side, vision_size, 50.0, 0.7)
+    return network
+
+
+def _residual_outputs(layer: nn.Module) -> Iterable[nn.Linear]:
+    for expert in ("understanding", "generation"):
+        yield getattr(layer.attention.out, expert)
+        yield getattr(layer.mlp, expert).down
