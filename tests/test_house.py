@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The house rules of docs/ARCHITECTURE.md, checked on the source. A room that has not landed is simply absent."""
+"""The house rules of docs/ARCHITECTURE.md, read off the source. A room yet to land is absent."""
 
 from __future__ import annotations
 
