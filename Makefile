@@ -52,7 +52,7 @@ bench: setup
 	else echo "make bench: no benchmark yet"; fi
 
 dist: setup  ## a source archive and the wheel built from it
-	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

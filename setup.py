@@ -36,6 +36,7 @@ EXTRAS = {
         "fire>=0.7",
         "httpx>=0.28",
         "build>=1.2",
+        "setuptools>=77",
         "ruff>=0.14",
         "mypy>=1.18",
         "pre-commit>=4",
