@@ -8,7 +8,9 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_ROOMS: dict[str, str] = {}
+_ROOMS = {
+    "UniMedVL": "networks.unimedvl",
+}
 
 __all__ = [*_ROOMS, "__version__"]
 
