@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from monai_unimedvl.networks.layers import PerExpert, RMSNorm, SwiGLU, rotary, rotate
+from monai_unimedvl.networks.layers import PerExpert, RMSNorm, SwiGLU, rotary, rotate, scaled_dot_product
 from monai_unimedvl.sequence import CAUSAL, Block, Layout, Plan
 
 Rope = tuple[Tensor, Tensor]
@@ -285,10 +285,10 @@ def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | str | Non
     """q (B, H, n, E), k and v (B, K, N, E) -> (B, H, n, E)"""
     groups = q.shape[1] // k.shape[1]
     if q.shape[2] == 1 and groups > 1 and (mask is None or isinstance(mask, Tensor)):
-        y = F.scaled_dot_product_attention(q.squeeze(2).unflatten(1, (-1, groups)), k, v, mask)
+        y = scaled_dot_product(q.squeeze(2).unflatten(1, (-1, groups)), k, v, mask)
         return y.flatten(1, 2).unsqueeze(2)  # the heads of a group are query rows: no copy of keys
     causal = isinstance(mask, str) and q.shape[2] > 1
-    return F.scaled_dot_product_attention(
+    return scaled_dot_product(
         q, k, v, None if isinstance(mask, str) else mask, is_causal=causal, enable_gqa=groups > 1
     )
 

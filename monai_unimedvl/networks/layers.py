@@ -104,6 +104,15 @@ class TimeEmbed(nn.Module):
         return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
+def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **options: bool) -> Tensor:
+    """torch's attention; on a CPU, training in bf16 goes through float32, whose backward is ten times faster."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
+        with torch.autocast("cpu", enabled=False):
+            parts = (x.float() for x in (q, k, v))
+            return F.scaled_dot_product_attention(*parts, attn_mask=mask, **options).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
+
+
 def rotary(position: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
     """cos and sin, each (L, 1, E) in float32, of rotary positions (L,); both halves repeat."""
     index = torch.arange(0, head_size, 2, dtype=torch.float32, device=position.device)

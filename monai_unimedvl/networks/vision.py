@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from monai_unimedvl.networks.layers import scaled_dot_product
+
 
 class VisionLayer(nn.Module):
     """Pre-norm layer with biases everywhere and gelu (tanh)."""
@@ -38,7 +40,7 @@ class VisionLayer(nn.Module):
             rows = slice(at, at + count * length)
             at += count * length
             parts = (part[rows].unflatten(0, (count, length)).transpose(1, 2) for part in (q, k, v))
-            outputs.append(F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2).flatten(0, 1))
+            outputs.append(scaled_dot_product(*parts).transpose(1, 2).flatten(2).flatten(0, 1))
         return torch.cat(outputs)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The only place where a loss is written: cross entropy by token, flow by latent patch (reference.md 7.2, 7.3).
 
-  L tokens   N labels   Z latent tokens   C numbers a latent token
+L tokens   N labels   Z latent tokens   C numbers a latent token
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ class Objective:
     def _text(self, network: UniMedVL, hidden: Tensor, seq: PackedSequence) -> Tensor:
         if not len(seq.labels):
             return hidden.new_zeros(())
-        each = F.cross_entropy(network.logits(hidden[seq.label_at]).float(), seq.labels, reduction="none")  # (N,)
+        each = F.cross_entropy(
+            network.logits(hidden[seq.label_at]).float(), seq.labels, reduction="none"
+        )  # (N,)
         if self.reweight_text:
             return (each * seq.label_weights).sum() / seq.label_weights.sum()
         return each.mean()
