@@ -43,6 +43,8 @@ class UniMedVL(nn.Module):
         table_base, table_scale: wavelength and amplitude of the fixed position tables.
         prediction: what the head says: "velocity" as released, or "image", turned into a velocity here.
         timestep_shift: shift of training times.
+        grids: sizes that images are fitted to, {"view": [longest side, shortest side, stride], "canvas": ...}, in
+            pixels; None takes the released rules, 980/378 and 1024/512, as far as the position tables reach.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class UniMedVL(nn.Module):
         table_scale: float = 1.0,
         prediction: str = "velocity",
         timestep_shift: float = 1.0,
+        grids: dict[str, list[int]] | None = None,
     ) -> None:
         super().__init__()
         if prediction not in PREDICTIONS:
@@ -78,6 +81,7 @@ class UniMedVL(nn.Module):
         nn.init.zeros_(self.latent_out.weight)
         nn.init.zeros_(self.latent_out.bias)
         autoencoder.requires_grad_(False)
+        self.grids = {**self._released_grids(), **(grids or {})}
 
     def forward(self, seq: PackedSequence, cache: KVCache | None = None, keep: bool = True) -> Prediction:
         """Read a pack.
@@ -173,11 +177,21 @@ class UniMedVL(nn.Module):
             "table_scale": self.table_scale,
             "prediction": self.prediction,
             "timestep_shift": self.timestep_shift,
+            "grids": {name: list(rule) for name, rule in self.grids.items()},
         }
 
     @property
     def _device(self) -> torch.device:
         return self.decoder.embed.weight.device
+
+    def _released_grids(self) -> dict[str, list[int]]:
+        """Longest side, shortest side and stride in pixels, as reference.md, section 5, has them."""
+        widest = self.latent_side * self.canvas_stride
+        grids = {"canvas": [min(1024, widest), min(512, widest), self.canvas_stride]}
+        if self.vision is not None:
+            widest = self.vision.grid_side * self.vision.patch_size
+            grids["view"] = [min(980, widest), min(378, widest), self.vision.patch_size]
+        return grids
 
     def _cell(self, table: Tensor, cells: Tensor, side: int) -> Tensor:
         if len(cells) and int(cells.max()) >= side:
@@ -231,6 +245,7 @@ def nano(autoencoder: nn.Module, *, vocab_size: int, hidden_size: int = 160, num
     network = UniMedVL(
         decoder, vision, autoencoder, latent_patch=1, latent_side=16, table_base=50.0, table_scale=1.0,
         prediction="image", timestep_shift=2.0,
+        grids={"view": [64, 64, 8], "canvas": [64, 64, autoencoder.downsample]},
     )  # fmt: skip
     nn.init.normal_(decoder.embed.weight, std=0.05)
     for layer in decoder.layers:
