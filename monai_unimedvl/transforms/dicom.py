@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DICOM: one file or the folder of a series -> a MetaTensor in real-world values, with its place in RAS mm.
+
+Rescale slope and intercept (also per frame) are applied, palettes and YBR become RGB, MONOCHROME1 is turned so
+that bright means bright (not in CT, whose HU have a meaning). The VOI LUT only when asked (PS3.3, C.11.2).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import torch
+from monai.data import MetaTensor
+from pydicom.pixels import apply_color_lut, apply_modality_lut
+from torch import Tensor
+
+from monai_unimedvl.transforms.image import MAX_IMAGE_PIXELS, too_large
+from monai_unimedvl.transforms.volume import nearest_plane, to_display
+
+Header = pydicom.Dataset
+EVEN = 0.05  # of the spacing: how far gaps between slices may differ
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether the file begins as DICOM files do, or at least calls itself one."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom", ".ima")
+
+
+def read_file(path: Path, voi: bool = False) -> MetaTensor:
+    """(C, H, W), turned to radiological display where the file knows its orientation, or (C, H, W, T)."""
+    header = pydicom.dcmread(path, force=True)
+    values, unit = pixels(header, path.name, voi)
+    meta = {"kind": "image" if values.ndim == 3 else "frames", "unit": unit, **_described(header)}
+    affine = _affine(header)
+    if affine is None or values.ndim == 4:
+        return MetaTensor(values, meta=meta)
+    as_volume = values.transpose(1, 2).unsqueeze(-1)  # (C, columns, rows, 1)
+    shown, place = to_display(as_volume, affine, nearest_plane(affine[:3, 2]))
+    return MetaTensor(shown[..., 0].contiguous(), affine=torch.from_numpy(place), meta={**meta, "placed": True})
+
+
+def read_series(folder: Path, files: list[Path], voi: bool = False) -> MetaTensor:
+    """(1, columns, rows, slices) and its affine, slices in order of place; frames (C, H, W, T) where places repeat.
+
+    Raises:
+        ValueError: several series, slices that differ in size or direction, a gap where slices are missing.
+    """
+    headers = []
+    for path in files:
+        try:
+            header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+        except Exception as error:  # pydicom raises many kinds for damaged headers
+            raise ValueError(f"{path.name} in {folder} cannot be read as DICOM ({error}): copy it again.") from error
+        if "Rows" in header and "Columns" in header:
+            headers.append((path, header))
+    if not headers:
+        raise ValueError(
+            f"folder {folder} holds no images: its {len(files)} DICOM files have no pixels; "
+            "name the folder of an image series."
+        )
+    series = {str(header.get("SeriesInstanceUID", "")) for _, header in headers}
+    if len(series) > 1:
+        raise ValueError(
+            f"folder {folder} holds {len(series)} DICOM series, but one is expected: put each in its own folder."
+        )
+    if len(headers) == 1:
+        return _read_slice(*headers[0], voi, alone=True)
+    shapes = {(int(h.Rows), int(h.Columns)) for _, h in headers}
+    if len(shapes) > 1:
+        raise ValueError(f"slices in {folder} differ in size, {sorted(shapes)}: move the odd ones (scouts) away.")
+    places = [_affine(header) for _, header in headers]
+    if any(place is None for place in places):
+        return _stack(headers, list(range(len(headers))), None, voi)
+    affines = np.stack([place for place in places if place is not None])  # (N, 4, 4)
+    if np.abs(affines[:, :3, :2] - affines[0, :3, :2]).max() > 1e-3 * np.abs(affines[0, :3, :2]).max():
+        raise ValueError(f"slices in {folder} differ in direction or pixel size: move the odd ones (scouts) away.")
+    normal = affines[0, :3, 2] / np.linalg.norm(affines[0, :3, 2])
+    heights = affines[:, :3, 3] @ normal  # mm along the stack
+    order = sorted(range(len(headers)), key=lambda i: heights[i])
+    gaps = np.diff(heights[order])
+    if gaps.min() < 1e-3:
+        if gaps.max() > 1e-3:
+            raise ValueError(
+                f"slices in {folder} share places (several echoes or times): put each volume in its own folder."
+            )
+        times = sorted(range(len(headers)), key=lambda i: int(headers[i][1].get("InstanceNumber") or 0))
+        return _stack(headers, times, None, voi)
+    step = float(np.median(gaps))
+    if np.abs(gaps - step).max() > EVEN * step:
+        raise ValueError(
+            f"slices in {folder} are {gaps.min():.2f} to {gaps.max():.2f} mm apart, but even steps are expected: "
+            "one may be missing; complete the series or pass the files one by one."
+        )
+    affine = affines[order[0]].copy()
+    affine[:3, 2] = (affines[order[-1], :3, 3] - affine[:3, 3]) / (len(order) - 1)
+    return _stack(headers, order, affine, voi)
+
+
+def _stack(
+    headers: list[tuple[Path, Header]], order: list[int], affine: np.ndarray | None, voi: bool
+) -> MetaTensor:  # fmt: skip
+    slices = [_read_slice(*headers[i], voi) for i in order]
+    values = torch.stack([s.as_subclass(Tensor) for s in slices], dim=-1)  # (C, rows, columns, N)
+    meta = {**_described(headers[0][1]), "unit": slices[0].meta["unit"]}
+    if affine is None or values.shape[0] != 1:
+        return MetaTensor(values, meta={**meta, "kind": "frames"})
+    volume = values.transpose(1, 2).contiguous()
+    return MetaTensor(volume, affine=torch.from_numpy(affine), meta={**meta, "kind": "volume", "placed": True})
+
+
+def _read_slice(path: Path, header: Header, voi: bool, alone: bool = False) -> MetaTensor:
+    try:
+        if alone:
+            return read_file(path, voi)
+        values, unit = pixels(pydicom.dcmread(path, force=True), path.name, voi)
+    except ValueError as error:
+        if path.name in str(error):
+            raise
+        raise ValueError(
+            f"{path.name} cannot be read as DICOM ({str(error).splitlines()[0][:160]}): copy it again."
+        ) from error
+    except Exception as error:
+        raise ValueError(f"{path.name} cannot be read as DICOM ({error}): copy or export it again.") from error
+    return MetaTensor(values, meta={"unit": unit})
+
+
+def pixels(header: Header, name: str, voi: bool = False) -> tuple[Tensor, bool]:
+    """(C, H, W) or (C, H, W, T), uint8 or float32, and whether the values are in [0, 1] already.
+
+    Raises:
+        ValueError: no pixels, too many, or damaged ones.
+    """
+    if not any(key in header for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        what = header.get("Modality") or "no DICOM header"
+        raise ValueError(f"{name} holds no pixels ({what}), but an image is expected: choose an image file.")
+    rows, columns = int(header.get("Rows", 0)), int(header.get("Columns", 0))
+    if rows * columns > MAX_IMAGE_PIXELS:
+        raise ValueError(too_large(name, f"{columns}x{rows} pixels"))
+    if not hasattr(header, "file_meta") or "TransferSyntaxUID" not in header.file_meta:
+        header.ensure_file_meta()
+        header.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+    stored = header.pixel_array  # ([T,] H, W[, 3]); YBR is RGB already
+    photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
+    if photometric == "PALETTE COLOR":
+        stored = apply_color_lut(stored, header)[..., :3]
+        if stored.dtype != np.uint8:
+            stored = (stored >> 8).astype(np.uint8)
+    colour = photometric == "PALETTE COLOR" or int(header.get("SamplesPerPixel", 1)) == 3
+    frames = stored.ndim == (4 if colour else 3)
+    stored = stored if frames else stored[None]  # (T, H, W[, 3])
+    stored = np.moveaxis(stored, -1, 0) if colour else stored[None]  # (C, T, H, W)
+    unit = False
+    if not colour:
+        values = np.stack([_real_world(frame, header, i) for i, frame in enumerate(stored[0])])[None]
+        if voi:
+            shown = _voi(values, header)
+            values, unit = (values, False) if shown is None else (shown, True)
+        if photometric == "MONOCHROME1" and header.get("Modality") != "CT":
+            values = (1 - values) if unit else (values.max() + values.min() - values)
+        stored = values
+    kept = stored if stored.dtype == np.uint8 else stored.astype(np.float32)
+    result = torch.from_numpy(np.ascontiguousarray(np.moveaxis(kept, 1, -1)))  # (C, H, W, T)
+    return (result if frames else result[..., 0].contiguous()), unit
+
+
+def _real_world(frame: np.ndarray, header: Header, index: int) -> np.ndarray:
+    """Stored numbers -> the maker's unit, by the file's LUT or rescale, or by that of the frame's group."""
+    for groups, at in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
+        group = header.get(groups)
+        if group and "PixelValueTransformationSequence" in group[at]:
+            rescale = group[at].PixelValueTransformationSequence[0]
+            return frame * float(rescale.RescaleSlope) + float(rescale.RescaleIntercept)
+    if "ModalityLUTSequence" in header or float(header.get("RescaleSlope") or 1) != 1 \
+            or float(header.get("RescaleIntercept") or 0) != 0:  # fmt: skip
+        return apply_modality_lut(frame, header)
+    return frame
+
+
+def _voi(values: np.ndarray, header: Header) -> np.ndarray | None:
+    """What the file's own LUT or window shows, in [0, 1]; None when it has neither."""
+    table = header.get("VOILUTSequence")
+    if table and "LUTData" in table[0]:
+        count, first, bits = (int(v) for v in table[0].LUTDescriptor)
+        entries = np.frombuffer(table[0].LUTData, np.uint16) if isinstance(table[0].LUTData, bytes) else \
+            np.asarray(table[0].LUTData)  # fmt: skip
+        places = (values.round().astype(np.int64) - first).clip(0, min(count or 65536, len(entries)) - 1)
+        return entries[places].astype(np.float32) / (2**bits - 1)
+    center, width = (_first(header.get(key)) for key in ("WindowCenter", "WindowWidth"))
+    if center is None or width is None:
+        return None
+    function = str(header.get("VOILUTFunction", "LINEAR")).upper()
+    x = values.astype(np.float64)
+    if function == "SIGMOID" and width > 0:
+        return (1 / (1 + np.exp(-4 * (x - center) / width))).astype(np.float32)
+    if function == "LINEAR_EXACT" and width > 0:
+        return ((x - center) / width + 0.5).clip(0, 1).astype(np.float32)
+    if width == 1:
+        return (x > center - 0.5).astype(np.float32)
+    if width < 1:
+        raise ValueError(f"the file's window width is {width:g}, expected 1 or more: read it with voi=False.")
+    return ((x - (center - 0.5)) / (width - 1) + 0.5).clip(0, 1).astype(np.float32)
+
+
+def _first(value: Any) -> float | None:
+    if value is None or value == "":
+        return None
+    return float(value[0]) if isinstance(value, pydicom.multival.MultiValue) else float(value)
+
+
+def _affine(header: Header) -> np.ndarray | None:
+    """(4, 4) from (column, row, slice) to RAS mm, or None where the file does not say."""
+    direction, position = header.get("ImageOrientationPatient"), header.get("ImagePositionPatient")
+    spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
+    if not direction or not position or not spacing or len(direction) != 6:
+        return None
+    across, down = np.array(direction[:3], float), np.array(direction[3:], float)
+    thickness = float(header.get("SpacingBetweenSlices") or header.get("SliceThickness") or 1.0)
+    matrix = np.eye(4)
+    matrix[:3, 0] = across * float(spacing[1])
+    matrix[:3, 1] = down * float(spacing[0])
+    matrix[:3, 2] = np.cross(across, down) * (abs(thickness) or 1.0)
+    matrix[:3, 3] = [float(v) for v in position]
+    if abs(np.linalg.det(matrix)) < 1e-9:
+        return None
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix  # LPS -> RAS
+
+
+def _described(header: Header) -> dict[str, Any]:
+    """The facts about the picture that carry no name, date or number of a patient."""
+    return {"modality": str(header.get("Modality", ""))}

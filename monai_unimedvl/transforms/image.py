@@ -1,0 +1,479 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens to one picture: its greys, its colours, its border, its size.
+
+Every transform takes (C, H, W), a MetaTensor stays one (its affine follows its pixels), and values keep their
+range until a scaling step brings them to [0, 1]. Such a step marks its result (`meta["unit"]`), and leaves alone
+what is marked, so a chain run twice equals a chain run once. 8-bit pictures are what a screen showed: scaling
+divides them by 255 and no window is put on them again.
+Each class `Name` has a dictionary form `Named` (also `NameD`, `NameDict`) with `keys` before the same arguments.
+  C channels   H rows   W columns   w, h target columns and rows (PIL's order)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.data import MetaTensor, get_track_meta
+from monai.transforms import MapTransform, Transform
+from monai.utils import TransformBackends, convert_to_tensor
+from PIL import Image
+from torch import Tensor
+
+MIN_SIDE = 8  # pixels; below that nothing of a picture is left to read
+MAX_IMAGE_PIXELS = 20_000_000  # the guard of UniMedVL's data code
+MAX_PIXELS = 14 * 14 * 9 * 1024  # 1,806,336: the resize rule's default
+
+
+def grid_size(
+    width: int, height: int, max_size: int, min_size: int, stride: int,
+    max_pixels: int = MAX_PIXELS, num_images: int = 1,
+) -> tuple[int, int]:  # fmt: skip
+    """The size (w, h) in pixels that the released model's resize rule gives to a picture (width, height).
+
+    Every rounding is Python's, half to even. The step for `max_pixels` scales sides by the ratio of areas and
+    not by its root, as the reference does: it shrinks more than it must.
+    """
+
+    def scaled(sides: tuple[int, int], scale: float) -> tuple[int, int]:
+        w, h = (max(stride, int(round(round(side * scale) / stride) * stride)) for side in sides)
+        return w, h
+
+    scale = max(min(max_size / max(width, height), 1.0), min_size / min(width, height))
+    size = scaled((width, height), scale)
+    if size[0] * size[1] > max_pixels / num_images:
+        size = scaled(size, max_pixels / num_images / (size[0] * size[1]))
+    if max(size) > max_size:
+        size = scaled(size, max_size / max(size))
+    return size
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A resize rule: longest and shortest side, multiple of `stride`, most pixels."""
+
+    max_size: int
+    min_size: int
+    stride: int
+    max_pixels: int = MAX_PIXELS
+
+    def size(self, width: int, height: int, num_images: int = 1) -> tuple[int, int]:
+        """(width, height) -> (w, h) in pixels; see `grid_size`."""
+        return grid_size(
+            width, height, self.max_size, self.min_size, self.stride, self.max_pixels, num_images
+        )
+
+
+def resize(image: Tensor, size: tuple[int, int], limits: tuple[float, float] | None = None) -> Tensor:
+    """PIL's bicubic: (C, H, W) -> (C, h, w) for size (w, h); the picture itself where the size is right.
+
+    uint8 gives PIL's own bytes. Other types are computed in float32 and come back as they were; integers are
+    rounded and cut to their type. `limits` cuts the overshoot of a float picture.
+    """
+    if (image.shape[2], image.shape[1]) == tuple(size):
+        return image
+    exact = image.dtype == torch.uint8
+    planes = np.asarray(image.cpu() if exact else image.cpu().float())
+    resized = [np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BICUBIC)) for p in planes]
+    result = torch.from_numpy(np.stack(resized))  # (C, h, w)
+    if limits is not None:
+        result = result.clamp(*limits)
+    if not exact and not image.dtype.is_floating_point:
+        bounds = torch.iinfo(image.dtype)
+        result = result.round().clamp(bounds.min, bounds.max)
+    return result.to(image.device, image.dtype)
+
+
+def window(image: Tensor, low: float, high: float) -> Tensor:
+    """Clip to [low, high] and scale to [0, 1], in float32.
+
+    Args:
+        image: any shape, in its own units (HU for CT).
+
+    Raises:
+        ValueError: `high` is not above `low`.
+    """
+    if not high > low:
+        raise ValueError(f"window got low={low}, high={high}, but high must be above low: swap or widen them.")
+    return ((image.float() - low) / (high - low)).clamp(0, 1)
+
+
+def check_picture(image: Tensor, name: str = "image", channels: Sequence[int] = (1, 3, 4)) -> None:
+    """Refuse what is no picture: (C, H, W), C in `channels`, finite, sides and area within limits.
+
+    Raises:
+        ValueError: one line that says what came, what was expected and what to do.
+    """
+    shape = tuple(image.shape)
+    if len(shape) != 3:
+        raise ValueError(
+            f"{name} has {len(shape)} dimensions, shape {shape}, but a picture is 3-D (C, H, W): "
+            "pass one slice or frame, or use a recipe for volumes (mri, ct)."
+        )
+    if shape[0] not in channels:
+        raise ValueError(
+            f"{name} has {shape[0]} channels, shape {shape}, but {' or '.join(map(str, channels))} are expected "
+            "(1 grey, 3 RGB, 4 RGBA; channels come first): choose or average channels before."
+        )
+    height, width = shape[1:]
+    if min(height, width) < MIN_SIDE:
+        raise ValueError(
+            f"{name} has {width}x{height} pixels, but each side needs at least {MIN_SIDE}: pass the full picture."
+        )
+    if height * width > MAX_IMAGE_PIXELS:
+        raise ValueError(too_large(name, f"{width}x{height} pixels"))
+    if not image.dtype == torch.uint8 and not bool(torch.isfinite(image).all()):
+        count = int((~torch.isfinite(image)).sum())
+        raise ValueError(
+            f"{name} has {count} pixels that are NaN or Inf, but finite numbers are expected: "
+            "repair the file, or read it with nonfinite=0.0 to count them as 0."
+        )
+
+
+def too_large(name: str, what: str) -> str:
+    """The one line for pictures above the limit of 20 million pixels."""
+    return (
+        f"{name} has {what}, but at most {MAX_IMAGE_PIXELS:,} (20 million) are read at once: "
+        "cut it into tiles (histopathology) or make it smaller."
+    )
+
+
+def _tensor(image: NdarrayOrTensor) -> Tensor:
+    picture = convert_to_tensor(image, track_meta=get_track_meta())
+    if picture.ndim != 3:
+        check_picture(picture)
+    return picture
+
+
+def _like(
+    source: Tensor, values: Tensor, to_source: np.ndarray | None = None, **meta: object
+) -> Tensor:  # fmt: skip
+    """`values` with the meta of `source`; `to_source` (4, 4) leads from new (row, column, 0) to old ones."""
+    if not isinstance(source, MetaTensor):
+        return values
+    result = MetaTensor(values.as_subclass(Tensor)).copy_meta_from(source, copy_attr=True)
+    result.meta = {**source.meta, **meta}
+    if to_source is not None and source.affine.shape[-1] == 4:
+        result.affine = source.affine @ torch.as_tensor(to_source, dtype=source.affine.dtype)
+    return result
+
+
+def _meta(image: Tensor, key: str, default: Any = None) -> Any:
+    return image.meta.get(key, default) if isinstance(image, MetaTensor) else default
+
+
+def _on_screen(image: Tensor) -> bool:
+    """8-bit greys or colours that a screen showed, and not an 8-bit volume."""
+    return image.dtype == torch.uint8 and image.ndim == 3
+
+
+class Windows(Transform):
+    """Intensity windows: numbers in their unit (HU for CT) -> [0, 1], one channel per window.
+
+    Args:
+        show: a name of `table`, (low, high), or a list of three such, which become red, green and blue.
+        table: name -> {"low": , "high": , ...} in the unit of the image.
+
+    Raises:
+        ValueError: a name that `table` lacks; fractions of [0, 1] where HU are expected.
+    """
+
+    backend: ClassVar = [TransformBackends.TORCH]
+
+    def __init__(
+        self, show: str | Sequence[Any], table: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
+        self.table = dict(table or {})
+        one = isinstance(show, str) or (len(show) == 2 and not isinstance(show[0], str))
+        self.bounds = [self._bounds(item) for item in ([show] if one else show)]
+        if len(self.bounds) not in (1, 3):
+            raise ValueError(f"Windows got {len(self.bounds)} windows, expected 1 (grey) or 3 (RGB): {show!r}.")
+
+    def _bounds(self, item: str | Sequence[float]) -> tuple[float, float]:
+        if not isinstance(item, str):
+            low, high = float(item[0]), float(item[1])
+        elif item in self.table:
+            low, high = float(self.table[item]["low"]), float(self.table[item]["high"])
+        else:
+            known = ", ".join(self.table) or "none"
+            raise ValueError(f"window {item!r} is not known: use one of {known}, or two numbers [low, high].")
+        window(torch.zeros(1), low, high)
+        return low, high
+
+    def __call__(self, image: NdarrayOrTensor) -> Tensor:
+        """(1, H, W) in HU -> (1, H, W) or (3, H, W) float32 in [0, 1]; a colour picture keeps its channels."""
+        x = _tensor(image)
+        if _meta(x, "unit"):
+            return x
+        if _on_screen(x):
+            return _like(x, x.float() / 255, unit=True)
+        if x.shape[0] != 1:
+            check_picture(x, channels=(1,))
+        if x.dtype.is_floating_point and bool(((x > 0) & (x < 1)).any() and x.min() >= 0 and x.max() <= 1):
+            raise ValueError(
+                "image holds fractions in [0, 1], but HU are expected here (air is -1000): "
+                "pass HU, or an 8-bit picture that is windowed already."
+            )
+        return _like(x, torch.cat([window(x, *bounds) for bounds in self.bounds]), unit=True)
+
+
+class ToUnit(Transform):
+    """Screen values -> float32 in [0, 1]: 8-bit by 255, whatever exceeds 1 by its maximum (zero stays zero)."""
+
+    backend: ClassVar = [TransformBackends.TORCH]
+
+    def __call__(self, image: NdarrayOrTensor) -> Tensor:
+        """(C, H, W) -> (C, H, W); raises ValueError where a value is negative."""
+        x = _tensor(image)
+        if _meta(x, "unit"):
+            return x
+        if x.dtype == torch.uint8:
+            return _like(x, x.float() / 255, unit=True)
+        if bool(x.min() < 0):
+            raise ValueError(
+                f"image goes down to {float(x.min()):g}, but light is 0 or more here: "
+                "shift it, or use a recipe for measured values (mri, ct, xray)."
+            )
+        x32 = x.float()
+        return _like(x, x32 / x32.max() if bool(x32.max() > 1) else x32, unit=True)
+
+
+class PercentileScale(Transform):
+    """Percentiles -> [0, 1], not moved by how much air is around the patient. Works on (C, H, W[, D]).
+
+    Voxels equal to the darkest value (padding, masked background) are not counted. `lower` is taken of the rest,
+    `upper` of those of the rest that are above their mean, which is the patient and not the noise around.
+    With `foreground=False`, for pictures that are filled by the patient, all voxels count for both.
+    """
+
+    backend: ClassVar = [TransformBackends.TORCH]
+    most = 1_000_000  # voxels looked at; more are thinned evenly
+
+    def __init__(self, lower: float = 0.5, upper: float = 99.5, foreground: bool = True) -> None:
+        if not 0 <= lower < upper <= 100:
+            raise ValueError(
+                f"PercentileScale got lower={lower}, upper={upper}: give 0 <= lower < upper <= 100."
+            )
+        self.lower, self.upper, self.foreground = lower, upper, foreground
+
+    def bounds(self, image: Tensor) -> tuple[float, float]:
+        """The values that become 0 and 1."""
+        values = image.as_subclass(Tensor).flatten()
+        if self.foreground:
+            values = values[values > values.min()]
+        values = values[:: -(-len(values) // self.most) or 1].float().cpu()
+        if len(values) == 0:
+            return 0.0, 0.0
+        bright = values[values > values.mean()] if self.foreground else values
+        bright = bright if len(bright) else values
+        return float(np.percentile(values, self.lower)), float(np.percentile(bright, self.upper))
+
+    def __call__(self, image: NdarrayOrTensor) -> Tensor:
+        """(C, H, W) or (C, H, W, D) -> the same, float32 in [0, 1]; a flat image becomes 0."""
+        x = convert_to_tensor(image, track_meta=get_track_meta())
+        if _meta(x, "unit"):
+            return x
+        if x.dtype == torch.uint8 and (_on_screen(x) or _meta(x, "kind") == "frames"):
+            return _like(x, x.float() / 255, unit=True)
+        low, high = self.bounds(x)
+        plain = x.as_subclass(Tensor)
+        scaled = window(plain, low, high) if high > low else torch.zeros_like(plain, dtype=torch.float32)
+        return _like(x, scaled, unit=True)
+
+
+class ToRGB(Transform):
+    """Three channels, red first: grey is repeated, RGBA is pasted on white, RGB is left as it is."""
+
+    backend: ClassVar = [TransformBackends.TORCH]
+
+    def __call__(self, image: NdarrayOrTensor) -> Tensor:
+        """(1 | 3 | 4, H, W) -> (3, H, W) of the same type; RGBA must be uint8 or in [0, 1]."""
+        x = _tensor(image)
+        channels = x.shape[0]
+        if channels == 3:
+            return x
+        if channels == 1:
+            return _like(x, x.expand(3, -1, -1).contiguous())
+        check_picture(x)
+        if x.dtype == torch.uint8:  # PIL's own arithmetic
+            picture = Image.fromarray(np.ascontiguousarray(x.cpu().permute(1, 2, 0).numpy()), "RGBA")
+            paper = Image.new("RGB", picture.size, (255, 255, 255))
+            paper.paste(picture, mask=picture.getchannel("A"))
+            return _like(x, torch.from_numpy(np.array(paper)).permute(2, 0, 1).contiguous().to(x.device))
+        if bool(x.min() < 0) or bool(x.max() > 1):
+            raise ValueError(
+                f"RGBA image has values in [{float(x.min()):g}, {float(x.max()):g}], "
+                "but uint8 or [0, 1] is expected: scale it first."
+            )
+        return _like(x, x[:3] * x[3:] + (1 - x[3:]))
+
+
+class CropDarkBorder(Transform):
+    """Cut off the black frame around a bright field, such as the mask of a fundus camera.
+
+    A row or column stays when at least `share` of its pixels are above `threshold` of the maximum; this is
+    repeated until nothing changes, so cropping twice is cropping once. An all-dark picture is left as it is.
+    """
+
+    backend: ClassVar = [TransformBackends.TORCH]
+
+    def __init__(self, threshold: float = 0.06, share: float = 0.01) -> None:
+        self.threshold, self.share = threshold, share
+
+    def __call__(self, image: NdarrayOrTensor) -> Tensor:
+        """(C, H, W) -> (C, h, w), h <= H, w <= W"""
+        x = _tensor(image)
+        brightest = x.as_subclass(Tensor).float().amax(0)  # (H, W)
+        bright = brightest > self.threshold * float(brightest.max())
+        top, left, bottom, right = 0, 0, *bright.shape
+        while True:
+            box = bright[top:bottom, left:right].float()
+            rows = (box.mean(1) >= self.share).nonzero().flatten()
+            columns = (box.mean(0) >= self.share).nonzero().flatten()
+            if not len(rows) or not len(columns):
+                return x
+            new = (top + int(rows[0]), left + int(columns[0]), top + int(rows[-1]) + 1, left + int(columns[-1]) + 1)
+            if new == (top, left, bottom, right):
+                break
+            top, left, bottom, right = new
+        if (top, left, bottom, right) == (0, 0, *bright.shape) or min(bottom - top, right - left) < MIN_SIDE:
+            return x
+        shift = np.eye(4)
+        shift[:2, 3] = top, left
+        return _like(x, x.as_subclass(Tensor)[:, top:bottom, left:right].contiguous(), shift)
+
+
+def _rescaling(image: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """(4, 4) from (row, column, 0) of the resized picture to those of `image`; pixel edges meet."""
+    down, across = image.shape[1] / size[1], image.shape[2] / size[0]
+    matrix = np.diag([down, across, 1.0, 1.0])
+    matrix[:2, 3] = (down - 1) / 2, (across - 1) / 2
+    return matrix
+
+
+class SquarePixels(Transform):
+    """Stretch a picture with oblong pixels (thick slices seen from the side) until they are square.
+
+    Pixel sizes are read from the affine; the smaller one stays. Values in [0, 1] stay there.
+    """
+
+    backend: ClassVar = [TransformBackends.TORCH]
+
+    def __init__(self, tolerance: float = 0.01) -> None:
+        self.tolerance = tolerance
+
+    def __call__(self, image: NdarrayOrTensor) -> Tensor:
+        """(C, H, W) -> (C, h, w); without an affine, or with square pixels, the image itself."""
+        x = _tensor(image)
+        if not isinstance(x, MetaTensor) or x.affine.shape[-1] != 4:
+            return x
+        down, across = (float(x.affine[:3, axis].norm()) for axis in (0, 1))
+        if min(down, across) == 0 or abs(down / across - 1) <= self.tolerance:
+            return x
+        side = min(down, across)
+        size = round(x.shape[2] * across / side), round(x.shape[1] * down / side)
+        limits = (0.0, 1.0) if _meta(x, "unit") else None
+        return _like(x, resize(x.as_subclass(Tensor), size, limits), _rescaling(x, size))
+
+
+class FitToGrid(Transform):
+    """The released model's resize: sides become multiples of `stride`, by PIL's bicubic.
+
+    uint8 comes out as in the reference, byte for byte; other types are resized in float and keep their range.
+
+    Args:
+        max_size: of the longer side; `min_size`: of the shorter side; both in pixels.
+        max_pixels: of one picture; divided by `num_images` where several share it.
+        limits: cut the overshoot of a float picture to these two values.
+    """
+
+    backend: ClassVar = [TransformBackends.TORCH]
+
+    def __init__(
+        self, max_size: int, min_size: int, stride: int, max_pixels: int = MAX_PIXELS, num_images: int = 1,
+        limits: tuple[float, float] | None = None,
+    ) -> None:  # fmt: skip
+        self.rule, self.num_images, self.limits = Rule(max_size, min_size, stride, max_pixels), num_images, limits
+
+    def __call__(self, image: NdarrayOrTensor) -> Tensor:
+        """(C, H, W) -> (C, h, w)"""
+        x = _tensor(image)
+        size = self.rule.size(x.shape[2], x.shape[1], self.num_images)
+        if size == (x.shape[2], x.shape[1]):
+            return x
+        return _like(x, resize(x.as_subclass(Tensor), size, self.limits), _rescaling(x, size))
+
+
+class PerKey(MapTransform):
+    """The dictionary form of a transform: `array(*args, **kwargs)` on the value of each key."""
+
+    array: ClassVar[type[Transform]]
+
+    def __init__(
+        self, keys: KeysCollection, *args: object, allow_missing_keys: bool = False, **kwargs: object
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = self.array(*args, **kwargs)
+        self.backend = getattr(self.array, "backend", [])
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Any:
+        """A new mapping in which each key holds what the array form makes of it."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = self.transform(result[key])
+        return result
+
+
+class Windowsd(PerKey):
+    """Dictionary form of `Windows`."""
+
+    array = Windows
+
+
+class ToUnitd(PerKey):
+    """Dictionary form of `ToUnit`."""
+
+    array = ToUnit
+
+
+class PercentileScaled(PerKey):
+    """Dictionary form of `PercentileScale`."""
+
+    array = PercentileScale
+
+
+class ToRGBd(PerKey):
+    """Dictionary form of `ToRGB`."""
+
+    array = ToRGB
+
+
+class CropDarkBorderd(PerKey):
+    """Dictionary form of `CropDarkBorder`."""
+
+    array = CropDarkBorder
+
+
+class SquarePixelsd(PerKey):
+    """Dictionary form of `SquarePixels`."""
+
+    array = SquarePixels
+
+
+class FitToGridd(PerKey):
+    """Dictionary form of `FitToGrid`."""
+
+    array = FitToGrid
+
+
+WindowsD = WindowsDict = Windowsd
+ToUnitD = ToUnitDict = ToUnitd
+PercentileScaleD = PercentileScaleDict = PercentileScaled
+ToRGBD = ToRGBDict = ToRGBd
+CropDarkBorderD = CropDarkBorderDict = CropDarkBorderd
+SquarePixelsD = SquarePixelsDict = SquarePixelsd
+FitToGridD = FitToGridDict = FitToGridd
