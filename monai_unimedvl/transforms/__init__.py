@@ -65,7 +65,9 @@ class Recipe:
         return items
 
     def __repr__(self) -> str:
-        settings = "".join(f", {key}={value!r}" for key, value in self.settings.items() if not isinstance(value, dict))
+        settings = "".join(
+            f", {key}={value!r}" for key, value in self.settings.items() if not isinstance(value, dict)
+        )
         return f"recipe({self.name!r}{settings})"
 
 
@@ -90,10 +92,14 @@ def recipe(modality: str | os.PathLike[str], **overrides: Any) -> Recipe:
                 "or the path of a YAML file."
             )
     elif not path.is_file():
-        raise ValueError(f"recipe file {path} does not exist, but a YAML file with `steps` is expected: check it.")
+        raise ValueError(
+            f"recipe file {path} does not exist, but a YAML file with `steps` is expected: check it."
+        )
     config = ConfigParser.load_config_file(path)
     if not isinstance(config, dict) or not isinstance(config.get("steps"), list):
-        raise ValueError(f"recipe file {path.name} has no list `steps`, expected a chain of `_target_`: add one.")
+        raise ValueError(
+            f"recipe file {path.name} has no list `steps`, expected a chain of `_target_`: add one."
+        )
     settings = {key: value for key, value in config.items() if key not in _FIXED}
     for key in overrides:
         if key not in settings:

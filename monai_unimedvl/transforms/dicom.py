@@ -40,7 +40,9 @@ def read_file(path: Path, voi: bool = False) -> MetaTensor:
         return MetaTensor(values, meta=meta)
     as_volume = values.transpose(1, 2).unsqueeze(-1)  # (C, columns, rows, 1)
     shown, place = to_display(as_volume, affine, nearest_plane(affine[:3, 2]))
-    return MetaTensor(shown[..., 0].contiguous(), affine=torch.from_numpy(place), meta={**meta, "placed": True})
+    return MetaTensor(
+        shown[..., 0].contiguous(), affine=torch.from_numpy(place), meta={**meta, "placed": True}
+    )
 
 
 def read_series(folder: Path, files: list[Path], voi: bool = False) -> MetaTensor:
@@ -54,7 +56,9 @@ def read_series(folder: Path, files: list[Path], voi: bool = False) -> MetaTenso
         try:
             header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
         except Exception as error:  # pydicom raises many kinds for damaged headers
-            raise ValueError(f"{path.name} in {folder} cannot be read as DICOM ({error}): copy it again.") from error
+            raise ValueError(
+                f"{path.name} in {folder} cannot be read as DICOM ({error}): copy it again."
+            ) from error
         if "Rows" in header and "Columns" in header:
             headers.append((path, header))
     if not headers:
@@ -71,13 +75,17 @@ def read_series(folder: Path, files: list[Path], voi: bool = False) -> MetaTenso
         return _read_slice(*headers[0], voi, alone=True)
     shapes = {(int(h.Rows), int(h.Columns)) for _, h in headers}
     if len(shapes) > 1:
-        raise ValueError(f"slices in {folder} differ in size, {sorted(shapes)}: move the odd ones (scouts) away.")
+        raise ValueError(
+            f"slices in {folder} differ in size, {sorted(shapes)}: move the odd ones (scouts) away."
+        )
     places = [_affine(header) for _, header in headers]
     if any(place is None for place in places):
         return _stack(headers, list(range(len(headers))), None, voi)
     affines = np.stack([place for place in places if place is not None])  # (N, 4, 4)
     if np.abs(affines[:, :3, :2] - affines[0, :3, :2]).max() > 1e-3 * np.abs(affines[0, :3, :2]).max():
-        raise ValueError(f"slices in {folder} differ in direction or pixel size: move the odd ones (scouts) away.")
+        raise ValueError(
+            f"slices in {folder} differ in direction or pixel size: move the odd ones (scouts) away."
+        )
     normal = affines[0, :3, 2] / np.linalg.norm(affines[0, :3, 2])
     heights = affines[:, :3, 3] @ normal  # mm along the stack
     order = sorted(range(len(headers)), key=lambda i: heights[i])
@@ -109,7 +117,9 @@ def _stack(
     if affine is None or values.shape[0] != 1:
         return MetaTensor(values, meta={**meta, "kind": "frames"})
     volume = values.transpose(1, 2).contiguous()
-    return MetaTensor(volume, affine=torch.from_numpy(affine), meta={**meta, "kind": "volume", "placed": True})
+    return MetaTensor(
+        volume, affine=torch.from_numpy(affine), meta={**meta, "kind": "volume", "placed": True}
+    )
 
 
 def _read_slice(path: Path, header: Header, voi: bool, alone: bool = False) -> MetaTensor:
@@ -124,7 +134,9 @@ def _read_slice(path: Path, header: Header, voi: bool, alone: bool = False) -> M
             f"{path.name} cannot be read as DICOM ({str(error).splitlines()[0][:160]}): copy it again."
         ) from error
     except Exception as error:
-        raise ValueError(f"{path.name} cannot be read as DICOM ({error}): copy or export it again.") from error
+        raise ValueError(
+            f"{path.name} cannot be read as DICOM ({error}): copy or export it again."
+        ) from error
     return MetaTensor(values, meta={"unit": unit})
 
 

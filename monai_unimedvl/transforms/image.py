@@ -98,7 +98,9 @@ def window(image: Tensor, low: float, high: float) -> Tensor:
         ValueError: `high` is not above `low`.
     """
     if not high > low:
-        raise ValueError(f"window got low={low}, high={high}, but high must be above low: swap or widen them.")
+        raise ValueError(
+            f"window got low={low}, high={high}, but high must be above low: swap or widen them."
+        )
     return ((image.float() - low) / (high - low)).clamp(0, 1)
 
 
@@ -191,7 +193,9 @@ class Windows(Transform):
         one = isinstance(show, str) or (len(show) == 2 and not isinstance(show[0], str))
         self.bounds = [self._bounds(item) for item in ([show] if one else show)]
         if len(self.bounds) not in (1, 3):
-            raise ValueError(f"Windows got {len(self.bounds)} windows, expected 1 (grey) or 3 (RGB): {show!r}.")
+            raise ValueError(
+                f"Windows got {len(self.bounds)} windows, expected 1 (grey) or 3 (RGB): {show!r}."
+            )
 
     def _bounds(self, item: str | Sequence[float]) -> tuple[float, float]:
         if not isinstance(item, str):
@@ -336,7 +340,12 @@ class CropDarkBorder(Transform):
             columns = (box.mean(0) >= self.share).nonzero().flatten()
             if not len(rows) or not len(columns):
                 return x
-            new = (top + int(rows[0]), left + int(columns[0]), top + int(rows[-1]) + 1, left + int(columns[-1]) + 1)
+            new = (
+                top + int(rows[0]),
+                left + int(columns[0]),
+                top + int(rows[-1]) + 1,
+                left + int(columns[-1]) + 1,
+            )
             if new == (top, left, bottom, right):
                 break
             top, left, bottom, right = new
@@ -397,7 +406,11 @@ class FitToGrid(Transform):
         self, max_size: int, min_size: int, stride: int, max_pixels: int = MAX_PIXELS, num_images: int = 1,
         limits: tuple[float, float] | None = None,
     ) -> None:  # fmt: skip
-        self.rule, self.num_images, self.limits = Rule(max_size, min_size, stride, max_pixels), num_images, limits
+        self.rule, self.num_images, self.limits = (
+            Rule(max_size, min_size, stride, max_pixels),
+            num_images,
+            limits,
+        )
 
     def __call__(self, image: NdarrayOrTensor) -> Tensor:
         """(C, H, W) -> (C, h, w)"""

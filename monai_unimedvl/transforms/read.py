@@ -98,7 +98,9 @@ ReadD = ReadDict = Readd
 def tensor_of(values: np.ndarray) -> Tensor:
     """uint8 as it is, everything else as float32; raises ValueError for what are no numbers."""
     if values.dtype.kind not in "buif":
-        raise ValueError(f"values of type {values.dtype} came, but whole or real numbers are expected: convert them.")
+        raise ValueError(
+            f"values of type {values.dtype} came, but whole or real numbers are expected: convert them."
+        )
     kind = np.uint8 if values.dtype in (np.uint8, np.bool_) else np.float32
     return torch.from_numpy(np.array(values, dtype=kind, order="C"))
 
@@ -132,7 +134,9 @@ def _open(path: Path, voi: bool, volume: int | None) -> MetaTensor:
     if path.is_dir():
         return _open_folder(path, voi)
     if path.stat().st_size == 0:
-        raise ValueError(f"{path.name} is empty (0 bytes), but an image is expected: copy or export it again.")
+        raise ValueError(
+            f"{path.name} is empty (0 bytes), but an image is expected: copy or export it again."
+        )
     suffix = path.suffix.lower()
     if path.name.lower().endswith(NIFTI):
         with _opening(path, "NIfTI"):
@@ -146,7 +150,9 @@ def _open(path: Path, voi: bool, volume: int | None) -> MetaTensor:
     if suffix == ".npy":
         with _opening(path, "NPY"):
             return _from_array(np.load(path, allow_pickle=False))
-    raise ValueError(f"{path.name} has an unknown suffix {suffix!r}, but {KNOWN} is expected: convert it to one.")
+    raise ValueError(
+        f"{path.name} has an unknown suffix {suffix!r}, but {KNOWN} is expected: convert it to one."
+    )
 
 
 def _open_folder(folder: Path, voi: bool) -> MetaTensor:
@@ -194,14 +200,20 @@ def _nifti(path: Path, volume: int | None) -> MetaTensor:
             f"choose one with volume=0 to volume={shape[3] - 1}."
         )
     if len(shape) == 4 and volume is not None and not 0 <= volume < shape[3]:
-        raise ValueError(f"{path.name} has volumes 0 to {shape[3] - 1}, not volume={volume}: choose one of these.")
+        raise ValueError(
+            f"{path.name} has volumes 0 to {shape[3] - 1}, not volume={volume}: choose one of these."
+        )
     if len(shape) > 4:
-        raise ValueError(f"{path.name} is {len(shape)}-D, shape {shape}, where one 3-D volume is needed: split it.")
+        raise ValueError(
+            f"{path.name} is {len(shape)}-D, shape {shape}, where one 3-D volume is needed: split it."
+        )
     values = np.asanyarray(spectrum[..., volume] if len(shape) == 4 else spectrum)
     values = values.reshape((*values.shape, 1, 1, 1)[:3] if values.ndim < 3 else values.shape[:3])
     affine = torch.from_numpy(np.array(file.affine, dtype=float))
     if not bool(torch.isfinite(affine).all()) or abs(float(torch.det(affine[:3, :3]))) < 1e-12:
-        raise ValueError(f"{path.name} has an affine that cannot be inverted, expected mm per voxel: repair its header.")
+        raise ValueError(
+            f"{path.name} has an affine that cannot be inverted, expected mm per voxel: repair its header."
+        )
     return MetaTensor(tensor_of(values)[None], affine=affine, meta={"kind": "volume", "placed": True})
 
 
@@ -215,7 +227,10 @@ def _picture(path: Path) -> MetaTensor:
                 frames = []
                 for index in range(getattr(file, "n_frames", 1)):
                     file.seek(index)
-                    if file.size != (file.width, file.height) or len(frames) * file.width * file.height > MAX_VOXELS:
+                    if (
+                        file.size != (file.width, file.height)
+                        or len(frames) * file.width * file.height > MAX_VOXELS
+                    ):
                         raise ValueError(f"{path.name} holds too many frames to read at once: split it.")
                     frames.append(_pixels(file))
     except Image.DecompressionBombError as error:
@@ -251,7 +266,10 @@ def _tiff_pages(path: Path) -> list[Tensor]:
         raise ValueError(f"{path.name} is a TIFF that PIL cannot open: `pip install tifffile` and try again.")
     with tifffile.TiffFile(path) as file:
         series = file.series[0]
-        if int(np.prod(series.shape, dtype=float)) > MAX_VOXELS or series.keyframe.size > 4 * MAX_IMAGE_PIXELS:
+        if (
+            int(np.prod(series.shape, dtype=float)) > MAX_VOXELS
+            or series.keyframe.size > 4 * MAX_IMAGE_PIXELS
+        ):
             raise ValueError(too_large(path.name, f"shape {series.shape}"))
         values = series.asarray()
         axes = series.axes
@@ -272,7 +290,9 @@ def _from_array(source: Any) -> MetaTensor:
             image = image.float()
     elif isinstance(source, Tensor):
         if source.is_complex():
-            raise ValueError(f"values of type {source.dtype} came, but real numbers are expected: convert them.")
+            raise ValueError(
+                f"values of type {source.dtype} came, but real numbers are expected: convert them."
+            )
         image = MetaTensor(source if source.dtype == torch.uint8 else source.float())
     elif isinstance(source, np.ndarray):
         values = source

@@ -109,7 +109,9 @@ class SelectSlices(Transform):
         if plane not in PLANES:
             raise ValueError(f"plane {plane!r} is not known: use one of {', '.join(PLANES)}.")
         if count < 1:
-            raise ValueError(f"SelectSlices got count={count}, expected 1 or more: name how many slices you want.")
+            raise ValueError(
+                f"SelectSlices got count={count}, expected 1 or more: name how many slices you want."
+            )
         self.count, self.policy, self.plane = count, policy, plane
 
     def __call__(self, image: NdarrayOrTensor) -> list[MetaTensor]:
@@ -182,9 +184,12 @@ class _ListPerKey(PerKey):
         lists = {key: self.transform(data[key]) for key in self.key_iterator(dict(data))}
         counts = {len(pictures) for pictures in lists.values()}
         if len(counts) > 1:
-            raise ValueError(f"keys {list(lists)} give different numbers of slices, {sorted(counts)}: align them.")
+            raise ValueError(
+                f"keys {list(lists)} give different numbers of slices, {sorted(counts)}: align them."
+            )
         return [
-            {**data, **{key: pictures[i] for key, pictures in lists.items()}} for i in range(max(counts, default=0))
+            {**data, **{key: pictures[i] for key, pictures in lists.items()}}
+            for i in range(max(counts, default=0))
         ]
 
 
