@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small changes to training dialogues that keep every word true: the same geometry for all images of a sample.
+
+What may change is a matter of the task: masks keep their colours, translations their intensities, drawn
+images their place; nothing is mirrored where words say left or right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from monai_unimedvl.sequence import Turn
+
+
+@dataclass(frozen=True)
+class Change:
+    """How far a task's images may move.
+
+    Args:
+        angle: degrees. scale: relative. shift: share of the side.
+        gamma: log-scale deviation of an intensity gamma, on images the user gives.
+        gain: relative deviation of a gain, on all images.
+        mirror: left-right flips. turn: quarter turns and flips.
+    """
+
+    angle: float = 0.0
+    scale: float = 0.0
+    shift: float = 0.0
+    gamma: float = 0.0
+    gain: float = 0.0
+    mirror: bool = False
+    turn: bool = False
+
+
+READING = Change(angle=8, scale=0.07, shift=0.05, gamma=0.2, gain=0.1)
+MASK = Change(angle=10, scale=0.08, shift=0.06, gamma=0.2, gain=0.1, mirror=True)
+PAIR = Change(angle=8, scale=0.06, shift=0.05, gamma=0.05, mirror=True)
+PATCH = Change(turn=True)
+CHANGES = {
+    "vqa": READING, "caption": READING, "text-to-image": Change(angle=2, scale=0.02, shift=0.01),
+    "seg-tissue": MASK, "seg-lobes": MASK, "seg-tumour": MASK, "seg-bone": MASK,
+    "seg-nuclei": Change(turn=True, gamma=0.2, gain=0.1), "sr4": Change(mirror=True, gain=0.1),
+    "t1-to-t2": PAIR, "t1-to-pd": PAIR, "t2-to-t1": PAIR, "t1-to-gm": PAIR,
+    "ct-to-bone": Change(angle=8, scale=0.06, shift=0.05, mirror=True), "h-to-he": PATCH, "h-to-ihc": PATCH,
+}  # fmt: skip
+
+
+def augment(turns: Sequence[Turn], generator: torch.Generator, *, task: str) -> list[Turn]:
+    """The dialogue with its images changed as `CHANGES[task]` allows; a task without an entry is left alone.
+
+    Args:
+        generator: the same state gives the same change.
+    """
+    change = CHANGES.get(task)
+    if change is None:
+        return list(turns)
+    draw = (torch.rand(9, generator=generator) * 2 - 1).tolist()
+    is_mask = task.startswith("seg-")
+    changed = []
+    for turn in turns:
+        parts: list[str | Tensor] = []
+        for part in turn.parts:
+            if isinstance(part, Tensor):
+                part = _move(part, change, draw, nearest=is_mask and turn.role == "assistant")
+                if not (is_mask and turn.role == "assistant"):
+                    part = _shade(part, change, draw, given=turn.role == "user")
+            parts.append(part)
+        changed.append(Turn(turn.role, parts))
+    return changed
+
+
+def _move(image: Tensor, change: Change, draw: list[float], *, nearest: bool) -> Tensor:
+    """(3, H, W) turned, scaled, shifted, mirrored; zeros come in from outside."""
+    if change.mirror and draw[0] > 0:
+        image = image.flip(-1)
+    if change.turn:
+        image = image.rot90(int((draw[1] + 1) * 2) % 4, (-2, -1))
+        image = image.flip(-1) if draw[2] > 0 else image
+    if not (change.angle or change.scale or change.shift):
+        return image.contiguous()
+    angle, scale = math.radians(change.angle * draw[3]), 1 + change.scale * draw[4]
+    cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
+    shift_x, shift_y = 2 * change.shift * draw[5], 2 * change.shift * draw[6]
+    matrix = torch.tensor([[[cos, -sin, shift_x], [sin, cos, shift_y]]], dtype=image.dtype)
+    grid = F.affine_grid(matrix, [1, *image.shape], align_corners=False)
+    return F.grid_sample(image[None], grid, mode="nearest" if nearest else "bilinear", align_corners=False)[0]
+
+
+def _shade(image: Tensor, change: Change, draw: list[float], *, given: bool) -> Tensor:
+    """(3, H, W) in [0, 1] with another gamma (images that the user gives) and gain."""
+    if change.gamma and given:
+        image = image.clamp(min=0) ** math.exp(change.gamma * 1.5 * draw[7])
+    if change.gain:
+        image = image * (1 + change.gain * (draw[8] - 0.5))
+    return image.clamp(0, 1)

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nano model's training: which tasks at which weight, its tokenizer, its codec, its sizes.
+
+`nano_training` gives everything that a trainer needs; the bundle's `configs/train.json` calls it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from monai_unimedvl.data.atlas import AtlasDataset
+from monai_unimedvl.data.augment import augment
+from monai_unimedvl.data.mixture import Dropout, Mixture, Stream
+from monai_unimedvl.networks.autoencoder import PatchCodec
+from monai_unimedvl.networks.unimedvl import UniMedVL, nano
+from monai_unimedvl.sequence import Turn
+from monai_unimedvl.tokenizer import Tokenizer
+from monai_unimedvl.transforms.segments import Rule, ToSegments
+
+# share of draws; drawing needs more looks at a picture than answering does
+WEIGHTS = {
+    "vqa": 0.30, "caption": 0.07, "text-to-image": 0.18, "seg-tissue": 0.09, "seg-lobes": 0.04,
+    "seg-tumour": 0.03, "seg-bone": 0.02, "seg-nuclei": 0.02, "sr4": 0.10, "t1-to-t2": 0.03, "t1-to-pd": 0.03,
+    "t2-to-t1": 0.02, "t1-to-gm": 0.02, "ct-to-bone": 0.01, "h-to-he": 0.02, "h-to-ihc": 0.02,
+}  # fmt: skip
+QUESTIONS_A_DIALOGUE = 6
+NANO_RULE = Rule(max_size=64, min_size=64, stride=8)
+VOCABULARY = 640
+
+
+@dataclass(frozen=True)
+class NanoTraining:
+    """A fresh nano network, its tokenizer and the packs to train it on."""
+
+    network: UniMedVL
+    tokenizer: Tokenizer
+    mixture: Mixture
+
+
+def nano_training(
+    root: str | Path | None = None,
+    *,
+    permissive_only: bool = False,
+    budget: int = 7000,
+    seed: int = 0,
+    hidden_size: int = 160,
+    num_layers: int = 4,
+) -> NanoTraining:
+    """The network, tokenizer and mixture of the nano model, from the atlas packages.
+
+    Args:
+        root: the atlas cache; None is the default one.
+        permissive_only: leave out sources under GPL.
+        budget: tokens a pack.
+    """
+    dataset = AtlasDataset(root, "train", permissive_only=permissive_only, seed=seed)
+    tokenizer = Tokenizer.train(corpus(dataset), VOCABULARY)
+    torch.manual_seed(seed)
+    network = nano(
+        fit_codec(dataset), vocab_size=len(tokenizer), hidden_size=hidden_size, num_layers=num_layers
+    )
+    return NanoTraining(network, tokenizer, nano_mixture(dataset, tokenizer, budget=budget, seed=seed))
+
+
+def nano_mixture(dataset: AtlasDataset, tokenizer: Tokenizer, *, budget: int, seed: int = 0) -> Mixture:
+    """Packs of the atlas tasks at `WEIGHTS`, augmented, with condition dropout for guidance."""
+    to_segments = ToSegments(tokenizer, view=NANO_RULE, canvas=NANO_RULE)
+    streams = atlas_streams(dataset)
+    return Mixture(streams, to_segments, budget=budget, seed=seed)
+
+
+def atlas_streams(dataset: AtlasDataset, weights: dict[str, float] | None = None) -> list[Stream]:
+    """One stream a task; the questions about one picture are asked in one dialogue, some of them each time."""
+    places: dict[str, list[int]] = defaultdict(list)
+    asked: dict[str, list[int]] = defaultdict(list)
+    for i, entry in enumerate(dataset.entries):
+        if entry.task == "vqa":
+            asked[entry.picture.id].append(i)
+        else:
+            places[entry.task].append(i)
+
+    def one(task: str, index: int, generator: torch.Generator) -> list[Turn]:
+        item = dataset[places[task][index]]
+        return augment(item["turns"], generator, task=task)
+
+    pictures = list(asked.values())
+
+    def questions(index: int, generator: torch.Generator) -> list[Turn]:
+        order = torch.randperm(len(pictures[index]), generator=generator)[:QUESTIONS_A_DIALOGUE]
+        items = [dataset[pictures[index][i]] for i in order.tolist()]
+        turns = list(items[0]["turns"])
+        for item in items[1:]:
+            turns += [Turn("user", item["turns"][0].parts[1:]), item["turns"][1]]
+        return augment(turns, generator, task="vqa")
+
+    chosen = weights or WEIGHTS
+    streams = []
+    if pictures and "vqa" in chosen:
+        streams.append(Stream("vqa", questions, len(pictures), chosen["vqa"]))
+    for task, found in places.items():
+        if task in chosen:
+            drawing = task != "caption"
+            dropout = (
+                Dropout(text=0.1)
+                if task == "text-to-image"
+                else Dropout(0.05, 0.05, 0.05 if drawing else 0.0)
+            )
+            if task == "caption":
+                dropout = Dropout()
+
+            def read(index: int, generator: torch.Generator, task: str = task) -> list[Turn]:
+                return one(task, index, generator)
+
+            streams.append(Stream(task, read, len(found), chosen[task], dropout, draws=drawing))
+    return streams
+
+
+def corpus(dataset: AtlasDataset) -> list[str]:
+    """All words of the dataset: prompts and answers, each surface form once an item."""
+    words: list[str] = []
+    for entry in dataset.entries:
+        words += [entry.words, *([entry.answer] if entry.answer is not None else [])]
+    return words
+
+
+def fit_codec(dataset: AtlasDataset, *, patch: int = 8, channels: int = 96, images: int = 1500) -> PatchCodec:
+    """The linear patch codec of the training pictures, conditions and targets."""
+    tensors: list[Tensor] = []
+    order = list(range(len(dataset)))
+    random.Random(0).shuffle(order)
+    for i in order:
+        entry = dataset.entries[i]
+        if entry.task in ("vqa", "caption"):
+            continue
+        item = dataset[i]
+        tensors += [part for turn in item["turns"] for part in turn.parts if isinstance(part, Tensor)]
+        if len(tensors) >= images:
+            break
+    return PatchCodec.fit(_signed(tensors), patch=patch, channels=channels)
+
+
+def _signed(images: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(images)) * 2 - 1
