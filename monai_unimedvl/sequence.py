@@ -12,9 +12,9 @@ generation expert, so that routing is two slices. `Plan.arrival` leads back to t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class Turn:
 
     def __post_init__(self) -> None:
         if self.role not in ("user", "assistant"):
-            raise ValueError(f"Turn got role {self.role!r}, expected 'user' or 'assistant': name one of these.")
+            raise ValueError(f"Turn got role {self.role!r}, expected 'user' or 'assistant': use one of them.")
 
 
 Prompt = Sequence["str | Tensor | Turn"]  # a user turn, or a dialogue of `Turn`s
@@ -88,6 +88,7 @@ class Canvas:
 
 
 Segment = Text | View | Canvas
+Samples = Sequence[Sequence[Segment]]
 
 
 class Layout(NamedTuple):
@@ -158,7 +159,7 @@ class PackedSequence:
     Args:
         text_ids: (T,), marks included, at `text_at`.
         patches: (V, p*p*3) at `view_at`; `view_cells` (V, 2) row and column; `view_lengths` patches an image.
-        latents: (Z, C) at `latent_at`; `latent_cells` (Z, 2); `times` (Z,); `noisy` (Z,) bool, has a flow target.
+        latents: (Z, C) at `latent_at`; `latent_cells` (Z, 2); `times` (Z,); `noisy` (Z,) bool, has a target.
         labels: (N,) next ids at `label_at`; `label_weights` (N,) 1/sqrt(labels of the segment).
     """
 
@@ -198,32 +199,44 @@ class PackedSequence:
 
     def to(self, device: torch.device | str) -> PackedSequence:
         """The same pack with every tensor on `device`."""
-        move = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        plan = self.plan
-        blocks = tuple(b._replace(mask=b.mask.to(device)) if isinstance(b.mask, Tensor) else b for b in plan.blocks)
-        moved = replace(
-            plan,
-            layout=Layout(*(x.to(device) for x in plan.layout)),
-            blocks=blocks,
-            arrival=None if plan.arrival is None else plan.arrival.to(device),
-            home=None if plan.home is None else plan.home.to(device),
+
+        def move(x: Any) -> Any:
+            return x.to(device) if isinstance(x, Tensor) else x
+
+        plan = replace(
+            self.plan,
+            layout=Layout(*map(move, self.plan.layout)),
+            blocks=tuple(block._replace(mask=move(block.mask)) for block in self.plan.blocks),
+            arrival=move(self.plan.arrival),
+            home=move(self.plan.home),
         )
-        return replace(self, plan=moved, **move)
+        return replace(self, **{name: move(x) for name, x in vars(self).items() if name != "plan"}, plan=plan)
 
 
-@dataclass
-class _Rows:
-    """Token columns while they are being collected, as Python lists."""
+class _Piece(NamedTuple):
+    """A segment that leaves tokens: its sample, order and position of its first token, its span."""
 
-    sample: list[int] = field(default_factory=list)
-    order: list[int] = field(default_factory=list)
-    position: list[int] = field(default_factory=list)
-    span: list[int] = field(default_factory=list)
-    noisy: list[bool] = field(default_factory=list)
-    generation: list[bool] = field(default_factory=list)
+    segment: Segment
+    sample: int
+    order: int
+    position: int
+    span: int
+
+    @property
+    def length(self) -> int:
+        """Tokens, marks included."""
+        if isinstance(self.segment, Text):
+            return len(self.segment.ids) + 2
+        return self.segment.grid[0] * self.segment.grid[1] + 2
+
+    @property
+    def kind(self) -> str:
+        if isinstance(self.segment, Canvas) and self.segment.noisy:
+            return "noisy"
+        return "text" if isinstance(self.segment, Text) else "image"
 
 
-def pack(samples: Sequence[Sequence[Segment]], marks: Marks, start: Sequence[int] | None = None) -> PackedSequence:
+def pack(samples: Samples, marks: Marks, start: Sequence[int] | None = None) -> PackedSequence:
     """The samples as one sequence.
 
     Args:
@@ -231,188 +244,145 @@ def pack(samples: Sequence[Sequence[Segment]], marks: Marks, start: Sequence[int
         start: the rotary position at which each sample goes on; 0 when omitted.
 
     Raises:
-        ValueError: a canvas has not been encoded yet.
+        ValueError: a canvas has not been encoded yet, or an image does not fill its grid.
     """
-    rows = _Rows()
-    text_ids: list[int] = []
-    text_rows: list[int] = []
-    view_rows: list[int] = []
-    latent_rows: list[int] = []
-    patches, latents, view_cells, latent_cells = [], [], [], []
-    times: list[float] = []
-    noisy: list[bool] = []
-    view_lengths: list[int] = []
-    canvas_lengths: list[int] = []
-    labels: list[int] = []
-    label_rows: list[int] = []
-    label_weights: list[float] = []
-    next_position: dict[int, int] = {}
-    signatures: list[tuple[tuple[str, int], ...]] = []
-    bounds: list[tuple[int, int]] = []
-    span = 0
+    pieces, next_position = _place(samples, start)
+    taught = [p.segment for p in pieces if isinstance(p.segment, Text) and p.segment.loss]
+    views = [p.segment for p in pieces if isinstance(p.segment, View)]
+    canvases = [p.segment for p in pieces if isinstance(p.segment, Canvas)]
+    patches = [_fill(view, view.patches) for view in views]
+    latents = [_fill(canvas, canvas.latents) for canvas in canvases]
 
-    def add(sample: int, order: int, position: int, where: int, is_noisy: bool, generation: bool = False) -> None:
-        rows.sample.append(sample)
-        rows.order.append(order)
-        rows.position.append(position)
-        rows.span.append(where)
-        rows.noisy.append(is_noisy)
-        rows.generation.append(generation)
+    lengths = torch.tensor([p.length for p in pieces], dtype=torch.long)
+    heads = [
+        (*p[1:], p.kind == "noisy", isinstance(p.segment, Canvas), getattr(p.segment, "loss", False))
+        for p in pieces
+    ]
+    rows = torch.tensor(heads, dtype=torch.long).view(-1, 7).repeat_interleave(lengths, 0)  # (L, 7)
+    sample, order, position, span, noisy, drawn, loss = rows.unbind(1)
+    first, length = (x.repeat_interleave(lengths) for x in (lengths.cumsum(0) - lengths, lengths))
+    inside = torch.arange(len(rows)) - first  # 0, 1, ... in each piece
+    is_text, is_mark = span == CAUSAL, (inside == 0) | (inside == length - 1)
+    generation = drawn.bool() & ~is_mark
+    has_label = loss.bool() & (inside < length - 1)  # text_end predicts nothing
 
-    for s, segments in enumerate(samples):
-        position = start[s] if start is not None else 0
-        begin, order = len(rows.sample), 0
-        kinds: list[tuple[str, int]] = []
-        for segment in segments:
-            if segment.dropped:
-                position += 0 if isinstance(segment, Text) else 1
-                continue
-            row = len(rows.sample)
-            if isinstance(segment, Text):
-                ids = [marks.text_start, *segment.ids.tolist(), marks.text_end]
-                text_ids += ids
-                text_rows += range(row, row + len(ids))
-                for i in range(len(ids)):
-                    add(s, order + i, position + i, CAUSAL, False)
-                if segment.loss:  # text_start predicts the first id, the last id predicts text_end
-                    labels += ids[1:]
-                    label_rows += range(row, row + len(ids) - 1)
-                    label_weights += [(len(ids) - 1) ** -0.5] * (len(ids) - 1)
-                length, kind = len(ids), "text"
-                position += len(ids)
-            else:
-                h, w = segment.grid
-                length, is_noisy = h * w + 2, isinstance(segment, Canvas) and segment.noisy
-                drawn = isinstance(segment, Canvas)
-                kind = "noisy" if is_noisy else "image"
-                text_ids += [marks.image_start, marks.image_end]
-                text_rows += [row, row + length - 1]
-                for i in range(length):
-                    add(s, order + i, position, span, is_noisy, drawn and 0 < i < length - 1)
-                inner = range(row + 1, row + length - 1)
-                if isinstance(segment, Canvas):
-                    if segment.latents is None:
-                        raise ValueError(
-                            "pack got a Canvas without latents: encode the samples with UniMedVL.encode first."
-                        )
-                    latents.append(segment.latents)
-                    latent_cells.append(_cells(h, w))
-                    latent_rows += inner
-                    times += [segment.time] * (h * w)
-                    noisy += [is_noisy] * (h * w)
-                    canvas_lengths.append(h * w)
-                else:
-                    patches.append(segment.patches)
-                    view_cells.append(_cells(h, w))
-                    view_lengths.append(h * w)
-                    view_rows += inner
-                position += 0 if is_noisy else 1
-                span += 1
-            kinds.append((kind, length))
-            order += length
-        next_position[s] = position
-        bounds.append((begin, len(rows.sample)))
-        signatures.append(tuple(kinds))
-
-    generation = torch.tensor(rows.generation, dtype=torch.bool)
-    num_generation = sum(rows.generation)
     memory = torch.cat([(~generation).nonzero().squeeze(1), generation.nonzero().squeeze(1)])  # place -> row
     place = torch.empty_like(memory)  # row -> place
     place[memory] = torch.arange(len(memory))
-    layout = Layout(
-        torch.tensor(rows.sample, dtype=torch.long)[memory],
-        torch.tensor(rows.order, dtype=torch.long)[memory],
-        torch.tensor(rows.position, dtype=torch.long)[memory],
-        torch.tensor(rows.span, dtype=torch.long)[memory],
-        torch.tensor(rows.noisy, dtype=torch.bool)[memory],
-    )
-    blocks, order_of_samples = _blocks(signatures)
-    parts = [torch.arange(*bounds[s]) for s in order_of_samples]
-    reading = torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
-    arrival: Tensor | None = place[reading]
-    home: Tensor | None = torch.empty_like(reading)
-    home[arrival] = torch.arange(len(reading))  # type: ignore[index]
-    if num_generation == 0 and order_of_samples == sorted(order_of_samples):
-        arrival = home = None
-    plan = Plan(
-        layout, Routes(len(memory) - num_generation, num_generation), blocks, arrival, home, next_position
-    )
-    last = place.tolist()
-    none = torch.empty(0, 2, dtype=torch.long)
+    columns = (sample, order + inside, position + inside * is_text, span, noisy.bool())
+    blocks, reading = _blocks(pieces, lengths)
+    arrival, home = None, None
+    if not torch.equal(reading, memory):
+        arrival = place[reading]
+        home = torch.empty_like(arrival)
+        home[arrival] = torch.arange(len(arrival))
+    layout = Layout(*(column[memory] for column in columns))
+    routes = Routes(int((~generation).sum()), int(generation.sum()))
+    last = {p.sample: end - 1 for p, end in zip(pieces, lengths.cumsum(0).tolist(), strict=True)}
     return PackedSequence(
-        plan=plan,
-        text_ids=torch.tensor(text_ids, dtype=torch.long),
-        text_at=place[torch.tensor(text_rows, dtype=torch.long)],
+        plan=Plan(layout, routes, blocks, arrival, home, next_position),
+        text_ids=torch.tensor([i for p in pieces for i in _ids(p.segment, marks)], dtype=torch.long),
+        text_at=place[is_text | is_mark],
         patches=torch.cat(patches) if patches else None,
-        view_at=place[torch.tensor(view_rows, dtype=torch.long)],
-        view_cells=torch.cat(view_cells) if view_cells else none,
-        view_lengths=tuple(view_lengths),
+        view_at=place[~(is_text | is_mark | generation)],
+        view_cells=_cells(views),
+        view_lengths=tuple(len(x) for x in patches),
         latents=torch.cat(latents) if latents else None,
-        latent_at=place[torch.tensor(latent_rows, dtype=torch.long)],
-        latent_cells=torch.cat(latent_cells) if latent_cells else none,
-        times=torch.tensor(times),
-        noisy=torch.tensor(noisy, dtype=torch.bool),
-        labels=torch.tensor(labels, dtype=torch.long),
-        label_at=place[torch.tensor(label_rows, dtype=torch.long)],
-        label_weights=torch.tensor(label_weights),
-        canvas_lengths=tuple(canvas_lengths),
-        last_at=tuple(last[b - 1] if b > a else -1 for a, b in bounds),
+        latent_at=place[generation],
+        latent_cells=_cells(canvases),
+        times=torch.tensor([c.time for c in canvases for _ in range(c.grid[0] * c.grid[1])]),
+        noisy=noisy[generation].bool(),
+        labels=torch.tensor([i for t in taught for i in _ids(t, marks)[1:]], dtype=torch.long),
+        label_at=place[has_label],
+        label_weights=(length[has_label] - 1).float().rsqrt(),
+        canvas_lengths=tuple(len(x) for x in latents),
+        last_at=tuple(int(place[last[s]]) if s in last else -1 for s in range(len(samples))),
     )
 
 
 def step(ids: Tensor, samples: Sequence[int], positions: Sequence[int]) -> PackedSequence:
     """One new word for each of `samples`: ids (B,) at the given rotary positions."""
     count, device = len(samples), ids.device
-    zero = torch.zeros(count, dtype=torch.long, device=device)
-    layout = Layout(
-        torch.tensor(samples, dtype=torch.long, device=device),
-        zero,
-        torch.tensor(positions, dtype=torch.long, device=device),
-        zero - 1,
-        zero.bool(),
-    )
-    blocks = (Block(tuple(samples), 1, None),)
+    sample, position = torch.tensor([list(samples), list(positions)], dtype=torch.long, device=device)
+    zero = torch.zeros_like(sample)
+    layout = Layout(sample, zero, position, zero + CAUSAL, zero.bool())
     after = {s: p + 1 for s, p in zip(samples, positions, strict=True)}
-    none, cells = zero[:0], zero[:0].view(0, 2)
-    return PackedSequence(
-        plan=Plan(layout, Routes(count, 0), blocks, None, None, after),
+    return replace(
+        _nothing(device),
+        plan=Plan(layout, Routes(count, 0), (Block(tuple(samples), 1, None),), None, None, after),
         text_ids=ids,
         text_at=torch.arange(count, device=device),
-        patches=None,
-        view_at=none,
-        view_cells=cells,
-        view_lengths=(),
-        latents=None,
-        latent_at=none,
-        latent_cells=cells,
-        times=none.float(),
-        noisy=none.bool(),
-        labels=none,
-        label_at=none,
-        label_weights=none.float(),
         last_at=tuple(range(count)),
     )
 
 
-def _blocks(signatures: list[tuple[tuple[str, int], ...]]) -> tuple[tuple[Block, ...], list[int]]:
-    """Samples of one signature share a block; returns the blocks and the samples in their order."""
+@lru_cache(maxsize=8)
+def _nothing(device: torch.device) -> PackedSequence:
+    """A pack of no samples."""
+    return pack([], Marks(0, 0, 0, 0)).to(device)
+
+
+def _place(samples: Samples, start: Sequence[int] | None) -> tuple[list[_Piece], dict[int, int]]:
+    """The segments that leave tokens, each with its place, and the next rotary position of each sample."""
+    pieces: list[_Piece] = []
+    next_position: dict[int, int] = {}
+    for s, segments in enumerate(samples):
+        order, position = 0, 0 if start is None else start[s]
+        for segment in segments:
+            is_text = isinstance(segment, Text)
+            if segment.dropped:
+                position += 0 if is_text else 1
+                continue
+            piece = _Piece(segment, s, order, position, CAUSAL if is_text else len(pieces))
+            pieces.append(piece)
+            order += piece.length
+            position += {"text": piece.length, "image": 1, "noisy": 0}[piece.kind]
+        next_position[s] = position
+    return pieces, next_position
+
+
+def _blocks(pieces: list[_Piece], lengths: Tensor) -> tuple[tuple[Block, ...], Tensor]:
+    """Samples of one signature share a block; returns the blocks and their rows (L,) in reading order."""
+    signatures: dict[int, tuple[tuple[str, int], ...]] = {}
+    for p in pieces:
+        signatures[p.sample] = (*signatures.get(p.sample, ()), (p.kind, p.length))
     groups: dict[tuple[tuple[str, int], ...], list[int]] = {}
-    for s, kinds in enumerate(signatures):
-        if kinds:
-            groups.setdefault(kinds, []).append(s)
-    blocks = tuple(
-        Block(tuple(members), sum(n for _, n in kinds), _mask(kinds)) for kinds, members in groups.items()
-    )
-    return blocks, [s for members in groups.values() for s in members]
+    for s, kinds in signatures.items():
+        groups.setdefault(kinds, []).append(s)
+    ends = dict(zip((p.sample for p in pieces), lengths.cumsum(0).tolist(), strict=True))
+    blocks, reading = [], [torch.empty(0, dtype=torch.long)]
+    for kinds, members in groups.items():
+        length = sum(n for _, n in kinds)
+        blocks.append(Block(tuple(members), length, _mask(kinds)))
+        reading += [torch.arange(ends[s] - length, ends[s]) for s in members]
+    return tuple(blocks), torch.cat(reading)
 
 
-@lru_cache(maxsize=4096)
-def _cells(h: int, w: int) -> Tensor:
-    """(h*w, 2) row and column of each token."""
-    return torch.cartesian_prod(torch.arange(h), torch.arange(w)).view(-1, 2)
+def _ids(segment: Segment, marks: Marks) -> list[int]:
+    """The words of a segment, marks included."""
+    if isinstance(segment, Text):
+        return [marks.text_start, *segment.ids.tolist(), marks.text_end]
+    return [marks.image_start, marks.image_end]
 
 
-@lru_cache(maxsize=4096)
+def _fill(segment: View | Canvas, tokens: Tensor | None) -> Tensor:
+    """The tokens (h*w, ...) of an image, checked against its grid."""
+    h, w = segment.grid
+    if tokens is None:
+        raise ValueError("pack got a Canvas without latents: encode the samples with UniMedVL.encode first.")
+    if len(tokens) != h * w:
+        kind = type(segment).__name__
+        raise ValueError(f"pack got a {kind} of {len(tokens)} tokens, expected {h}x{w}: correct its grid.")
+    return tokens
+
+
+def _cells(images: Sequence[View | Canvas]) -> Tensor:
+    """(n, 2) row and column of each token of the images."""
+    each = [torch.cartesian_prod(*map(torch.arange, image.grid)) for image in images]
+    return torch.cat([torch.empty(0, 2, dtype=torch.long), *each])
+
+
+@lru_cache(maxsize=64)  # few: a mask of 4096 tokens is 16 MB
 def _mask(kinds: tuple[tuple[str, int], ...]) -> Tensor | str | None:
     """`visible` inside one sample of these segments: None, "causal", or (n, n) bool."""
     if len(kinds) == 1:
