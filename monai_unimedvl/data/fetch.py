@@ -72,13 +72,16 @@ def default_root() -> Path:
 
 def sources(permissive_only: bool = False) -> list[Source]:
     """The pinned packages that are fetched; `permissive_only` leaves the GPL ones out."""
-    found = [Source(permissive=entry.pop("permissive"), **entry) for entry in _pins()["fetched"]]
+    found = [Source(**entry) for entry in _pins()["fetched"]]
     return [source for source in found if source.permissive or not permissive_only]
 
 
 def licences(permissive_only: bool = False) -> list[tuple[str, str, str, str]]:
     """Rows (source, version, licence, used for) of every package that the corpus reads."""
-    rows = [(pin["name"], _installed(pin["name"]) or pin["version"], pin["licence"], pin["used"]) for pin in _pins()["installed"]]
+    rows = [
+        (pin["name"], _installed(pin["name"]) or pin["version"], pin["licence"], pin["used"])
+        for pin in _pins()["installed"]
+    ]
     return rows + [(s.name, s.version, s.licence, s.used) for s in sources(permissive_only)]
 
 
@@ -112,16 +115,27 @@ def fetch_atlas(
             raise ValueError(f"unknown atlas source {unknown[0]!r}: choose from {', '.join(known)}.")
         chosen = [source for source in chosen if source.name in names]
     if from_folder is not None and not Path(from_folder).is_dir():
-        raise ValueError(f"--from {from_folder} is not a folder: give the folder that holds the downloaded packages.")
+        raise ValueError(
+            f"--from {from_folder} is not a folder: give the folder that holds the downloaded packages."
+        )
     report = FetchReport(Path(root) if root is not None else default_root())
     wanted = [source for source in chosen if not _is_ready(report.root, source)]
     if wanted and confirm is not None and not confirm(describe(wanted)):
-        report.failed = {source.name: "not fetched: you said no; run again with --yes to fetch." for source in wanted}
+        report.failed = {
+            source.name: "not fetched: you said no; run again with --yes to fetch." for source in wanted
+        }
         wanted = []
     for source in tqdm(wanted, desc="atlas sources", disable=not progress):
         try:
             _fetch_one(report.root, source, Path(from_folder) if from_folder is not None else None)
-        except (OSError, ValueError, subprocess.SubprocessError, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError) as error:
+        except (
+            OSError,
+            ValueError,
+            subprocess.SubprocessError,
+            tarfile.TarError,
+            zipfile.BadZipFile,
+            lzma.LZMAError,
+        ) as error:
             report.failed[source.name] = str(error)
     report.ready = [source.name for source in chosen if _is_ready(report.root, source)]
     return report
@@ -150,13 +164,20 @@ def _is_ready(root: Path, source: Source) -> bool:
 def _fetch_one(root: Path, source: Source, from_folder: Path | None) -> None:
     downloads = root / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
-    held = next((path for name in source.files if (path := downloads / name).is_file() and _matches(path, source)), None)
+    held = next(
+        (path for name in source.files if (path := downloads / name).is_file() and _matches(path, source)),
+        None,
+    )
     if held is None:
         with tempfile.TemporaryDirectory(dir=downloads) as scratch:
             if from_folder is not None:
-                came = next((from_folder / name for name in source.files if (from_folder / name).is_file()), None)
+                came = next(
+                    (from_folder / name for name in source.files if (from_folder / name).is_file()), None
+                )
                 if came is None:
-                    raise ValueError(f"{source.name}: {from_folder} holds no {next(iter(source.files))}: put it there.")
+                    raise ValueError(
+                        f"{source.name}: {from_folder} holds no {next(iter(source.files))}: put it there."
+                    )
                 came = Path(shutil.copy(came, scratch))
             else:
                 came = _download(source, Path(scratch))
@@ -180,18 +201,28 @@ def _download(source: Source, scratch: Path) -> Path:
         "apt": ["apt-get", "download", f"{source.name}={source.version}"],
     }
     command = commands[source.how]
-    mend = f"or get {next(iter(source.files))} by hand" + (f" from {source.url}" if source.url else "") + " and use --from FOLDER."
+    mend = (
+        f"or get {next(iter(source.files))} by hand"
+        + (f" from {source.url}" if source.url else "")
+        + " and use --from FOLDER."
+    )
     if shutil.which(command[0]) is None:
         raise ValueError(f"{source.name}: no {command[0]} on this machine: install it, {mend}")
     done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=900)
     if done.returncode and source.how == "apt":  # lists may be missing: make private ones, no root needed
         private = _private_apt(scratch)
-        subprocess.run(["apt-get", *private, "update"], cwd=scratch, capture_output=True, text=True, timeout=900)
-        done = subprocess.run(["apt-get", *private, *command[1:]], cwd=scratch, capture_output=True, text=True, timeout=900)
+        subprocess.run(
+            ["apt-get", *private, "update"], cwd=scratch, capture_output=True, text=True, timeout=900
+        )
+        done = subprocess.run(
+            ["apt-get", *private, *command[1:]], cwd=scratch, capture_output=True, text=True, timeout=900
+        )
     found = [path for path in scratch.iterdir() if path.is_file()]
     if done.returncode or len(found) != 1:
         lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
-        raise ValueError(f"{source.name}: `{' '.join(command)}` failed ({lines[-1]}): check the network, {mend}")
+        raise ValueError(
+            f"{source.name}: `{' '.join(command)}` failed ({lines[-1]}): check the network, {mend}"
+        )
     name = found[0].name.replace("%3a", ":")
     return found[0].rename(scratch / name)
 
@@ -200,7 +231,14 @@ def _private_apt(scratch: Path) -> list[str]:
     state = scratch / "apt"
     (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
     (state / "cache" / "archives" / "partial").mkdir(parents=True, exist_ok=True)
-    return ["-o", f"Dir::State::Lists={state}/lists", "-o", f"Dir::Cache={state}/cache", "-o", "APT::Sandbox::User=root"]
+    return [
+        "-o",
+        f"Dir::State::Lists={state}/lists",
+        "-o",
+        f"Dir::Cache={state}/cache",
+        "-o",
+        "APT::Sandbox::User=root",
+    ]
 
 
 def _sha256(path: Path) -> str:
@@ -222,7 +260,9 @@ def _extract(archive: Path, target: Path, source: Source) -> None:
             (folder / Path(name).name).write_bytes(content)
             count += 1
         if count == 0:
-            raise ValueError(f"{source.name}: {archive.name} holds none of {source.keep}: the pin file is out of date, report this.")
+            raise ValueError(
+                f"{source.name}: {archive.name} holds none of {source.keep}: the pin file is out of date, report this."
+            )
         (folder / "DONE").write_text(f"{archive.name}\n{source.licence}\n", encoding="utf-8")
         if target.exists():
             shutil.rmtree(target)
