@@ -12,6 +12,7 @@ INSTALL_REQUIRES = [
     "torch>=2.8",  # as monai 1.6 asks
     "monai>=1.6,<1.7",
     "transformers>=5.20,<6",
+    "tokenizers>=0.22",
     "diffusers>=0.41,<0.43",
     "pytorch-lightning>=2.6,<3",
     "pytorch-ignite>=0.5.3,<0.6",
@@ -22,11 +23,12 @@ INSTALL_REQUIRES = [
     "pyyaml>=6.0",
     "numpy>=2.0",
     "einops>=0.8",  # MONAI's attention blocks
+    "tqdm>=4.66",
 ]
 
 # Only what a plain pip can install, and nothing under the GPL.
 EXTRAS = {
-    "demo": ["nilearn>=0.12", "pydicom-data==1.0.0", "scikit-image>=0.25"],
+    "demo": ["nilearn>=0.12", "pydicom-data==1.0.0", "scikit-image>=0.25", "scipy>=1.14", "tifffile>=2025.1"],
     "test": [
         "pytest>=9",
         "hypothesis>=6.140",

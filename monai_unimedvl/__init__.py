@@ -9,7 +9,10 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "recipe": "transforms",
     "UniMedVL": "networks.unimedvl",
+    "UniMedVLModule": "training.module",
+    "UniMedVLDataModule": "training.datamodule",
 }
 
 __all__ = [*_ROOMS, "__version__"]

@@ -257,6 +257,31 @@ def test_requirements_have_a_lower_bound_that_the_tested_version_meets() -> None
         assert version is None or need.specifier.contains(version), f"{need}, but CI tests {version}"
 
 
+DISTRIBUTION = {
+    "ignite": "pytorch-ignite",
+    "PIL": "pillow",
+    "pytorch_lightning": "pytorch-lightning",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whatever_a_file_imports_is_declared(name: str) -> None:
+    lists = {key: {Requirement(text).name for text in texts} for key, texts in declared().items()}
+    at_top = {node.lineno for node in tree(PACKAGE / name).body}
+    for line, target in imports(PACKAGE / name):
+        first = target.split(".")[0]
+        if first in sys.stdlib_module_names or first in ("monai_unimedvl", "monailabel"):
+            continue
+        wanted = DISTRIBUTION.get(first, first)
+        known = lists["core"] if line in at_top else set().union(*lists.values())
+        assert wanted in known, (
+            f"line {line} imports {first}: declare {wanted}, or import it where used"
+        )
+
+
 def test_no_requirement_is_gpl_or_drags_torchvision() -> None:
     gpl = {"krippendorff", "pingouin", "pylibjpeg-libjpeg", "spm-runtime"}
     torchvision = {"torchvision", "litdata", "lpips", "radeval", "torchxrayvision", "trustmark"}
