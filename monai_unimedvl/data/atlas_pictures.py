@@ -367,13 +367,8 @@ def _patches(arrays: Arrays) -> list[Picture]:
         for left, section in columns:
             for top in range(0, sheet.shape[0] - SIDE + 1, 28 if name == "wsi" else stride):
                 pixels = sheet[top : top + SIDE, left : left + SIDE]
-                if (
-                    contrast == "fundus"
-                    and pixels[..., 0].mean() < 40
-                    or contrast != "fundus"
-                    and (pixels.mean(-1) > 225).mean() > 0.6
-                ):
-                    continue
+                if contrast == "fundus" and pixels[..., 0].mean() < 40 or pixels.std() < 14:
+                    continue  # outside the eye, or bare glass
                 maps = {task: _haematoxylin(pixels)} if task else {}
                 facts: dict[str, object] = {"kind": body, "body": {"fundus": "eye"}.get(contrast, "tissue")}
                 modality = "fundus photograph" if contrast == "fundus" else "histology"
