@@ -45,15 +45,15 @@ class Tokenizer:
 
     Args:
         engine: a `tokenizers.Tokenizer`, or a fast tokenizer of transformers, which holds one. Marks that
-            it lacks are added at its end and named in `added`: the embedding then needs `len(tokenizer)` rows.
+            it lacks are added at its end and named in `added`: the embedding needs `len(tokenizer)` rows.
     """
 
     def __init__(self, engine: Any) -> None:
         self.engine: Engine = getattr(engine, "backend_tokenizer", engine)
         if not isinstance(self.engine, Engine):
             raise ValueError(
-                f"Tokenizer got a {type(engine).__name__}, expected a tokenizers.Tokenizer or a fast tokenizer "
-                "of transformers: load one, or use Tokenizer.load(folder)."
+                f"Tokenizer got a {type(engine).__name__}, expected a tokenizers.Tokenizer or a fast one of "
+                "transformers: load one, or use Tokenizer.load(folder)."
             )
         self.added = tuple(mark for mark in MARKS if self.engine.token_to_id(mark) is None)
         self.engine.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in MARKS])

@@ -79,7 +79,7 @@ class Autoencoder(nn.Module):
         channels, sides = self.latent_channels, SIDES[self.spatial_dims].lower()
         if z.dim() != 2 + self.spatial_dims or z.shape[1] != channels:
             raise ValueError(
-                f"{type(self).__name__} decodes latents (B, {channels}, {sides}), got shape {tuple(z.shape)}: "
+                f"{type(self).__name__} decodes latents (B, {channels}, {sides}), got {tuple(z.shape)}: "
                 f"pass {channels} channels and {2 + self.spatial_dims} axes."
             )
         return self.decode(z / self.scale + self.shift).to(z.dtype)

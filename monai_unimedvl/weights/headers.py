@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What lies in a folder of weights, from names and safetensors headers alone: no weight is read.
+
+A safetensors file is eight bytes (the header's length, little endian), a JSON header, then the bytes of the
+tensors; so its whole content can be listed, and a cut-off download found, in no time.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+MAIN = ("ema", "ema_bf16", "model")  # the order in which upstream's scripts look
+HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool, "U8": torch.uint8,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+}  # fmt: skip
+
+
+class Entry(NamedTuple):
+    """One tensor of a file."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def meta(self) -> Tensor:
+        """The tensor without its content."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+
+def read_header(file: Path) -> dict[str, Entry]:
+    """Name -> entry of every tensor in a safetensors file.
+
+    Raises:
+        ValueError: the file is a pickle, a Git LFS pointer, cut off, or no safetensors at all.
+    """
+    refuse_pickle(file)
+    with open(file, "rb") as stream:
+        start = stream.read(8)
+        if start == b"version ":
+            raise ValueError(
+                f"{file.name} is a Git LFS pointer, not the weights: fetch them with `git lfs pull`."
+            )
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= HEADER_LIMIT:
+            raise ValueError(
+                f"{file.name} does not start like a safetensors file: fetch or convert it again."
+            )
+        text = stream.read(length)
+    size = file.stat().st_size
+    if len(text) < length:
+        raise ValueError(f"{file.name} is cut off inside its header ({size} bytes): fetch it again.")
+    try:
+        header = json.loads(text)
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        entries = {
+            name: Entry(file, tuple(entry["shape"]), _DTYPES[entry["dtype"]])
+            for name, entry in tensors.items()
+        }
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(
+            f"{file.name} has no readable safetensors header: fetch or convert it again."
+        ) from error
+    if size != end:
+        raise ValueError(
+            f"{file.name} is cut off or damaged: {size} bytes, its header promises {end}; fetch it again."
+        )
+    return entries
+
+
+def refuse_pickle(file: Path) -> None:
+    """Raise ValueError if the name is that of a pickle: reading one can run any code."""
+    if file.suffix.lower() in PICKLES:
+        raise ValueError(
+            f"{file.name} is a pickle, which can run code when it is read: convert it to safetensors with "
+            "safetensors.torch.save_file on a machine you can afford to lose, then load that."
+        )
+
+
+def read_headers(files: Sequence[Path]) -> dict[str, Entry]:
+    """The headers of several files as one.
+
+    Raises:
+        ValueError: as `read_header`, or two files hold the same name.
+    """
+    entries: dict[str, Entry] = {}
+    for file in files:
+        for name, entry in read_header(file).items():
+            if name in entries:
+                raise ValueError(
+                    f"{name} is in {entries[name].file.name} and in {file.name}: remove the file too many."
+                )
+            entries[name] = entry
+    return entries
+
+
+def find_weights(folder: Path, stems: Sequence[str] = MAIN) -> list[Path]:
+    """The files that hold the first of `stems` there is: one file, or all shards of it.
+
+    Raises:
+        ValueError: none is there (a pickle in its place is named), or a shard is missing.
+    """
+    for stem in stems:
+        if (folder / f"{stem}.safetensors").is_file():
+            return [folder / f"{stem}.safetensors"]
+        index = folder / f"{stem}.safetensors.index.json"
+        shards = sorted(folder.glob(f"{stem}-[0-9]*-of-[0-9]*.safetensors"))
+        if index.is_file():
+            wanted = sorted(set(read_json(index).get("weight_map", {}).values()))
+            # a name with a folder in it would lead out of this one
+            if not wanted or any(Path(name).name != name for name in wanted):
+                raise ValueError(f"{index.name} has no usable weight_map: fetch it again.")
+        elif shards:
+            count = int(shards[0].stem.rsplit("-", 1)[1])
+            wanted = [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+        else:
+            continue
+        gone = [name for name in wanted if not (folder / name).is_file()]
+        if gone:
+            raise ValueError(
+                f"{folder.name} lacks {len(gone)} of {len(wanted)} shards, first {gone[0]}: fetch them again."
+            )
+        return [folder / name for name in wanted]
+    for file in sorted(folder.iterdir()):
+        refuse_pickle(file)
+    raise ValueError(
+        f"{folder.name} holds no weights, expected {' or '.join(f'{stem}.safetensors' for stem in stems)}, "
+        "whole or in shards: point to the folder that has them."
+    )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: it is missing, or no JSON object.
+    """
+    try:
+        content = json.loads(file.read_text("utf8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{file.parent.name} has no {file.name}: copy it there.") from error
+    except ValueError as error:  # JSON and unicode errors
+        raise ValueError(f"{file.name} is no valid JSON ({error}): fetch or mend it.") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{file.name} holds a {type(content).__name__}, expected a JSON object: fetch or mend it."
+        )
+    return content
