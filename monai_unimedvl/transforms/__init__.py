@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Preprocessing of a modality as one callable: `recipe("ct")("scan/")` -> pictures (3, H, W) in [0, 1].
 
-What each modality gets stands in one YAML of the top-level folder `transforms/`; how a step works, in this room.
-A recipe file has `steps` (a chain of `_target_`s) and, beside it, the settings that may be given by keyword.
+What each modality gets stands in one YAML of the top-level folder `transforms/`; how a step works, in this
+room. A recipe file has `steps` (a chain of `_target_`s) and, beside it, the settings that may be given by
+keyword.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ class Recipe:
         self.name, self.settings, self.steps = name, settings, steps
 
     def __call__(self, source: Any) -> list[MetaTensor]:
-        """path | series folder | array | tensor -> pictures (3, H, W) float32 in [0, 1], one a slice or frame.
+        """path | series folder | array | tensor -> float32 pictures (3, H, W) in [0, 1], one a slice.
 
-        Each has `.meta["source"]`: file, shape, plane, index, spacing and position in mm, affine (`volume.picture`).
-        A picture that a recipe made comes back unchanged.
+        Each has `.meta["source"]`: file, shape, plane, index, spacing and position in mm, affine
+        (`volume.picture`). A picture that a recipe made comes back unchanged.
 
         Raises:
             ValueError: one line with the file's name, what came, what was expected and what to do.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """DICOM: one file or the folder of a series -> a MetaTensor in real-world values, with its place in RAS mm.
 
-Rescale slope and intercept (also per frame) are applied, palettes and YBR become RGB, MONOCHROME1 is turned so
-that bright means bright (not in CT, whose HU have a meaning). The VOI LUT only when asked (PS3.3, C.11.2).
+Rescale slope and intercept (also per frame) are applied, palettes and YBR become RGB, MONOCHROME1 is turned
+so that bright means bright (not in CT, whose HU have a meaning). The VOI LUT only when asked (PS3.3, C.11.2).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from monai_unimedvl.transforms.image import MAX_IMAGE_PIXELS, too_large
 from monai_unimedvl.transforms.volume import nearest_plane, to_display
 
 Header = pydicom.Dataset
+File = tuple[Path, Header]
 EVEN = 0.05  # of the spacing: how far gaps between slices may differ
 
 
@@ -46,12 +47,12 @@ def read_file(path: Path, voi: bool = False) -> MetaTensor:
 
 
 def read_series(folder: Path, files: list[Path], voi: bool = False) -> MetaTensor:
-    """(1, columns, rows, slices) and its affine, slices in order of place; frames (C, H, W, T) where places repeat.
+    """(1, columns, rows, slices) and its affine; frames (C, H, W, T) where all slices share one place.
 
     Raises:
         ValueError: several series, slices that differ in size or direction, a gap where slices are missing.
     """
-    headers = []
+    headers: list[File] = []
     for path in files:
         try:
             header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
@@ -69,7 +70,8 @@ def read_series(folder: Path, files: list[Path], voi: bool = False) -> MetaTenso
     series = {str(header.get("SeriesInstanceUID", "")) for _, header in headers}
     if len(series) > 1:
         raise ValueError(
-            f"folder {folder} holds {len(series)} DICOM series, but one is expected: put each in its own folder."
+            f"folder {folder} holds {len(series)} DICOM series, but one is expected: put each in its own "
+            "folder."
         )
     if len(headers) == 1:
         return _read_slice(*headers[0], voi, alone=True)
@@ -93,14 +95,16 @@ def read_series(folder: Path, files: list[Path], voi: bool = False) -> MetaTenso
     if gaps.min() < 1e-3:
         if gaps.max() > 1e-3:
             raise ValueError(
-                f"slices in {folder} share places (several echoes or times): put each volume in its own folder."
+                f"slices in {folder} share places (several echoes or times): put each volume in its own "
+                "folder."
             )
         times = sorted(range(len(headers)), key=lambda i: int(headers[i][1].get("InstanceNumber") or 0))
         return _stack(headers, times, None, voi)
     step = float(np.median(gaps))
     if np.abs(gaps - step).max() > EVEN * step:
         raise ValueError(
-            f"slices in {folder} are {gaps.min():.2f} to {gaps.max():.2f} mm apart, but even steps are expected: "
+            f"slices in {folder} are {gaps.min():.2f} to {gaps.max():.2f} mm apart, but even steps are "
+            "expected: "
             "one may be missing; complete the series or pass the files one by one."
         )
     affine = affines[order[0]].copy()
@@ -109,7 +113,7 @@ def read_series(folder: Path, files: list[Path], voi: bool = False) -> MetaTenso
 
 
 def _stack(
-    headers: list[tuple[Path, Header]], order: list[int], affine: np.ndarray | None, voi: bool
+    headers: list[File], order: list[int], affine: np.ndarray | None, voi: bool
 ) -> MetaTensor:  # fmt: skip
     slices = [_read_slice(*headers[i], voi) for i in order]
     values = torch.stack([s.as_subclass(Tensor) for s in slices], dim=-1)  # (C, rows, columns, N)

@@ -2,10 +2,10 @@
 """What happens to one picture: its greys, its colours, its border, its size.
 
 Every transform takes (C, H, W), a MetaTensor stays one (its affine follows its pixels), and values keep their
-range until a scaling step brings them to [0, 1]. Such a step marks its result (`meta["unit"]`), and leaves alone
-what is marked, so a chain run twice equals a chain run once. 8-bit pictures are what a screen showed: scaling
-divides them by 255 and no window is put on them again.
-Each class `Name` has a dictionary form `Named` (also `NameD`, `NameDict`) with `keys` before the same arguments.
+range until a scaling step brings them to [0, 1]. Such a step marks its result (`meta["unit"]`), and leaves
+alone what is marked, so a chain run twice equals a chain run once. 8-bit pictures are what a screen showed:
+scaling divides them by 255 and no window is put on them again.
+Each class `Name` has a dictionary form `Named` (also `NameD`, `NameDict`), `keys` before the same arguments.
   C channels   H rows   W columns   w, h target columns and rows (PIL's order)
 """
 
@@ -118,13 +118,15 @@ def check_picture(image: Tensor, name: str = "image", channels: Sequence[int] = 
         )
     if shape[0] not in channels:
         raise ValueError(
-            f"{name} has {shape[0]} channels, shape {shape}, but {' or '.join(map(str, channels))} are expected "
+            f"{name} has {shape[0]} channels, shape {shape}, but {' or '.join(map(str, channels))} are "
+            "expected "
             "(1 grey, 3 RGB, 4 RGBA; channels come first): choose or average channels before."
         )
     height, width = shape[1:]
     if min(height, width) < MIN_SIDE:
         raise ValueError(
-            f"{name} has {width}x{height} pixels, but each side needs at least {MIN_SIDE}: pass the full picture."
+            f"{name} has {width}x{height} pixels, but each side needs at least {MIN_SIDE}: pass the full "
+            "picture."
         )
     if height * width > MAX_IMAGE_PIXELS:
         raise ValueError(too_large(name, f"{width}x{height} pixels"))
@@ -209,7 +211,7 @@ class Windows(Transform):
         return low, high
 
     def __call__(self, image: NdarrayOrTensor) -> Tensor:
-        """(1, H, W) in HU -> (1, H, W) or (3, H, W) float32 in [0, 1]; a colour picture keeps its channels."""
+        """(1, H, W) in HU -> (1, H, W) or (3, H, W) float32 in [0, 1]; 8-bit pictures keep their channels."""
         x = _tensor(image)
         if _meta(x, "unit"):
             return x
@@ -226,7 +228,7 @@ class Windows(Transform):
 
 
 class ToUnit(Transform):
-    """Screen values -> float32 in [0, 1]: 8-bit by 255, whatever exceeds 1 by its maximum (zero stays zero)."""
+    """Screen values -> float32 in [0, 1]: 8-bit by 255, what exceeds 1 by its maximum; zero stays."""
 
     backend: ClassVar = [TransformBackends.TORCH]
 
@@ -249,9 +251,9 @@ class ToUnit(Transform):
 class PercentileScale(Transform):
     """Percentiles -> [0, 1], not moved by how much air is around the patient. Works on (C, H, W[, D]).
 
-    Voxels equal to the darkest value (padding, masked background) are not counted. `lower` is taken of the rest,
-    `upper` of those of the rest that are above their mean, which is the patient and not the noise around.
-    With `foreground=False`, for pictures that are filled by the patient, all voxels count for both.
+    Voxels equal to the darkest value (padding, masked background) are not counted. `lower` is taken of the
+    rest, `upper` of those of the rest that are above their mean, which is the patient and not the noise
+    around. With `foreground=False`, for pictures that are filled by the patient, all voxels count for both.
     """
 
     backend: ClassVar = [TransformBackends.TORCH]
@@ -325,7 +327,7 @@ class CropDarkBorder(Transform):
 
     backend: ClassVar = [TransformBackends.TORCH]
 
-    def __init__(self, threshold: float = 0.06, share: float = 0.01) -> None:
+    def __init__(self, threshold: float = 0.06, share: float = 0.02) -> None:
         self.threshold, self.share = threshold, share
 
     def __call__(self, image: NdarrayOrTensor) -> Tensor:
@@ -333,7 +335,7 @@ class CropDarkBorder(Transform):
         x = _tensor(image)
         brightest = x.as_subclass(Tensor).float().amax(0)  # (H, W)
         bright = brightest > self.threshold * float(brightest.max())
-        top, left, bottom, right = 0, 0, *bright.shape
+        top, left, bottom, right = 0, 0, int(bright.shape[0]), int(bright.shape[1])
         while True:
             box = bright[top:bottom, left:right].float()
             rows = (box.mean(1) >= self.share).nonzero().flatten()
@@ -349,7 +351,7 @@ class CropDarkBorder(Transform):
             if new == (top, left, bottom, right):
                 break
             top, left, bottom, right = new
-        if (top, left, bottom, right) == (0, 0, *bright.shape) or min(bottom - top, right - left) < MIN_SIDE:
+        if (bottom - top, right - left) == tuple(bright.shape) or min(bottom - top, right - left) < MIN_SIDE:
             return x
         shift = np.eye(4)
         shift[:2, 3] = top, left

@@ -2,8 +2,9 @@
 """A file, a folder or an array -> one MetaTensor in the values of its maker: HU, 12 bits, colours.
 
 `meta["kind"]` says what came: "image" (C, H, W), rows first; "volume" (1, X, Y, Z) with its affine to RAS mm,
-as MONAI's readers give it; "frames" (C, H, W, T), a run of pictures. 8-bit values stay uint8, all others become
-float32; nothing is cut off. Pictures of PIL and DICOM come as (W, H) from many readers; here they are turned once.
+as MONAI's readers give it; "frames" (C, H, W, T), a run of pictures. 8-bit values stay uint8, all others
+become float32; nothing is cut off. Pictures of PIL and DICOM come as (W, H) from many readers; here they are
+turned once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import os
 import re
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +39,7 @@ MAX_VOXELS = 500_000_000  # 2 GB in float32
 def read(
     source: Any, *, voi: bool = False, volume: int | None = None, nonfinite: float | None = None
 ) -> MetaTensor:  # fmt: skip
-    """An image of any kind, checked, with `meta["kind"]`, `meta["file"]` and, where known, its affine in RAS mm.
+    """An image of any kind, checked, with `meta["kind"]`, `meta["file"]` and, where known, its affine.
 
     Args:
         source: path of a file, of a DICOM series folder, or of a folder of pictures (frames); or an array:
@@ -115,16 +115,15 @@ def _opening(path: Path, what: str) -> Iterator[None]:
         if path.name in message:
             raise
         raise _damaged(path, what, message) from error
-    except (OSError, EOFError, KeyError, IndexError, TypeError, AttributeError, NotImplementedError) as error:
-        raise _damaged(path, what, str(error)) from error
-    except (RuntimeError, SyntaxError, ArithmeticError, LookupError, zlib.error, MemoryError) as error:
-        raise _damaged(path, what, str(error)) from error
+    except Exception as error:  # readers raise many kinds for damaged files
+        raise _damaged(path, what, str(error) or type(error).__name__) from error
 
 
 def _damaged(path: Path, what: str, reason: str) -> ValueError:
     first = (reason.strip().splitlines() or ["no reason given"])[0].rstrip(".")[:160]
     return ValueError(
-        f"{path.name} cannot be read as {what} ({first}): it may be cut short or damaged; copy or export it again."
+        f"{path.name} cannot be read as {what} ({first}): it may be cut short or damaged; copy or export "
+        "it again."
     )
 
 
@@ -172,7 +171,8 @@ def _open_folder(folder: Path, voi: bool) -> MetaTensor:
     sizes = {tuple(frame.shape) for frame in frames}
     if len(sizes) > 1 or frames[0].ndim != 3:
         raise ValueError(
-            f"folder {folder} holds pictures of {len(sizes)} shapes, such as {sorted(sizes)[:2]}, but the frames "
+            f"folder {folder} holds pictures of {len(sizes)} shapes, such as {sorted(sizes)[:2]}, but the "
+            "frames "
             "of a run have one: pass the pictures one by one."
         )
     values = torch.stack([frame.as_subclass(Tensor) for frame in frames], dim=-1)
@@ -184,14 +184,15 @@ def _natural(path: Path) -> list[Any]:
 
 
 def _nifti(path: Path, volume: int | None) -> MetaTensor:
-    file = nibabel.load(path)
+    file: Any = nibabel.load(path)
     shape = file.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     voxels = int(np.prod(shape[:3], dtype=float))
     if not shape or min(shape) < 1 or voxels > MAX_VOXELS:
         raise ValueError(
-            f"{path.name} says its shape is {file.shape}, but 1 to {MAX_VOXELS:,} voxels are read: check the header."
+            f"{path.name} says its shape is {file.shape}, but 1 to {MAX_VOXELS:,} voxels are read: check "
+            "the header."
         )
     spectrum = file.dataobj
     if len(shape) == 4 and volume is None:
@@ -209,7 +210,7 @@ def _nifti(path: Path, volume: int | None) -> MetaTensor:
         )
     values = np.asanyarray(spectrum[..., volume] if len(shape) == 4 else spectrum)
     values = values.reshape((*values.shape, 1, 1, 1)[:3] if values.ndim < 3 else values.shape[:3])
-    affine = torch.from_numpy(np.array(file.affine, dtype=float))
+    affine = torch.from_numpy(np.array(file.affine, dtype=np.float64))
     if not bool(torch.isfinite(affine).all()) or abs(float(torch.det(affine[:3, :3]))) < 1e-12:
         raise ValueError(
             f"{path.name} has an affine that cannot be inverted, expected mm per voxel: repair its header."
@@ -224,7 +225,9 @@ def _picture(path: Path) -> MetaTensor:
             with Image.open(path) as file:
                 if file.width * file.height > MAX_IMAGE_PIXELS:
                     raise ValueError(too_large(path.name, f"{file.width}x{file.height} pixels"))
-                frames = []
+                if _deep_colour(file):
+                    return _run(_tiff_pages(path))
+                frames: list[Tensor] = []
                 for index in range(getattr(file, "n_frames", 1)):
                     file.seek(index)
                     if (
@@ -241,6 +244,17 @@ def _picture(path: Path) -> MetaTensor:
         if path.suffix.lower() not in (".tif", ".tiff"):
             raise
         frames = _tiff_pages(path)
+    return _run(frames)
+
+
+def _deep_colour(file: Image.Image) -> bool:
+    """A TIFF with more than 8 bits a colour, of which PIL would drop the lower ones."""
+    bits = getattr(file, "tag_v2", {}).get(258, (8,))
+    return file.mode in ("RGB", "RGBA") and max(bits) > 8
+
+
+def _run(frames: list[Tensor]) -> MetaTensor:
+    """One picture, or frames of one size."""
     if len({frame.shape for frame in frames}) > 1:
         frames = frames[:1]  # thumbnails and pyramid levels behind the picture
     if len(frames) == 1:
@@ -301,19 +315,22 @@ def _from_array(source: Any) -> MetaTensor:
         image = MetaTensor(tensor_of(values))
     else:
         raise ValueError(
-            f"a {type(source).__name__} came, but a path, an array or a tensor is expected: pass one image at a time."
+            f"a {type(source).__name__} came, but a path, an array or a tensor is expected: pass one "
+            "image at a time."
         )
     if image.ndim == 2:
         image = image[None]
     if image.ndim not in (3, 4):
         raise ValueError(
-            f"image has {image.ndim} dimensions, shape {tuple(image.shape)}, but a picture (C, H, W) or a volume "
+            f"image has {image.ndim} dimensions, shape {tuple(image.shape)}, but a picture (C, H, W) or a "
+            "volume "
             "(1, X, Y, Z) is expected: pass one."
         )
     kind = image.meta.get("kind") or ("image" if image.ndim == 3 else "volume")
     if image.ndim == 4 and kind == "volume" and image.shape[0] != 1:
         raise ValueError(
-            f"image is 4-D, shape {tuple(image.shape)}, where a 3-D picture (C, H, W) or a volume (1, X, Y, Z) is "
+            f"image is 4-D, shape {tuple(image.shape)}, where a 3-D picture (C, H, W) or a volume (1, X, "
+            "Y, Z) is "
             "needed: pass its pictures one by one."
         )
     placed = image.meta.get("placed", isinstance(source, MetaTensor) and image.ndim == 4)

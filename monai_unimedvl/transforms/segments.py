@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A prompt, a dialogue or a record -> segments: the same road for training and inference.
 
-The user's words become `Text`; the user's images become `View`s, and before each of them a clean `Canvas` when
-something is to be drawn. The assistant's words become `Text` with loss, its images noisy `Canvas`es.
+The user's words become `Text`; the user's images become `View`s, and before each of them a clean `Canvas`
+when something is to be drawn. The assistant's words become `Text` with loss, its images noisy `Canvas`es.
 Marks such as <|im_end|> inside a text are text: the tokenizer's `encode` never yields a control token.
 """
 
@@ -36,13 +36,15 @@ class ToSegments:
 
     Args:
         tokenizer: has `encode(text) -> ids`.
-        view: resize rule of images to understand; its stride is the patch in pixels unless `view_patch` is given.
+        view: resize rule of images to understand; its stride is the patch in pixels unless `view_patch` is
+            given.
         canvas: resize rule of images in latent space; its stride is the pixels per latent token unless
             `canvas_patch` is given.
         fit: "matched" resizes the source once for each use, in float; "upstream" does as the reference: when
             drawing, the 8-bit result of the canvas rule goes to both uses, so a view is resampled twice.
         max_tokens: the context; None does not check.
-        keep_drawn: after each drawn image that is not the last segment, add its clean canvas for what follows.
+        keep_drawn: after each drawn image that is not the last segment, add its clean canvas for what
+            follows.
     """
 
     def __init__(
@@ -59,7 +61,8 @@ class ToSegments:
         self.view_patch, self.canvas_patch = view_patch or view.stride, canvas_patch or canvas.stride
 
     def __call__(
-        self, source: Sequence[str | Tensor | Turn] | Mapping[str, Any], draw: bool = False, history: bool = False
+        self, source: Sequence[str | Tensor | Turn] | Mapping[str, Any], draw: bool = False,
+        history: bool = False,
     ) -> list[Segment]:  # fmt: skip
         """Prompt, dialogue, or mapping with "turns" or "prompt" -> segments.
 
@@ -124,13 +127,15 @@ class ToSegments:
         image = image.detach().as_subclass(Tensor)
         if not image.dtype.is_floating_point:
             raise ValueError(
-                f"{name} has type {image.dtype}, but floats in [0, 1] are expected: use a recipe, or divide by 255."
+                f"{name} has type {image.dtype}, but floats in [0, 1] are expected: use a recipe, or "
+                "divide by 255."
             )
         check_picture(image, name, channels=(3,))
         low, high = float(image.min()), float(image.max())
         if low < -1e-4 or high > 1 + 1e-4:
             raise ValueError(
-                f"{name} has values in [{low:g}, {high:g}], but [0, 1] is expected: use a recipe, or scale it."
+                f"{name} has values in [{low:g}, {high:g}], but [0, 1] is expected: use a recipe, or "
+                "scale it."
             )
         return image.float().clamp(0, 1)
 
@@ -156,7 +161,8 @@ def dialogue(source: Sequence[str | Tensor | Turn] | Mapping[str, Any]) -> list[
         key = next((key for key in ("turns", "prompt") if key in source), None)
         if key is None:
             raise ValueError(
-                f"a mapping with keys {list(source)} came, but 'turns' or 'prompt' is expected: add one of these."
+                f"a mapping with keys {list(source)} came, but 'turns' or 'prompt' is expected: add one "
+                "of these."
             )
         source = source[key]
     if isinstance(source, str | Tensor) or not isinstance(source, Sequence):

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a volume, or a run of frames, to pictures that know where they came from.
 
-Pictures are shown as radiologists see them: the patient's right is at image left in axial and coronal pictures;
-up is anterior in axial and superior in coronal and sagittal ones; anterior is at image left in sagittal ones.
-Slices run in the patient's +R, +A, +S direction (sagittal left to right, coronal back to front, axial bottom to
-top). Nothing is resampled: an oblique volume is cut along its own axis nearest to the plane.
-Volumes are (C, X, Y, Z) with an affine to RAS mm, as MONAI's readers give them; a tensor without affine is taken
-to lie in RAS. Frames are (C, H, W, T) with `meta["kind"] == "frames"`.
+Pictures are shown as radiologists see them: the patient's right is at image left in axial and coronal
+pictures; up is anterior in axial and superior in coronal and sagittal ones; anterior is at image left in
+sagittal ones. Slices run in the patient's +R, +A, +S direction (sagittal left to right, coronal back to
+front, axial bottom to top). Nothing is resampled: an oblique volume is cut along its own axis nearest to the
+plane.
+Volumes are (C, X, Y, Z) with an affine to RAS mm, as MONAI's readers give them; a tensor without
+affine is taken to lie in RAS. Frames are (C, H, W, T) with `meta["kind"] == "frames"`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from monai_unimedvl.transforms.image import PerKey, check_picture
 
-# plane -> where rows, columns and slices lead in the patient (Right, Left, Anterior, Posterior, Superior, Inferior)
+# plane -> where rows, columns and slices lead in the patient: Right, Left, Anterior, Posterior, Superior, ...
 PLANES = {"sagittal": "IPR", "coronal": "ILA", "axial": "PLS"}
 POLICIES = ("uniform", "center", "all")
 
@@ -36,7 +37,7 @@ def nearest_plane(normal: np.ndarray) -> str:
 
 
 def to_display(volume: Tensor, affine: np.ndarray, plane: str) -> tuple[Tensor, np.ndarray]:
-    """(C, X, Y, Z), affine (4, 4) -> (C, H, W, D) as displayed, and the affine of (row, column, slice); a view."""
+    """(C, X, Y, Z), affine (4, 4) -> (C, H, W, D) as displayed, and the affine of (row, column, slice)."""
     here = nibabel.orientations.io_orientation(affine)
     there = nibabel.orientations.axcodes2ornt(tuple(PLANES[plane]))
     turn = nibabel.orientations.ornt_transform(here, there)  # per input axis: output axis, flip
@@ -73,8 +74,9 @@ def picture(
 ) -> MetaTensor:
     """One slice or frame (C, H, W) with `meta["source"]`, which no later step changes.
 
-    source: file, shape as read, kind, plane, index and count along it, size (H, W), spacing in mm (row, column,
-    slice), position of the middle in RAS mm, affine (4, 4) from (row, column, 0) to RAS mm. None where unknown.
+    source: file, shape as read, kind, plane, index and count along it, size (H, W), spacing in mm (row,
+    column, slice), position of the middle in RAS mm, affine (4, 4) from (row, column, 0) to RAS mm. None
+    where unknown.
     """
     height, width = values.shape[1:]
     source: dict[str, Any] = {
@@ -126,7 +128,8 @@ class SelectSlices(Transform):
             return [picture(x.as_subclass(Tensor), x, affine, plane, 0, 1)]
         if x.ndim != 4:
             raise ValueError(
-                f"SelectSlices got shape {tuple(x.shape)}, expected a volume (1, X, Y, Z), frames (C, H, W, T) "
+                f"SelectSlices got shape {tuple(x.shape)}, expected a volume (1, X, Y, Z), frames (C, H, "
+                "W, T) "
                 "or a picture (C, H, W): choose one volume of the series."
             )
         if x.meta.get("kind") == "frames":
