@@ -11,6 +11,10 @@ __version__ = "0.1.0"
 _ROOMS = {
     "recipe": "transforms",
     "UniMedVL": "networks.unimedvl",
+    "TextInferer": "inferers",
+    "ImageInferer": "inferers",
+    "InterleavedInferer": "inferers",
+    "AtlasDataset": "data.atlas",
     "UniMedVLModule": "training.module",
     "UniMedVLDataModule": "training.datamodule",
 }
