@@ -67,10 +67,10 @@ def load(
     _recompute_tables(network, weights)
     expected = {name: tuple(x.shape) for name, x in network.state_dict().items()}
     check(expected, {name: tuple(x.shape) for name, x in weights.items()}, folder.name)
-    if dtype is not None:
-        weights = {name: x.to(dtype) if x.is_floating_point() else x for name, x in weights.items()}
+    for name, x in weights.items():  # one by one: at no time are there two copies of all
+        weights[name] = x.to(device=device, dtype=dtype if x.is_floating_point() else None)
     network.load_state_dict(weights, strict=True, assign=True)
-    return network.to(device).eval() if device is not None else network.eval(), tokenizer
+    return network.eval(), tokenizer
 
 
 def is_ours(folder: Path) -> bool:
@@ -111,7 +111,10 @@ def save(
         raise ValueError(
             f"save got dtype={dtype}, expected a floating one: use torch.bfloat16 or torch.float16."
         )
-    weights = _stored(network, dtype)
+    weights = network.state_dict()
+    if any(x.is_meta for x in weights.values()):
+        raise ValueError("The network has no content (meta device): load or initialise it before saving.")
+    kept = {f"autoencoder.{name}" for name, _ in network.autoencoder.named_buffers()}
     config: dict[str, dict[str, Any]]
     if layout == "ours":
         config = {"config.json": {"format": FORMAT, "version": VERSION, "network": network.config}}
@@ -130,7 +133,11 @@ def save(
     aside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
         for stem, part in parts.items():
-            _write(part, aside, stem, max_shard_bytes)
+            dtypes = {
+                name: dtype if dtype is not None and x.is_floating_point() and name not in kept else x.dtype
+                for name, x in part.items()
+            }
+            _write(part, dtypes, aside, stem, max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save(aside)
         for name, content in config.items():
@@ -219,40 +226,33 @@ def _recompute_tables(network: UniMedVL, weights: dict[str, Tensor]) -> None:
             weights[name] = weights[name].to(weights["decoder.embed.weight"].dtype)
 
 
-def _stored(network: UniMedVL, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The state dict as it goes into files."""
-    kept = {f"autoencoder.{name}" for name, _ in network.autoencoder.named_buffers()}
-    weights = {}
-    for name, x in network.state_dict().items():
-        if x.is_meta:
-            raise ValueError(
-                f"{name} has no content (meta device): load or initialise the network before saving."
-            )
-        cast = dtype is not None and x.is_floating_point() and name not in kept
-        weights[name] = (x.to(dtype) if cast else x).detach().cpu().contiguous()
-    return weights
+def _write(
+    weights: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype], folder: Path, stem: str, limit: int
+) -> None:
+    """One file, or shards of at most `limit` bytes with an index, named as Hugging Face does.
 
-
-def _write(weights: Mapping[str, Tensor], folder: Path, stem: str, limit: int) -> None:
-    """One file, or shards of at most `limit` bytes with an index, named as Hugging Face does."""
-    shards: list[dict[str, Tensor]] = [{}]
+    Weights are cast and brought to the CPU shard by shard.
+    """
+    sizes = {name: x.numel() * dtypes[name].itemsize for name, x in weights.items()}
+    shards: list[list[str]] = [[]]
     filled = 0
-    for name, x in weights.items():
-        if shards[-1] and filled + x.nbytes > limit:
-            shards.append({})
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > limit:
+            shards.append([])
             filled = 0
-        shards[-1][name] = x
-        filled += x.nbytes
+        shards[-1].append(name)
+        filled += size
     names = [f"{stem}.safetensors"]
     if len(shards) > 1:
         names = [f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
         index = {
-            "metadata": {"total_size": sum(x.nbytes for x in weights.values())},
+            "metadata": {"total_size": sum(sizes.values())},
             "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
         }
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf8")
     for name, shard in zip(names, shards, strict=True):
-        save_file(shard, folder / name, metadata={"format": "pt"})
+        content = {key: weights[key].detach().to("cpu", dtypes[key]).contiguous() for key in shard}
+        save_file(content, folder / name, metadata={"format": "pt"})
 
 
 def _move(aside: Path, folder: Path, *, last: tuple[str, ...], stems: tuple[str, ...]) -> None:

@@ -223,3 +223,24 @@ def test_bad_autoencoders_get_one_line():
         autoencoder_from_config({"kind": "patch", "pitch": 4})
     with pytest.raises(ValueError, match=r"autoencoder of kind 'monai' cannot be built: 'net'"):
         autoencoder_from_config({"kind": "monai"})
+
+
+def test_monais_latent_diffusion_inferer_takes_our_autoencoder(tiny_flux):
+    from monai.inferers import LatentDiffusionInferer
+    from monai.networks.schedulers import DDIMScheduler
+
+    class Still(torch.nn.Module):
+        def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None) -> Tensor:
+            return torch.zeros_like(x)
+
+    scheduler = DDIMScheduler(num_train_timesteps=10)
+    scheduler.set_timesteps(1)
+    inferer = LatentDiffusionInferer(scheduler, scale_factor=2.0)
+    x = torch.rand(1, 3, 8, 8) * 2 - 1
+    z = tiny_flux.encode_stage_2_inputs(x)
+    prediction = inferer(x, tiny_flux, Still(), torch.randn(z.shape), torch.tensor([5]))
+    assert prediction.shape == z.shape
+    image, steps = inferer.sample(
+        z, tiny_flux, Still(), verbose=False, save_intermediates=True, intermediate_steps=1
+    )
+    assert image.shape == x.shape and len(steps) == 1

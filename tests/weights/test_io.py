@@ -347,7 +347,7 @@ def test_saving_what_cannot_be_saved_is_refused(
         weights.save(network, None, tmp_path / "x", layout="upstream")
     with pytest.raises(ValueError, match=r"saved holds a checkpoint in the other layout"):
         weights.save(weights.load(golden)[0], None, saved, layout="upstream")
-    with pytest.raises(ValueError, match=r"has no content \(meta device\)"):
+    with pytest.raises(ValueError, match=r"The network has no content \(meta device\)"):
         weights.save(network.to("meta"), None, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
