@@ -71,8 +71,8 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def room(name: str) -> str:
-    """The room of a file name such as "networks/decoder.py"."""
-    return name.split("/")[0].removesuffix(".py")
+    """The room of a file name such as "networks/decoder.py"; `python -m monai_unimedvl` is the cli's."""
+    return name.split("/")[0].removesuffix(".py").replace("__main__", "cli")
 
 
 def misplaced(path: Path, name: str) -> list[str]:
