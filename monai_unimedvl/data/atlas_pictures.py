@@ -1,70 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The distinct 64 x 64 pictures of the atlas corpus, their facts, and the section each belongs to.
-
-Split rules, in this order:
-  by subject  train on one, test on another: ICBM152 family -> Colin27, brain1 -> brain2, lung1 -> lung2; itkT1 and daikonPD test only
-  by slab     one volume: 30-40 % of the range is val, 62-74 % is test, three slices beside a slab belong to nobody
-  by column   large images: a patch that straddles a border belongs to nobody
-Sagittal slabs go by |x|, because the templates are mirror-symmetric. A slab is the same in every contrast of the MNI grid.
-"""
+"""The distinct 64 x 64 pictures of the atlas corpus, with their facts and the maps that are drawn on them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .atlas_volumes import GRID_ORIGIN, SIDE, Arrays, display, shrink
+from .atlas_regions import GROUPS, REGIONS, aal_indices, level_of
+from .atlas_splits import section_of_slab, sections_of_columns
+from .atlas_volumes import GRID_ORIGIN, SIDE, Arrays, display, prepare_arrays, read_arrays, shrink
 
-__all__ = ["GROUPS", "LEVELS", "REGIONS", "SECTIONS", "Picture", "make_pictures", "section_of_slab"]
+__all__ = ["Picture", "load_pictures", "make_pictures"]
 
-SECTIONS = ("train", "val", "test", "test_subject")
-VAL_SLAB, TEST_SLAB, GUARD = (0.30, 0.40), (0.62, 0.74), 3
-
-# name -> what AAL calls it (prefixes)
-REGIONS: dict[str, tuple[str, ...]] = {
-    "hippocampus": ("Hippocampus",),
-    "amygdala": ("Amygdala",),
-    "caudate nucleus": ("Caudate",),
-    "putamen": ("Putamen",),
-    "thalamus": ("Thalamus",),
-    "insula": ("Insula",),
-    "cingulate gyrus": ("Cingulum",),
-    "cerebellum": ("Cerebelum", "Vermis"),
-    "precuneus": ("Precuneus",),
-    "calcarine cortex": ("Calcarine",),
-    "temporal lobe": ("Temporal", "Heschl", "Fusiform"),
-    "occipital lobe": ("Occipital", "Cuneus", "Lingual", "Calcarine"),
-    "parietal lobe": ("Parietal", "Postcentral", "SupraMarginal", "Angular", "Precuneus", "Paracentral"),
-}
-# ten colours of the lobe map
-GROUPS: dict[str, tuple[str, ...]] = {
-    "frontal lobe": ("Precentral", "Frontal", "Rolandic", "Supp_Motor", "Olfactory", "Rectus"),
-    "parietal lobe": REGIONS["parietal lobe"],
-    "temporal lobe": ("Temporal", "Heschl", "Fusiform", "ParaHippocampal"),
-    "occipital lobe": REGIONS["occipital lobe"],
-    "insula": ("Insula",),
-    "cingulate gyrus": ("Cingulum",),
-    "basal ganglia": ("Caudate", "Putamen", "Pallidum"),
-    "thalamus": ("Thalamus",),
-    "hippocampus and amygdala": ("Hippocampus", "Amygdala"),
-    "cerebellum": ("Cerebelum", "Vermis"),
-}
-# upper edge in MNI mm (|x| for sagittal) -> name of the level
-LEVELS: dict[str, list[tuple[float, str]]] = {
-    "axial": [
-        (-38, "the lower cerebellum"), (-24, "the pons"), (-10, "the midbrain"), (4, "the basal ganglia"), (18, "the thalamus"),
-        (32, "the lateral ventricles"), (48, "the centrum semiovale"), (99, "the vertex"),
-    ],
-    "coronal": [
-        (-78, "the occipital pole"), (-58, "the parieto-occipital sulcus"), (-40, "the splenium"), (-22, "the brain stem"),
-        (-6, "the thalamus"), (12, "the anterior commissure"), (32, "the frontal horns"), (99, "the frontal pole"),
-    ],
-    "sagittal": [
-        (5, "the midline"), (15, "the lateral ventricle"), (27, "the basal ganglia"), (41, "the insula"), (99, "the temporal lobe"),
-    ],
-}  # fmt: skip
+# mm that is shown; |x| for sagittal slices
 _RANGE = {
     "axial": (-52.0, 74.0),
     "coronal": (-98.0, 64.0),
@@ -74,7 +27,7 @@ _RANGE = {
 
 @dataclass
 class Picture:
-    """One picture. `pixels` is (64, 64) or (64, 64, 3) uint8; `maps` are (64, 64) uint8 label maps drawn on it, or partner pictures."""
+    """One picture: `pixels` (64, 64) or (64, 64, 3) uint8; `maps` hold label maps and partner pictures."""
 
     id: str
     source: str
@@ -89,15 +42,17 @@ class Picture:
     maps: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
 
 
-def section_of_slab(position: float, low: float, high: float, step: float) -> str | None:
-    """Section of a slice at `position` in the range [low, high] with slices `step` apart; None in the guard."""
-    share, guard = (position - low) / (high - low), GUARD * step / (high - low)
-    for name, (start, stop) in (("val", VAL_SLAB), ("test", TEST_SLAB)):
-        if start <= share <= stop:
-            return name
-        if start - guard <= share <= stop + guard:
-            return None
-    return "train"
+def load_pictures(
+    root: Path, *, permissive_only: bool = False, progress: Callable[[str], None] | None = None
+) -> tuple[list[Picture], list[str]]:
+    """The pictures of every source that is present, made once a process, and the names of missing sources."""
+    path, missing = prepare_arrays(root, permissive_only=permissive_only, progress=progress)
+    return _load(path, path.stat().st_mtime_ns), missing
+
+
+@lru_cache(maxsize=2)
+def _load(path: Path, changed: int) -> list[Picture]:
+    return make_pictures(read_arrays(path))
 
 
 def make_pictures(arrays: Arrays) -> list[Picture]:
@@ -122,7 +77,7 @@ _MNI = {  # array: subject, modality, contrast, kind
 def _mni(arrays: Arrays) -> list[Picture]:
     names = [name for name in _MNI if f"mni/{name}" in arrays]
     aal = arrays.get("mni/aal")
-    labels = _aal_indices() if aal is not None else {}
+    labels = aal_indices() if aal is not None else {}
     found = []
     for plane in ("axial", "coronal", "sagittal"):
         axis = ("sagittal", "coronal", "axial").index(plane)
@@ -149,7 +104,7 @@ def _mni(arrays: Arrays) -> list[Picture]:
                     continue
                 facts: dict[str, object] = {
                     "kind": kind,
-                    "level": _level(plane, place),
+                    "level": level_of(plane, place),
                     "body": "head",
                     "mm": place,
                 }
@@ -172,15 +127,11 @@ def _mni(arrays: Arrays) -> list[Picture]:
                     maps["t1-to-gm"] = np.rint(shrink(grey[index])).astype(np.uint8)
                 found.append(
                     Picture(
-                        f"{name}/{plane}/{position:+04.0f}", name, subject, modality, contrast, plane, section,
-                        shown[name][index], position, facts, maps,
+                        f"{name}/{plane}/{position:+04.0f}", name, subject, modality, contrast, plane,
+                        section, shown[name][index], position, facts, maps,
                     )
                 )  # fmt: skip
     return found
-
-
-def _level(plane: str, place: float) -> str:
-    return next(name for edge, name in LEVELS[plane] if place < edge)
 
 
 def _tissue_map(arrays: Arrays, plane: str, key: str) -> NDArray[np.uint8] | None:
@@ -211,13 +162,6 @@ def _csf_share(arrays: Arrays, plane: str) -> NDArray[np.float64] | None:
         for t in ("gm", "wm", "csf")
     ]
     return sums[2] / np.clip(sum(sums), 1, None)
-
-
-def _aal_indices() -> dict[str, list[int]]:
-    """Prefix of an AAL name -> its label numbers. The 116 names are AAL's own, in its order."""
-    names = _AAL.split()
-    prefixes = {prefix for group in (*REGIONS.values(), *GROUPS.values()) for prefix in group}
-    return {prefix: [i + 1 for i, name in enumerate(names) if name.startswith(prefix)] for prefix in prefixes}
 
 
 def _region_maps(
@@ -271,8 +215,10 @@ def _tumours(arrays: Arrays) -> list[Picture]:
                     facts |= {"side": "left" if columns > (SIDE - 1) / 2 else "right", "diameter": diameter}
                 found.append(
                     Picture(
-                        f"{case}/axial/{index:03d}{'m' if mirrored else ''}", case, case, "MRI" if brain else "CT",
-                        "T1 with contrast" if brain else "CT", "axial", section, np.ascontiguousarray(image), float(index), facts,
+                        f"{case}/axial/{index:03d}{'m' if mirrored else ''}",
+                        case, case, "MRI" if brain else "CT",
+                        "T1 with contrast" if brain else "CT", "axial", section,
+                        np.ascontiguousarray(image), float(index), facts,
                         {"seg-tumour": np.ascontiguousarray(tumour)} if visible else {},
                     )
                 )  # fmt: skip
@@ -310,7 +256,8 @@ def _stacks(arrays: Arrays) -> list[Picture]:
                 )
             )
     for name, subject, contrast, plane in (
-        ("itkT1_axial", "itkT1", "T1", "axial"), ("itkT1_coronal", "itkT1", "T1", "coronal"), ("daikonPD", "daikonPD", "PD", "axial")
+        ("itkT1_axial", "itkT1", "T1", "axial"), ("itkT1_coronal", "itkT1", "T1", "coronal"),
+        ("daikonPD", "daikonPD", "PD", "axial"),
     ):  # fmt: skip
         for index, pixels in enumerate(arrays.get(f"stack/{name}", np.zeros((0, SIDE, SIDE), np.uint8))):
             if subject == "itkT1" and index % 2:
@@ -334,19 +281,6 @@ def _stacks(arrays: Arrays) -> list[Picture]:
     return found
 
 
-def _columns(width: int, stride: int, size: int = SIDE) -> list[tuple[int, str]]:
-    """(left edge, section) of the patches across an image: train left of 62 %, val 62-78 %, test right of it, straddlers dropped.
-
-    An image too narrow for a val column has train and test only.
-    """
-    first = int(width * 0.62)
-    second = first + size if width - first >= 2 * size + stride else first
-    bounds = [("train", 0, first), ("val", first, second), ("test", second, width)]
-    if width - second < size:  # keep at least one test patch
-        bounds = [("train", 0, width - size), ("test", width - size, width)]
-    return [(left, name) for name, low, high in bounds for left in range(low, high - size + 1, stride)]
-
-
 def _patches(arrays: Arrays) -> list[Picture]:
     found = []
     sheets = {
@@ -361,7 +295,7 @@ def _patches(arrays: Arrays) -> list[Picture]:
             continue
         sheet = arrays[f"tile/{name}"]
         task = {"H&E": "h-to-he", "IHC": "h-to-ihc"}.get(contrast)
-        columns = _columns(sheet.shape[1], stride)
+        columns = sections_of_columns(sheet.shape[1], stride)
         if name == "wsi":  # too small to divide, so the whole tile is another slide never trained on
             columns = [(left, "test_subject") for left in range(0, sheet.shape[1] - SIDE + 1, 28)]
         for left, section in columns:
@@ -391,7 +325,7 @@ def _patches(arrays: Arrays) -> list[Picture]:
 
 
 def _haematoxylin(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The picture as if only haematoxylin had been applied, by colour deconvolution (Ruifrok and Johnston 2001)."""
+    """The picture as if only haematoxylin had been applied, by colour deconvolution (Ruifrok 2001)."""
     from skimage.color import hed2rgb, rgb2hed
 
     stains = rgb2hed(pixels)
@@ -404,7 +338,7 @@ def _nuclei(arrays: Arrays) -> list[Picture]:
         return []
     image, mask = arrays["nuclei/image"], arrays["nuclei/mask"]
     size, stride, found = 128, 32, []
-    for left, section in _columns(image.shape[1], stride, size):
+    for left, section in sections_of_columns(image.shape[1], stride, size):
         for top in range(0, image.shape[0] - size + 1, stride):
             window = (slice(top, top + size), slice(left, left + size))
             ids, areas = np.unique(mask[window], return_counts=True)
@@ -413,29 +347,8 @@ def _nuclei(arrays: Arrays) -> list[Picture]:
             facts: dict[str, object] = {"kind": "nuclei", "body": "cells", "count": count}
             found.append(
                 Picture(
-                    f"nuclei/{left:04d}-{top:04d}", "nuclei", "nuclei", "microscopy", "fluorescence", "", section,
-                    np.rint(shrink(image[window])).astype(np.uint8), float(left), facts, maps,
+                    f"nuclei/{left:04d}-{top:04d}", "nuclei", "nuclei", "microscopy", "fluorescence", "",
+                    section, np.rint(shrink(image[window])).astype(np.uint8), float(left), facts, maps,
                 )
             )  # fmt: skip
     return found
-
-
-_AAL = """
-Precentral_L Precentral_R Frontal_Sup_L Frontal_Sup_R Frontal_Sup_Orb_L Frontal_Sup_Orb_R Frontal_Mid_L
-Frontal_Mid_R Frontal_Mid_Orb_L Frontal_Mid_Orb_R Frontal_Inf_Oper_L Frontal_Inf_Oper_R Frontal_Inf_Tri_L
-Frontal_Inf_Tri_R Frontal_Inf_Orb_L Frontal_Inf_Orb_R Rolandic_Oper_L Rolandic_Oper_R Supp_Motor_Area_L
-Supp_Motor_Area_R Olfactory_L Olfactory_R Frontal_Sup_Medial_L Frontal_Sup_Medial_R Frontal_Med_Orb_L
-Frontal_Med_Orb_R Rectus_L Rectus_R Insula_L Insula_R Cingulum_Ant_L Cingulum_Ant_R Cingulum_Mid_L
-Cingulum_Mid_R Cingulum_Post_L Cingulum_Post_R Hippocampus_L Hippocampus_R ParaHippocampal_L
-ParaHippocampal_R Amygdala_L Amygdala_R Calcarine_L Calcarine_R Cuneus_L Cuneus_R Lingual_L Lingual_R
-Occipital_Sup_L Occipital_Sup_R Occipital_Mid_L Occipital_Mid_R Occipital_Inf_L Occipital_Inf_R
-Fusiform_L Fusiform_R Postcentral_L Postcentral_R Parietal_Sup_L Parietal_Sup_R Parietal_Inf_L
-Parietal_Inf_R SupraMarginal_L SupraMarginal_R Angular_L Angular_R Precuneus_L Precuneus_R
-Paracentral_Lobule_L Paracentral_Lobule_R Caudate_L Caudate_R Putamen_L Putamen_R Pallidum_L Pallidum_R
-Thalamus_L Thalamus_R Heschl_L Heschl_R Temporal_Sup_L Temporal_Sup_R Temporal_Pole_Sup_L
-Temporal_Pole_Sup_R Temporal_Mid_L Temporal_Mid_R Temporal_Pole_Mid_L Temporal_Pole_Mid_R Temporal_Inf_L
-Temporal_Inf_R Cerebelum_Crus1_L Cerebelum_Crus1_R Cerebelum_Crus2_L Cerebelum_Crus2_R Cerebelum_3_L
-Cerebelum_3_R Cerebelum_4_5_L Cerebelum_4_5_R Cerebelum_6_L Cerebelum_6_R Cerebelum_7b_L Cerebelum_7b_R
-Cerebelum_8_L Cerebelum_8_R Cerebelum_9_L Cerebelum_9_R Cerebelum_10_L Cerebelum_10_R Vermis_1_2 Vermis_3
-Vermis_4_5 Vermis_6 Vermis_7 Vermis_8 Vermis_9 Vermis_10
-"""

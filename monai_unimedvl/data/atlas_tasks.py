@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From pictures to tasks: questions with answers, captions, drawing, segmentation, super-resolution, translation, staining.
+"""From pictures to tasks: questions, captions, drawing, masks, super-resolution, translation, staining.
 
-Words are few and fixed. Form 0 of every question and instruction is the one that is tested and that the CLI's presets say;
-training draws among the forms by seed and item id.
+Words are few and fixed. Form 0 of every question and instruction is tested, and the CLI's presets say
+it; training draws among the forms by seed and item id.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .atlas_pictures import GROUPS, REGIONS, Picture
+from .atlas_pictures import Picture
+from .atlas_regions import GROUPS, REGIONS
 from .atlas_volumes import SIDE, shrink
 
 __all__ = [
@@ -124,7 +125,7 @@ class Entry:
 
 
 def make_entries(pictures: list[Picture], section: str, tasks: tuple[str, ...], seed: int) -> list[Entry]:
-    """All entries of one section, in a fixed order; `seed` chooses the surface forms of the training section."""
+    """All entries of one section, in a fixed order; `seed` chooses the surface forms of training."""
     chosen = [picture for picture in pictures if picture.section == section]
     entries: list[Entry] = []
     for task in tasks:
@@ -206,7 +207,7 @@ def colour(mask: Image, task: str) -> Image:
 
 
 def degrade(pixels: Image, *, fourier: bool) -> Image:
-    """Lose four times the resolution and come back to 64 pixels by bicubic interpolation: itself the bicubic baseline.
+    """Lose four times the resolution and come back to 64 pixels by bicubic interpolation: its own baseline.
 
     MRI loses the outer k-space, as a shorter scan does; other images are averaged over 4 x 4 pixels.
     """
@@ -215,7 +216,7 @@ def degrade(pixels: Image, *, fourier: bool) -> Image:
     small = SIDE // 4
     channels = pixels[..., None] if pixels.ndim == 2 else pixels
     out = np.empty_like(channels)
-    # a small pixel sits in the middle of four, 1.5 pixels after the first: say so in the phase, or the result is shifted
+    # a small pixel sits in the middle of four, 1.5 pixels after the first: without the phase all is shifted
     shift = np.exp(2j * np.pi * 1.5 * np.arange(-small // 2, small // 2) / SIDE)
     for c in range(channels.shape[-1]):
         if fourier:
@@ -235,7 +236,7 @@ def degrade(pixels: Image, *, fourier: bool) -> Image:
 
 
 def caption_of(picture: Picture) -> str:
-    """What is known of the picture in one or two short sentences; drawing prompts are made of the same words."""
+    """What is known of the picture in one or two short sentences; drawing prompts are the same words."""
     facts = picture.facts
     if picture.modality == "histology":
         return f"Histology of {facts['kind']}, {picture.contrast} stain."
@@ -319,7 +320,7 @@ def _groups(pictures: list[Picture]) -> list[Entry]:
 
 
 def _mark_balanced(entries: list[Entry]) -> None:
-    """Mark a subset of the questions in which, question by question, no answer is more frequent than the next one.
+    """Mark a subset of the questions: for each, no answer is more frequent than the next frequent one.
 
     Yes and no are then equally frequent, and a question that has a single answer in this section drops out.
     """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read the atlas sources and put them on their grids: MNI volumes on one 2 mm grid, everything else 64 pixels wide.
+"""Read the atlas sources: MNI volumes on one 2 mm grid, everything else 64 pixels wide.
 
-All results are uint8, so that pictures and their hashes are the same on every machine; they are cached as one npz.
+All is uint8, so that pictures and their hashes are the same on every machine, and is cached as one npz.
 Images are shown in radiological order: the left edge of an axial or coronal picture is the patient's right.
   MNI grid: RAS+, (91, 109, 91), 2 mm, voxel (0, 0, 0) at (-90, -126, -72) mm.
 """
@@ -24,7 +24,16 @@ from numpy.typing import NDArray
 
 from .fetch import sources
 
-__all__ = ["GRID_ORIGIN", "GRID_SHAPE", "SIDE", "Arrays", "display", "load_arrays", "shrink"]
+__all__ = [
+    "GRID_ORIGIN",
+    "GRID_SHAPE",
+    "SIDE",
+    "Arrays",
+    "display",
+    "prepare_arrays",
+    "read_arrays",
+    "shrink",
+]
 
 Arrays = dict[str, NDArray[np.uint8]]
 CACHE_VERSION = 3
@@ -34,44 +43,45 @@ GRID_ORIGIN = (-90.0, -126.0, -72.0)
 FIRST = (-3, 6, -6)  # first voxel of the 96-voxel (192 mm) window that is shown, along x, y, z
 
 
-def load_arrays(
+def prepare_arrays(
     root: Path, *, permissive_only: bool = False, progress: Callable[[str], None] | None = None
-) -> tuple[Arrays, list[str]]:
-    """Arrays of every source that is present, and the names of the missing sources.
-
-    Keys: `mni/NAME` (91, 109, 91); `stack/NAME` (N, 64, 64) and `mask/NAME` (N, 64, 64); `tile/NAME` (H, W, 3);
-    `nuclei/image`, `nuclei/mask` (H, W), mask ids as uint8.
-    """
-    folders = {s.name: root / s.folder for s in sources(permissive_only)}
-    present = [name for name, folder in folders.items() if (folder / "DONE").is_file() and name in _READERS]
-    present += [
-        name for name, module in (("nilearn", "nilearn"), ("scikit-image", "skimage")) if find_spec(module)
-    ]
-    missing = [
-        name for name in [*folders, "nilearn", "scikit-image"] if name in _READERS and name not in present
-    ]
+) -> tuple[Path, list[str]]:
+    """The npz with the arrays of every source that is present, built if need be, and the missing sources."""
+    folders = {s.name: root / s.folder for s in sources(permissive_only) if s.name in _READERS}
+    present = [name for name, folder in folders.items() if (folder / "DONE").is_file()]
+    present += [name for name, module in _INSTALLED.items() if find_spec(module)]
+    missing = [name for name in [*folders, *_INSTALLED] if name not in present]
     versions = [folders[name].name if name in folders else name for name in sorted(present)]
     key = hashlib.sha256(repr((CACHE_VERSION, versions)).encode()).hexdigest()[:12]
     cached = root / f"grid-{key}.npz"
-    if cached.is_file():
-        with np.load(cached, allow_pickle=False) as held:
-            return {name: held[name] for name in held.files}, missing
-    arrays: Arrays = {}
-    for name in sorted(present):
-        if progress is not None:
-            progress(name)
-        arrays.update(_READERS[name](folders.get(name, root)))
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=root, suffix=".part", delete=False) as stream:
-        np.savez_compressed(stream, **arrays)
-    os.replace(stream.name, cached)
-    return arrays, missing
+    if not cached.is_file():
+        arrays: Arrays = {}
+        for name in sorted(present):
+            if progress is not None:
+                progress(name)
+            arrays.update(_READERS[name](folders.get(name, root)))
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=root, suffix=".part", delete=False) as stream:
+            np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+        os.replace(stream.name, cached)
+    return cached, missing
+
+
+def read_arrays(path: Path) -> Arrays:
+    """The arrays of an npz that `prepare_arrays` made.
+
+    Keys: `mni/NAME` (91, 109, 91); `stack/NAME`, `mask/NAME` (N, 64, 64); `area/NAME` (N,) equivalent
+    diameters in mm; `tile/NAME` (H, W, 3); `nuclei/image`, `nuclei/mask` (H, W), mask ids as uint8.
+    """
+    with np.load(path, allow_pickle=False) as held:
+        return {name: held[name] for name in held.files}
 
 
 def display(volume: NDArray[Any], plane: str) -> NDArray[Any]:
-    """Slices of a RAS volume as they are shown, (X, Y, Z) -> (N, 96, 96); 192 mm wide, slice n at grid index n.
+    """Slices of a RAS volume as they are shown, (X, Y, Z) -> (N, 96, 96), 192 mm wide; n is the grid index.
 
-    Axial: front up, patient's right on the left. Coronal: top up, patient's right on the left. Sagittal: top up, front on the left.
+    Axial: front up, patient's right on the left. Coronal: top up, patient's right on the left.
+    Sagittal: top up, front on the left.
     """
     framed = volume
     for axis in range(3):
@@ -94,7 +104,7 @@ _PLANES = ("sagittal", "coronal", "axial")
 
 
 def shrink(images: NDArray[Any], side: int = SIDE) -> NDArray[np.float64]:
-    """Area averages, (..., H, W) -> (..., side, side); exact fractions, so rounding is the same everywhere."""
+    """Area averages, (..., H, W) -> (..., side, side)."""
     rows, columns = _area(images.shape[-2], side), _area(images.shape[-1], side)
     return np.einsum("ih,...hw,jw->...ij", rows, images.astype(np.float64), columns, optimize=True)
 
@@ -113,13 +123,13 @@ def _bytes(images: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
 
 
 def _stretch(volume: NDArray[Any], top: float = 99.7) -> NDArray[np.uint8]:
-    """Window from 0 to the `top` percentile of what is not background; lower where scalp fat outshines the brain."""
+    """Window from 0 to the `top` percentile of the foreground; lower where scalp fat outshines the brain."""
     high = float(np.percentile(volume[volume > volume.max() * 0.05], top))
     return _bytes(volume, 0.0, high)
 
 
 def _to_grid(image: Any, *, labels: bool = False) -> NDArray[Any]:
-    """A nibabel image resampled to the MNI grid: linear after a light blur where it is finer, nearest for labels."""
+    """A nibabel image on the MNI grid: linear, after a light blur where it is finer; nearest for labels."""
     from scipy import ndimage
 
     grid = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -234,7 +244,8 @@ def _nrrd(path: Path) -> NDArray[Any]:
     header, body = _nrrd_header(path)
     if header.get("space") != "left-posterior-superior":
         raise ValueError(
-            f"{path.name} is in space {header.get('space')}, expected left-posterior-superior: fetch pyradiomics 3.0.1 again."
+            f"{path.name} is in space {header.get('space')}, expected left-posterior-superior: "
+            "fetch pyradiomics 3.0.1 again."
         )
     kinds = {
         "short": "i2",
@@ -258,7 +269,8 @@ def _nrrd(path: Path) -> NDArray[Any]:
 def _read_invesalius(root: Path) -> Arrays:
     with tarfile.open(root / "Cranium.inv3") as tar:
         member = next(m for m in tar.getmembers() if m.name.endswith("matrix.dat"))
-        volume = np.frombuffer(tar.extractfile(member).read(), "<i2").reshape(108, 256, 256)  # type: ignore[union-attr]
+        raw = tar.extractfile(member).read()  # type: ignore[union-attr]
+    volume = np.frombuffer(raw, "<i2").reshape(108, 256, 256)  # HU
     volume = volume[:, ::-1][:, 44:236, 32:224]  # stored front down
     return {
         "stack/headct_soft": np.rint(shrink(_bytes(volume, -20, 100))).astype(np.uint8),
@@ -272,8 +284,8 @@ def _read_itk(root: Path) -> Arrays:
     from scipy import ndimage
 
     image = nibabel.as_closest_canonical(_nifti(root / "KmeansTest_T1UCharRaw.nii.gz"))
-    volume = np.asarray(image.dataobj).squeeze().astype(np.float32)  # (128, 62, 128), 2 x 3 x 2 mm
-    volume = _stretch(ndimage.zoom(volume, (1, 1.5, 1), order=1), 98.0)  # (128, 93, 128), 2 mm
+    coarse = np.asarray(image.dataobj).squeeze().astype(np.float32)  # (128, 62, 128), 2 x 3 x 2 mm
+    volume = _stretch(ndimage.zoom(coarse, (1, 1.5, 1), order=1), 98.0)  # (128, 93, 128), 2 mm
     framed = np.pad(volume, ((0, 0), (2, 1), (0, 0)))
     return {
         "stack/itkT1_axial": np.rint(shrink(framed[16:112][::-1, ::-1].transpose(2, 1, 0))).astype(np.uint8),
@@ -331,6 +343,7 @@ def _half(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.rint(blocks.mean((1, 3))).astype(np.uint8)
 
 
+_INSTALLED = {"nilearn": "nilearn", "scikit-image": "skimage"}
 _READERS: dict[str, Callable[[Path], Arrays]] = {
     "nilearn": _read_nilearn,
     "scikit-image": _read_skimage,

