@@ -109,4 +109,11 @@ def recipe(modality: str | os.PathLike[str], **overrides: Any) -> Recipe:
             )
     settings.update(overrides)
     parser = ConfigParser({**config, **settings})
-    return Recipe(path.stem, settings, parser.get_parsed_content("steps"))
+    try:
+        steps = parser.get_parsed_content("steps")
+    except (RuntimeError, ImportError) as error:  # MONAI wraps what the constructors of steps raise
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from None
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"recipe {path.stem!r} cannot be built ({reason}): check its steps.") from error
+    return Recipe(path.stem, settings, steps)

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to one picture: its greys, its colours, its border, its size.
+"""What happens to one picture: its colours, its border, its size.
 
-Every transform takes (C, H, W), a MetaTensor stays one (its affine follows its pixels), and values keep their
-range until a scaling step brings them to [0, 1]. Such a step marks its result (`meta["unit"]`), and leaves
-alone what is marked, so a chain run twice equals a chain run once. 8-bit pictures are what a screen showed:
-scaling divides them by 255 and no window is put on them again.
+Every transform takes (C, H, W), keeps the range of values, and a MetaTensor stays one: its affine follows its
+pixels (`intensity.py` brings values to [0, 1]).
 Each class `Name` has a dictionary form `Named` (also `NameD`, `NameDict`), `keys` before the same arguments.
   C channels   H rows   W columns   w, h target columns and rows (PIL's order)
 """
@@ -88,22 +86,6 @@ def resize(image: Tensor, size: tuple[int, int], limits: tuple[float, float] | N
     return result.to(image.device, image.dtype)
 
 
-def window(image: Tensor, low: float, high: float) -> Tensor:
-    """Clip to [low, high] and scale to [0, 1], in float32.
-
-    Args:
-        image: any shape, in its own units (HU for CT).
-
-    Raises:
-        ValueError: `high` is not above `low`.
-    """
-    if not high > low:
-        raise ValueError(
-            f"window got low={low}, high={high}, but high must be above low: swap or widen them."
-        )
-    return ((image.float() - low) / (high - low)).clamp(0, 1)
-
-
 def check_picture(image: Tensor, name: str = "image", channels: Sequence[int] = (1, 3, 4)) -> None:
     """Refuse what is no picture: (C, H, W), C in `channels`, finite, sides and area within limits.
 
@@ -146,14 +128,15 @@ def too_large(name: str, what: str) -> str:
     )
 
 
-def _tensor(image: NdarrayOrTensor) -> Tensor:
+def as_picture(image: NdarrayOrTensor) -> Tensor:
+    """(C, H, W) as a tensor, a MetaTensor where MONAI tracks meta; raises ValueError for other dimensions."""
     picture = convert_to_tensor(image, track_meta=get_track_meta())
     if picture.ndim != 3:
         check_picture(picture)
     return picture
 
 
-def _like(
+def like(
     source: Tensor, values: Tensor, to_source: np.ndarray | None = None, **meta: object
 ) -> Tensor:  # fmt: skip
     """`values` with the meta of `source`; `to_source` (4, 4) leads from new (row, column, 0) to old ones."""
@@ -166,129 +149,9 @@ def _like(
     return result
 
 
-def _meta(image: Tensor, key: str, default: Any = None) -> Any:
+def meta_of(image: Tensor, key: str, default: Any = None) -> Any:
+    """`image.meta[key]`, or `default` where there is no meta or no such key."""
     return image.meta.get(key, default) if isinstance(image, MetaTensor) else default
-
-
-def _on_screen(image: Tensor) -> bool:
-    """8-bit greys or colours that a screen showed, and not an 8-bit volume."""
-    return image.dtype == torch.uint8 and image.ndim == 3
-
-
-class Windows(Transform):
-    """Intensity windows: numbers in their unit (HU for CT) -> [0, 1], one channel per window.
-
-    Args:
-        show: a name of `table`, (low, high), or a list of three such, which become red, green and blue.
-        table: name -> {"low": , "high": , ...} in the unit of the image.
-
-    Raises:
-        ValueError: a name that `table` lacks; fractions of [0, 1] where HU are expected.
-    """
-
-    backend: ClassVar = [TransformBackends.TORCH]
-
-    def __init__(
-        self, show: str | Sequence[Any], table: Mapping[str, Mapping[str, Any]] | None = None
-    ) -> None:
-        self.table = dict(table or {})
-        one = isinstance(show, str) or (len(show) == 2 and not isinstance(show[0], str))
-        self.bounds = [self._bounds(item) for item in ([show] if one else show)]
-        if len(self.bounds) not in (1, 3):
-            raise ValueError(
-                f"Windows got {len(self.bounds)} windows, expected 1 (grey) or 3 (RGB): {show!r}."
-            )
-
-    def _bounds(self, item: str | Sequence[float]) -> tuple[float, float]:
-        if not isinstance(item, str):
-            low, high = float(item[0]), float(item[1])
-        elif item in self.table:
-            low, high = float(self.table[item]["low"]), float(self.table[item]["high"])
-        else:
-            known = ", ".join(self.table) or "none"
-            raise ValueError(f"window {item!r} is not known: use one of {known}, or two numbers [low, high].")
-        window(torch.zeros(1), low, high)
-        return low, high
-
-    def __call__(self, image: NdarrayOrTensor) -> Tensor:
-        """(1, H, W) in HU -> (1, H, W) or (3, H, W) float32 in [0, 1]; 8-bit pictures keep their channels."""
-        x = _tensor(image)
-        if _meta(x, "unit"):
-            return x
-        if _on_screen(x):
-            return _like(x, x.float() / 255, unit=True)
-        if x.shape[0] != 1:
-            check_picture(x, channels=(1,))
-        if x.dtype.is_floating_point and bool(((x > 0) & (x < 1)).any() and x.min() >= 0 and x.max() <= 1):
-            raise ValueError(
-                "image holds fractions in [0, 1], but HU are expected here (air is -1000): "
-                "pass HU, or an 8-bit picture that is windowed already."
-            )
-        return _like(x, torch.cat([window(x, *bounds) for bounds in self.bounds]), unit=True)
-
-
-class ToUnit(Transform):
-    """Screen values -> float32 in [0, 1]: 8-bit by 255, what exceeds 1 by its maximum; zero stays."""
-
-    backend: ClassVar = [TransformBackends.TORCH]
-
-    def __call__(self, image: NdarrayOrTensor) -> Tensor:
-        """(C, H, W) -> (C, H, W); raises ValueError where a value is negative."""
-        x = _tensor(image)
-        if _meta(x, "unit"):
-            return x
-        if x.dtype == torch.uint8:
-            return _like(x, x.float() / 255, unit=True)
-        if bool(x.min() < 0):
-            raise ValueError(
-                f"image goes down to {float(x.min()):g}, but light is 0 or more here: "
-                "shift it, or use a recipe for measured values (mri, ct, xray)."
-            )
-        x32 = x.float()
-        return _like(x, x32 / x32.max() if bool(x32.max() > 1) else x32, unit=True)
-
-
-class PercentileScale(Transform):
-    """Percentiles -> [0, 1], not moved by how much air is around the patient. Works on (C, H, W[, D]).
-
-    Voxels equal to the darkest value (padding, masked background) are not counted. `lower` is taken of the
-    rest, `upper` of those of the rest that are above their mean, which is the patient and not the noise
-    around. With `foreground=False`, for pictures that are filled by the patient, all voxels count for both.
-    """
-
-    backend: ClassVar = [TransformBackends.TORCH]
-    most = 1_000_000  # voxels looked at; more are thinned evenly
-
-    def __init__(self, lower: float = 0.5, upper: float = 99.5, foreground: bool = True) -> None:
-        if not 0 <= lower < upper <= 100:
-            raise ValueError(
-                f"PercentileScale got lower={lower}, upper={upper}: give 0 <= lower < upper <= 100."
-            )
-        self.lower, self.upper, self.foreground = lower, upper, foreground
-
-    def bounds(self, image: Tensor) -> tuple[float, float]:
-        """The values that become 0 and 1."""
-        values = image.as_subclass(Tensor).flatten()
-        if self.foreground:
-            values = values[values > values.min()]
-        values = values[:: -(-len(values) // self.most) or 1].float().cpu()
-        if len(values) == 0:
-            return 0.0, 0.0
-        bright = values[values > values.mean()] if self.foreground else values
-        bright = bright if len(bright) else values
-        return float(np.percentile(values, self.lower)), float(np.percentile(bright, self.upper))
-
-    def __call__(self, image: NdarrayOrTensor) -> Tensor:
-        """(C, H, W) or (C, H, W, D) -> the same, float32 in [0, 1]; a flat image becomes 0."""
-        x = convert_to_tensor(image, track_meta=get_track_meta())
-        if _meta(x, "unit"):
-            return x
-        if x.dtype == torch.uint8 and (_on_screen(x) or _meta(x, "kind") == "frames"):
-            return _like(x, x.float() / 255, unit=True)
-        low, high = self.bounds(x)
-        plain = x.as_subclass(Tensor)
-        scaled = window(plain, low, high) if high > low else torch.zeros_like(plain, dtype=torch.float32)
-        return _like(x, scaled, unit=True)
 
 
 class ToRGB(Transform):
@@ -298,24 +161,24 @@ class ToRGB(Transform):
 
     def __call__(self, image: NdarrayOrTensor) -> Tensor:
         """(1 | 3 | 4, H, W) -> (3, H, W) of the same type; RGBA must be uint8 or in [0, 1]."""
-        x = _tensor(image)
+        x = as_picture(image)
         channels = x.shape[0]
         if channels == 3:
             return x
         if channels == 1:
-            return _like(x, x.expand(3, -1, -1).contiguous())
+            return like(x, x.expand(3, -1, -1).contiguous())
         check_picture(x)
         if x.dtype == torch.uint8:  # PIL's own arithmetic
             picture = Image.fromarray(np.ascontiguousarray(x.cpu().permute(1, 2, 0).numpy()), "RGBA")
             paper = Image.new("RGB", picture.size, (255, 255, 255))
             paper.paste(picture, mask=picture.getchannel("A"))
-            return _like(x, torch.from_numpy(np.array(paper)).permute(2, 0, 1).contiguous().to(x.device))
+            return like(x, torch.from_numpy(np.array(paper)).permute(2, 0, 1).contiguous().to(x.device))
         if bool(x.min() < 0) or bool(x.max() > 1):
             raise ValueError(
                 f"RGBA image has values in [{float(x.min()):g}, {float(x.max()):g}], "
                 "but uint8 or [0, 1] is expected: scale it first."
             )
-        return _like(x, x[:3] * x[3:] + (1 - x[3:]))
+        return like(x, x[:3] * x[3:] + (1 - x[3:]))
 
 
 class CropDarkBorder(Transform):
@@ -332,7 +195,7 @@ class CropDarkBorder(Transform):
 
     def __call__(self, image: NdarrayOrTensor) -> Tensor:
         """(C, H, W) -> (C, h, w), h <= H, w <= W"""
-        x = _tensor(image)
+        x = as_picture(image)
         brightest = x.as_subclass(Tensor).float().amax(0)  # (H, W)
         bright = brightest > self.threshold * float(brightest.max())
         top, left, bottom, right = 0, 0, int(bright.shape[0]), int(bright.shape[1])
@@ -355,7 +218,7 @@ class CropDarkBorder(Transform):
             return x
         shift = np.eye(4)
         shift[:2, 3] = top, left
-        return _like(x, x.as_subclass(Tensor)[:, top:bottom, left:right].contiguous(), shift)
+        return like(x, x.as_subclass(Tensor)[:, top:bottom, left:right].contiguous(), shift)
 
 
 def _rescaling(image: Tensor, size: tuple[int, int]) -> np.ndarray:
@@ -379,7 +242,7 @@ class SquarePixels(Transform):
 
     def __call__(self, image: NdarrayOrTensor) -> Tensor:
         """(C, H, W) -> (C, h, w); without an affine, or with square pixels, the image itself."""
-        x = _tensor(image)
+        x = as_picture(image)
         if not isinstance(x, MetaTensor) or x.affine.shape[-1] != 4:
             return x
         down, across = (float(x.affine[:3, axis].norm()) for axis in (0, 1))
@@ -387,8 +250,8 @@ class SquarePixels(Transform):
             return x
         side = min(down, across)
         size = round(x.shape[2] * across / side), round(x.shape[1] * down / side)
-        limits = (0.0, 1.0) if _meta(x, "unit") else None
-        return _like(x, resize(x.as_subclass(Tensor), size, limits), _rescaling(x, size))
+        limits = (0.0, 1.0) if meta_of(x, "unit") else None
+        return like(x, resize(x.as_subclass(Tensor), size, limits), _rescaling(x, size))
 
 
 class FitToGrid(Transform):
@@ -416,11 +279,11 @@ class FitToGrid(Transform):
 
     def __call__(self, image: NdarrayOrTensor) -> Tensor:
         """(C, H, W) -> (C, h, w)"""
-        x = _tensor(image)
+        x = as_picture(image)
         size = self.rule.size(x.shape[2], x.shape[1], self.num_images)
         if size == (x.shape[2], x.shape[1]):
             return x
-        return _like(x, resize(x.as_subclass(Tensor), size, self.limits), _rescaling(x, size))
+        return like(x, resize(x.as_subclass(Tensor), size, self.limits), _rescaling(x, size))
 
 
 class PerKey(MapTransform):
@@ -441,24 +304,6 @@ class PerKey(MapTransform):
         for key in self.key_iterator(result):
             result[key] = self.transform(result[key])
         return result
-
-
-class Windowsd(PerKey):
-    """Dictionary form of `Windows`."""
-
-    array = Windows
-
-
-class ToUnitd(PerKey):
-    """Dictionary form of `ToUnit`."""
-
-    array = ToUnit
-
-
-class PercentileScaled(PerKey):
-    """Dictionary form of `PercentileScale`."""
-
-    array = PercentileScale
 
 
 class ToRGBd(PerKey):
@@ -485,9 +330,6 @@ class FitToGridd(PerKey):
     array = FitToGrid
 
 
-WindowsD = WindowsDict = Windowsd
-ToUnitD = ToUnitDict = ToUnitd
-PercentileScaleD = PercentileScaleDict = PercentileScaled
 ToRGBD = ToRGBDict = ToRGBd
 CropDarkBorderD = CropDarkBorderDict = CropDarkBorderd
 SquarePixelsD = SquarePixelsDict = SquarePixelsd

@@ -15,21 +15,18 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from monai_unimedvl.transforms import image as steps
+from monai_unimedvl.transforms import image, intensity
 from monai_unimedvl.transforms.image import (
     CropDarkBorder,
     FitToGrid,
     FitToGridd,
-    PercentileScale,
     SquarePixels,
     ToRGB,
     ToRGBd,
-    ToUnit,
-    Windows,
     grid_size,
     resize,
-    window,
 )
+from monai_unimedvl.transforms.intensity import PercentileScale, ToUnit, Windows, window
 
 
 @pytest.fixture(scope="module")
@@ -188,8 +185,9 @@ def test_dictionary_forms_do_what_array_forms_do() -> None:
         "SquarePixels",
         "FitToGrid",
     ):
-        d = getattr(steps, f"{name}d")
-        assert d is getattr(steps, f"{name}D") is getattr(steps, f"{name}Dict")
+        room = image if hasattr(image, name) else intensity
+        d = getattr(room, f"{name}d")
+        assert d is getattr(room, f"{name}D") is getattr(room, f"{name}Dict")
 
 
 def test_a_meta_tensor_stays_one() -> None:

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Greys in the maker's unit -> [0, 1]: HU windows, percentiles, light.
+
+A scaling step marks its result (`meta["unit"]`) and leaves alone what is marked, so a chain run twice equals
+a chain run once. 8-bit pictures are what a screen showed: they are divided by 255 and not windowed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from monai.config import NdarrayOrTensor
+from monai.data import get_track_meta
+from monai.transforms import Transform
+from monai.utils import TransformBackends, convert_to_tensor
+from torch import Tensor
+
+from monai_unimedvl.transforms.image import PerKey, as_picture, check_picture, like, meta_of
+
+
+def window(image: Tensor, low: float, high: float) -> Tensor:
+    """Clip to [low, high] and scale to [0, 1], in float32.
+
+    Args:
+        image: any shape, in its own units (HU for CT).
+
+    Raises:
+        ValueError: `high` is not above `low`.
+    """
+    if not high > low:
+        raise ValueError(
+            f"window got low={low}, high={high}, but high must be above low: swap or widen them."
+        )
+    return ((image.float() - low) / (high - low)).clamp(0, 1)
+
+
+class Windows(Transform):
+    """Intensity windows: numbers in their unit (HU for CT) -> [0, 1], one channel per window.
+
+    Args:
+        show: a name of `table`, (low, high), or a list of three such, which become red, green and blue.
+        table: name -> {"low": , "high": , ...} in the unit of the image.
+
+    Raises:
+        ValueError: a name that `table` lacks; fractions of [0, 1] where HU are expected.
+    """
+
+    backend: ClassVar = [TransformBackends.TORCH]
+
+    def __init__(
+        self, show: str | Sequence[Any], table: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
+        self.table = dict(table or {})
+        one = isinstance(show, str) or (len(show) == 2 and not isinstance(show[0], str))
+        self.bounds = [self._bounds(item) for item in ([show] if one else show)]
+        if len(self.bounds) not in (1, 3):
+            raise ValueError(
+                f"Windows got {len(self.bounds)} windows, expected 1 (grey) or 3 (RGB): {show!r}."
+            )
+
+    def _bounds(self, item: str | Sequence[float]) -> tuple[float, float]:
+        if not isinstance(item, str):
+            low, high = float(item[0]), float(item[1])
+        elif item in self.table:
+            low, high = float(self.table[item]["low"]), float(self.table[item]["high"])
+        else:
+            known = ", ".join(self.table) or "none"
+            raise ValueError(f"window {item!r} is not known: use one of {known}, or two numbers [low, high].")
+        window(torch.zeros(1), low, high)
+        return low, high
+
+    def __call__(self, image: NdarrayOrTensor) -> Tensor:
+        """(1, H, W) in HU -> (1, H, W) or (3, H, W) float32 in [0, 1]; 8-bit pictures keep their channels."""
+        x = as_picture(image)
+        if meta_of(x, "unit"):
+            return x
+        if _on_screen(x):
+            return like(x, x.float() / 255, unit=True)
+        if x.shape[0] != 1:
+            check_picture(x, channels=(1,))
+        if x.dtype.is_floating_point and bool(((x > 0) & (x < 1)).any() and x.min() >= 0 and x.max() <= 1):
+            raise ValueError(
+                "image holds fractions in [0, 1], but HU are expected here (air is -1000): "
+                "pass HU, or an 8-bit picture that is windowed already."
+            )
+        return like(x, torch.cat([window(x, *bounds) for bounds in self.bounds]), unit=True)
+
+
+class ToUnit(Transform):
+    """Screen values -> float32 in [0, 1]: 8-bit by 255, what exceeds 1 by its maximum; zero stays."""
+
+    backend: ClassVar = [TransformBackends.TORCH]
+
+    def __call__(self, image: NdarrayOrTensor) -> Tensor:
+        """(C, H, W) -> (C, H, W); raises ValueError where a value is negative."""
+        x = as_picture(image)
+        if meta_of(x, "unit"):
+            return x
+        if x.dtype == torch.uint8:
+            return like(x, x.float() / 255, unit=True)
+        if bool(x.min() < 0):
+            raise ValueError(
+                f"image goes down to {float(x.min()):g}, but light is 0 or more here: "
+                "shift it, or use a recipe for measured values (mri, ct, xray)."
+            )
+        x32 = x.float()
+        return like(x, x32 / x32.max() if bool(x32.max() > 1) else x32, unit=True)
+
+
+class PercentileScale(Transform):
+    """Percentiles -> [0, 1], not moved by how much air is around the patient. Works on (C, H, W[, D]).
+
+    Voxels equal to the darkest value (padding, masked background) are not counted. `lower` is taken of the
+    rest, `upper` of those of the rest that are above their mean, which is the patient and not the noise
+    around. With `foreground=False`, for pictures that are filled by the patient, all voxels count for both.
+    """
+
+    backend: ClassVar = [TransformBackends.TORCH]
+    most = 1_000_000  # voxels looked at; more are thinned evenly
+
+    def __init__(self, lower: float = 0.5, upper: float = 99.5, foreground: bool = True) -> None:
+        if not 0 <= lower < upper <= 100:
+            raise ValueError(
+                f"PercentileScale got lower={lower}, upper={upper}: give 0 <= lower < upper <= 100."
+            )
+        self.lower, self.upper, self.foreground = lower, upper, foreground
+
+    def bounds(self, image: Tensor) -> tuple[float, float]:
+        """The values that become 0 and 1."""
+        values = image.as_subclass(Tensor).flatten()
+        if self.foreground:
+            values = values[values > values.min()]
+        values = values[:: -(-len(values) // self.most) or 1].float().cpu()
+        if len(values) == 0:
+            return 0.0, 0.0
+        bright = values[values > values.mean()] if self.foreground else values
+        bright = bright if len(bright) else values
+        return float(np.percentile(values, self.lower)), float(np.percentile(bright, self.upper))
+
+    def __call__(self, image: NdarrayOrTensor) -> Tensor:
+        """(C, H, W) or (C, H, W, D) -> the same, float32 in [0, 1]; a flat image becomes 0."""
+        x = convert_to_tensor(image, track_meta=get_track_meta())
+        if meta_of(x, "unit"):
+            return x
+        if x.dtype == torch.uint8 and (_on_screen(x) or meta_of(x, "kind") == "frames"):
+            return like(x, x.float() / 255, unit=True)
+        low, high = self.bounds(x)
+        plain = x.as_subclass(Tensor)
+        scaled = window(plain, low, high) if high > low else torch.zeros_like(plain, dtype=torch.float32)
+        return like(x, scaled, unit=True)
+
+
+def _on_screen(image: Tensor) -> bool:
+    """8-bit greys or colours that a screen showed, and not an 8-bit volume."""
+    return image.dtype == torch.uint8 and image.ndim == 3
+
+
+class Windowsd(PerKey):
+    """Dictionary form of `Windows`."""
+
+    array = Windows
+
+
+class ToUnitd(PerKey):
+    """Dictionary form of `ToUnit`."""
+
+    array = ToUnit
+
+
+class PercentileScaled(PerKey):
+    """Dictionary form of `PercentileScale`."""
+
+    array = PercentileScale
+
+
+WindowsD = WindowsDict = Windowsd
+ToUnitD = ToUnitDict = ToUnitd
+PercentileScaleD = PercentileScaleDict = PercentileScaled
