@@ -284,7 +284,7 @@ def contact_sheet(
         )
     chosen = [found[int(i)] for i in np.linspace(0, len(found) - 1, min(count, len(found)))]
     side = 64 * zoom
-    sheet = Image.new("RGB", (side * 2 + 520, (side + 4) * len(chosen)), "white")
+    sheet = Image.new("RGB", (side * 3 + 520, (side + 4) * len(chosen)), "white")
     draw = ImageDraw.Draw(sheet)
     for row, entry in enumerate(chosen):
         shown = [] if entry.shown is None else [entry.shown]
@@ -293,6 +293,6 @@ def contact_sheet(
             sheet.paste(tile, (column * side, row * (side + 4)))
         words = f"{entry.id}\n{entry.words}\n{entry.answer or ''}"
         wrapped = "\n".join(line[i : i + 84] for line in words.splitlines() for i in range(0, len(line), 84))
-        draw.multiline_text((2 * side + 6, row * (side + 4) + 4), wrapped, fill="black")
+        draw.multiline_text((3 * side + 6, row * (side + 4) + 4), wrapped, fill="black")
     sheet.save(path)
     return Path(path)

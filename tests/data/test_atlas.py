@@ -299,3 +299,26 @@ def test_frozen_items_of_installed_packages_are_rebuilt_without_a_download(insta
         row for row in atlas.item_rows(installed["test"]) if row["task"] in ("sr4", "t1-to-gm", "h-to-ihc")
     ]
     assert rows and all(frozen[row["id"]] == row for row in rows)
+
+
+def test_a_slice_group_is_three_neighbours_of_one_volume_and_section(installed, tmp_path):
+    data = atlas.AtlasDataset(tmp_path, "train", tasks=["slice-group"], progress=False)
+    places = {e.picture.position for e in data.entries if e.picture.plane == "axial"}
+    assert len(data) > 50 and len(data[0]["turns"][1].parts) == 3
+    known = {
+        e.picture.position
+        for e in installed["train"].entries
+        if e.picture.plane == "axial" and e.picture.source == "icbm09a"
+    }
+    assert all({place - 4, place, place + 4} <= known for place in places)
+
+
+def test_a_contact_sheet_shows_items_and_names_what_there_is(installed, tmp_path):
+    from PIL import Image
+
+    sheet = atlas.contact_sheet(installed["test"], tmp_path / "sheet.png", task="t1-to-gm", count=3)
+    assert Image.open(sheet).size == (64 * 2 * 3 + 520, (64 * 2 + 4) * 3)
+    with pytest.raises(
+        ValueError, match="found no item of task 'seg-tumour' in section 'test': choose one of"
+    ):
+        atlas.contact_sheet(installed["test"], tmp_path / "none.png", task="seg-tumour")
