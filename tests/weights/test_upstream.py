@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -190,3 +191,12 @@ def test_a_network_the_reference_cannot_hold_is_not_written_in_its_layout(
         upstream.to_upstream({"decoder.adapter.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"Two weights have the same name once `module.` is taken away"):
         upstream.to_ours({"vae2llm.bias": torch.zeros(1), "module.vae2llm.bias": torch.zeros(1)})
+
+
+@pytest.mark.weights
+def test_the_released_folder_loads_whole() -> None:
+    folder = os.environ.get("UNIMEDVL_WEIGHTS") or pytest.skip("UNIMEDVL_WEIGHTS names no folder")
+    network, tokenizer = weights.load(folder, dtype=torch.bfloat16)
+    with torch.device("meta"):
+        assert network.config == released().config
+    assert tokenizer is not None and tokenizer.marks == (151644, 151645, 151652, 151653)
