@@ -6,12 +6,18 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported anywhere
 
 import numpy as np
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from golden_support import Golden
+
+    from monai_unimedvl.networks.unimedvl import UniMedVL
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,3 +43,19 @@ def golden() -> Path:
     folder = Path(os.environ.get("UNIMEDVL_GOLDEN") or ROOT / "tests" / "golden")
     assert (folder / "cases.safetensors").is_file(), f"no golden numbers in {folder}: set UNIMEDVL_GOLDEN"
     return folder
+
+
+@pytest.fixture(scope="session")
+def gold(golden: Path) -> Golden:
+    """The golden numbers, read, and the network they belong to."""
+    from golden_support import Golden
+
+    return Golden(golden)
+
+
+@pytest.fixture
+def tiny() -> UniMedVL:
+    """A network of a few thousand random numbers in float64."""
+    from tiny import tiny_network
+
+    return tiny_network()

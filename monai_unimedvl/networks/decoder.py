@@ -8,6 +8,7 @@ There is one forward for training, prefill, decoding and guidance; a cache is an
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +19,13 @@ from monai_unimedvl.sequence import CAUSAL, Block, Layout, Plan
 
 Rope = tuple[Tensor, Tensor]
 LayerCache = tuple[Tensor, Tensor]
+Mask: TypeAlias = Tensor | str | None
 
 
 class KVCache:
     """Keys and values of the past, one slab a sample, preallocated and written in place.
 
-    The past is all visible to its own sample: spans are forgotten once cached, and noisy tokens are never kept.
+    The past is all visible to its own sample: spans are forgotten once cached; noisy tokens are never kept.
 
     Args:
         capacity: tokens that one sample can hold; `reserve` enlarges it.
@@ -165,9 +167,10 @@ class Decoder(nn.Module):
                 "expected each to divide the one before it: change the sizes."
             )
         self.config = {
-            "vocab_size": vocab_size, "hidden_size": hidden_size, "mlp_dim": mlp_dim, "num_layers": num_layers,
-            "num_heads": num_heads, "num_kv_heads": num_kv_heads, "rope_theta": rope_theta, "norm_eps": norm_eps,
-            "tied": tied, "qk_norm": qk_norm, "max_context": max_context,
+            "vocab_size": vocab_size, "hidden_size": hidden_size, "mlp_dim": mlp_dim,
+            "num_layers": num_layers, "num_heads": num_heads, "num_kv_heads": num_kv_heads,
+            "rope_theta": rope_theta, "norm_eps": norm_eps, "tied": tied, "qk_norm": qk_norm,
+            "max_context": max_context,
         }  # fmt: skip
         self.num_kv_heads, self.head_size = num_kv_heads, hidden_size // num_heads
         self.rope_theta, self.max_context = rope_theta, max_context
@@ -188,11 +191,16 @@ class Decoder(nn.Module):
             keep: count the new tokens as past; False leaves the cache as it was.
 
         Raises:
-            ValueError: a sample outgrows `max_context`.
+            ValueError: a sample outgrows `max_context`, or a noisy canvas was to be kept.
         """
         cos, sin = rotary(plan.layout.position, self.head_size, self.rope_theta)
         rope = cos.to(x.dtype), sin.to(x.dtype)
         if cache is not None:
+            if keep and plan.routes.generation and bool(plan.layout.noisy.any()):
+                raise ValueError(
+                    "A noisy canvas cannot be kept in the cache, later tokens would see it: read it with "
+                    "keep=False, and its clean latents once it is drawn."
+                )
             past = {s: cache.lengths[s] for block in plan.blocks for s in block.samples}
             longest = max((past[s] + block.length for block in plan.blocks for s in block.samples), default=0)
             if longest > self.max_context:
@@ -223,8 +231,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, blocks: tuple[Block, ...]) -> Tensor
         count, length = len(block.samples), block.length
         rows = slice(at, at + count * length)
         at += count * length
-        parts = [x[rows].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v)]
-        y = _softmax_attention(*parts, block.mask)  # (count, H, length, E)
+        each = [x[rows].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v)]
+        y = _softmax_attention(each[0], each[1], each[2], block.mask)  # (count, H, length, E)
         outputs.append(y.transpose(1, 2).flatten(2).flatten(0, 1))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs) if outputs else q.flatten(1)
 
@@ -272,16 +280,15 @@ def _decode_together(
     return _softmax_attention(q.unsqueeze(2), keys, values, mask).flatten(1)
 
 
-def _with_past(mask: Tensor | str | None, past: int, length: int, device: torch.device) -> Tensor | str | None:
+def _with_past(mask: Mask, past: int, length: int, device: torch.device) -> Mask:
     """The mask of new tokens (length, length) widened by a past that is all visible."""
     if mask is None or past == 0 or length == 1:
         return mask
-    if isinstance(mask, str):
-        mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    return torch.cat([mask.new_ones(length, past), mask], dim=1)
+    new = torch.ones(length, length, dtype=torch.bool, device=device).tril() if mask == "causal" else mask
+    return torch.cat([torch.ones(length, past, dtype=torch.bool, device=device), new], dim=1)
 
 
-def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | str | None) -> Tensor:
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """q (B, H, n, E), k and v (B, K, N, E) -> (B, H, n, E)"""
     groups = q.shape[1] // k.shape[1]
     if q.shape[2] == 1 and groups > 1 and (mask is None or isinstance(mask, Tensor)):
@@ -291,4 +298,3 @@ def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | str | Non
     return scaled_dot_product(
         q, k, v, None if isinstance(mask, str) else mask, is_causal=causal, enable_gqa=groups > 1
     )
-
