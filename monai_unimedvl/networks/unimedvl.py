@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """UniMedVL (arXiv 2510.15710): one network that reads and draws. Sizes are plain functions at the end.
 
-  L tokens   D hidden size   V view patches   Z latent tokens   C numbers a latent token   q latent patch
+L tokens   D hidden size   V view patches   Z latent tokens   C numbers a latent token   q latent patch
 """
 
 from __future__ import annotations
@@ -36,15 +36,16 @@ class UniMedVL(nn.Module):
         decoder: the transformer with two experts.
         vision: encoder of images to understand; None for a text or drawing-only network.
         autoencoder: images (B, 3, H, W) in [-1, 1] <-> latents, behind MONAI's stage-2 verbs
-            (`encode_stage_2_inputs`, `decode_stage_2_outputs`, `latent_channels`, `downsample`, `config`); never
-            trained here.
+            (`encode_stage_2_inputs`, `decode_stage_2_outputs`, `latent_channels`, `downsample`, `config`);
+            never trained here.
         latent_patch: q, latent cells a side that make one token.
         latent_side: side of the fixed position table of latent tokens; the largest canvas.
         table_base, table_scale: wavelength and amplitude of the fixed position tables.
         prediction: what the head says: "velocity" as released, or "image", turned into a velocity here.
         timestep_shift: shift of training times.
-        grids: sizes that images are fitted to, {"view": [longest side, shortest side, stride], "canvas": ...}, in
-            pixels; None takes the released rules, 980/378 and 1024/512, as far as the position tables reach.
+        grids: sizes that images are fitted to, {"view": [longest side, shortest side, stride], ...} and
+            the same for "canvas", in pixels; None takes the released rules, 980/378 and 1024/512, as far as
+            the position tables reach.
     """
 
     def __init__(
@@ -63,7 +64,9 @@ class UniMedVL(nn.Module):
     ) -> None:
         super().__init__()
         if prediction not in PREDICTIONS:
-            raise ValueError(f"UniMedVL got prediction={prediction!r}, expected one of {', '.join(PREDICTIONS)}.")
+            raise ValueError(
+                f"UniMedVL got prediction={prediction!r}, expected 'velocity' or 'image': use one."
+            )
         hidden_size = decoder.embed.embedding_dim
         self.decoder, self.vision, self.autoencoder = decoder, vision, autoencoder
         self.latent_patch, self.latent_side = latent_patch, latent_side
@@ -73,7 +76,8 @@ class UniMedVL(nn.Module):
         self.connector: MLP | None = None
         if vision is not None:
             self.connector = MLP(vision.norm.weight.shape[0], hidden_size, hidden_size)
-            self.register_buffer("view_table", grid_table(vision.grid_side, hidden_size, table_base, table_scale))
+            views = grid_table(vision.grid_side, hidden_size, table_base, table_scale)
+            self.register_buffer("view_table", views)
         self.register_buffer("latent_table", grid_table(latent_side, hidden_size, table_base, table_scale))
         self.time_embed = TimeEmbed(hidden_size)
         self.latent_in = nn.Linear(self.latent_size, hidden_size)
@@ -110,10 +114,12 @@ class UniMedVL(nn.Module):
     def views(self, seq: PackedSequence) -> Tensor:
         """View tokens (V, D): vision encoder, connector, fixed position."""
         if self.vision is None or self.connector is None:
-            raise ValueError("This network has no vision encoder, but the prompt has an image: load one that has it.")
+            raise ValueError(
+                "The prompt has an image, but this network no vision encoder: load one that has."
+            )
+        position = self._cell(self.view_table, seq.view_cells, self.vision.grid_side)
         patches = seq.patches.to(self.vision.patch.weight.dtype)  # type: ignore[union-attr]
-        features = self.vision(patches, seq.view_cells, seq.view_lengths)
-        return self.connector(features) + self._cell(self.view_table, seq.view_cells, self.vision.grid_side)
+        return self.connector(self.vision(patches, seq.view_cells, seq.view_lengths)) + position
 
     def canvases(self, seq: PackedSequence) -> Tensor:
         """Latent tokens (Z, D): projection, flow time, fixed position."""
@@ -137,7 +143,7 @@ class UniMedVL(nn.Module):
         """The samples with every canvas's image encoded to latents.
 
         Images of one size are encoded together, never padded: padding would change the latents of the
-        smaller ones (reference.md, defect 4).
+        smaller ones, as it does in the reference's training.
 
         Args:
             generator: samples the posterior, as the reference always does; None takes its mean.
@@ -148,7 +154,9 @@ class UniMedVL(nn.Module):
             for i, segment in enumerate(segments):
                 if isinstance(segment, Canvas) and segment.latents is None and not segment.dropped:
                     if segment.image is None:
-                        raise ValueError("UniMedVL.encode got a Canvas without image and latents: give it one.")
+                        raise ValueError(
+                            "encode got a Canvas without image and latents: give it one of them."
+                        )
                     waiting.setdefault(tuple(segment.image.shape), []).append((s, i))
         for places in waiting.values():
             images = torch.stack([encoded[s][i].image for s, i in places])  # type: ignore[union-attr]
@@ -185,7 +193,7 @@ class UniMedVL(nn.Module):
         return self.decoder.embed.weight.device
 
     def _released_grids(self) -> dict[str, list[int]]:
-        """Longest side, shortest side and stride in pixels, as reference.md, section 5, has them."""
+        """Longest side, shortest side and stride in pixels, as the reference resizes images."""
         widest = self.latent_side * self.canvas_stride
         grids = {"canvas": [min(1024, widest), min(512, widest), self.canvas_stride]}
         if self.vision is not None:
@@ -196,7 +204,7 @@ class UniMedVL(nn.Module):
     def _cell(self, table: Tensor, cells: Tensor, side: int) -> Tensor:
         if len(cells) and int(cells.max()) >= side:
             raise ValueError(
-                f"An image has {int(cells.max()) + 1} tokens a side, expected at most {side}: make the image smaller."
+                f"An image has {int(cells.max()) + 1} tokens a side, expected {side} at most: shrink it."
             )
         return table[cells[:, 0] * side + cells[:, 1]]
 
@@ -217,7 +225,7 @@ def from_config(config: dict[str, Any]) -> UniMedVL:
 
 
 def released() -> UniMedVL:
-    """The released 14B network: Qwen2.5-7B twice, SigLIP so400m, FLUX VAE (reference.md, section 2)."""
+    """The released 14B network: Qwen2.5-7B twice, SigLIP so400m, FLUX VAE."""
     return from_config(
         {
             "decoder": {
@@ -231,16 +239,17 @@ def released() -> UniMedVL:
 
 
 def nano(autoencoder: nn.Module, *, vocab_size: int, hidden_size: int = 160, num_layers: int = 4) -> UniMedVL:
-    """A network of a few million parameters for 64x64 images, initialised so that it learns in minutes on a CPU.
+    """A network of a few million parameters for 64x64 images, initialised to learn in minutes on a CPU.
 
-    What differs from the released shape, each after performance.md 5.3: the head predicts the image, not the
-    velocity; position tables with short wavelengths; keys start equal to queries, so that tokens of one place
-    attend to each other at once; image content and position code start at the same size.
+    What differs from the released shape, each because it learned faster so: the head predicts the image,
+    not the velocity; position tables with short wavelengths; keys start equal to queries, so that tokens of
+    one place attend to each other at once; image content and position code start at the same size.
     """
     heads, vision_size = hidden_size // 32, hidden_size
     decoder = Decoder(
-        vocab_size, hidden_size, 3 * hidden_size, num_layers, heads, heads, rope_theta=1e4, tied=True, max_context=1024
-    )
+        vocab_size, hidden_size, 3 * hidden_size, num_layers, heads, heads,
+        rope_theta=1e4, tied=True, max_context=1024,
+    )  # fmt: skip
     vision = Vision(vision_size, 3 * vision_size, 3, heads, patch_size=8, grid_side=16)
     network = UniMedVL(
         decoder, vision, autoencoder, latent_patch=1, latent_side=16, table_base=50.0, table_scale=1.0,

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole network: golden answers and drawings with every guidance, and what it asks of its input."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from golden_support import Golden, reading
+from tiny import CONFIG, MARKS, canvas, numbers, text, tiny_network, view
+from torch import Tensor
+from torch.testing import assert_close
+
+from monai_unimedvl import flow
+from monai_unimedvl.networks.autoencoder import PatchCodec
+from monai_unimedvl.networks.decoder import KVCache
+from monai_unimedvl.networks.layers import patchify, unpatchify
+from monai_unimedvl.networks.unimedvl import SMALLEST_TIME, UniMedVL, from_config, nano, released
+from monai_unimedvl.sequence import Canvas, Marks, Segment, pack, step
+
+Grid = tuple[int, int]
+
+
+def read(network: UniMedVL, marks: Marks, samples: list[list[Segment]]) -> KVCache:
+    """A cache that holds the samples."""
+    cache = KVCache(network.decoder, len(samples), capacity=8)
+    network(pack(samples, marks), cache)
+    return cache
+
+
+def velocities(
+    network: UniMedVL, marks: Marks, cache: KVCache, noise: Tensor, grid: Grid, t: float
+) -> tuple[Tensor, ...]:
+    """The velocity of one canvas at time t as each sample of the cache sees it."""
+    drawn = Canvas(grid, noise, noisy=True, time=t)
+    seq = pack([[drawn]] * len(cache.lengths), marks, start=cache.positions)
+    return network(seq, cache, keep=False).velocity.chunk(len(cache.lengths))
+
+
+def draw(gold: Golden, name: str, cache: KVCache, grid: Grid, guidance: flow.Guidance) -> Tensor:
+    """The latents of a sampler run; the cache holds the full, the wordless and the imageless context."""
+    case, x = gold.cases[name], gold[f"{name}.noise"]
+    times = flow.schedule(case["num_timesteps"] - 1, case["timestep_shift"]).tolist()
+    for t, t_next in zip(times, times[1:], strict=False):
+        text_, image = guidance.uses(t)
+        full, no_text, no_image = velocities(gold.network, gold.marks, cache, x, grid, t)
+        v = guidance.combine(full, no_text if text_ else None, no_image if image else None)
+        x = flow.step(x, v, t, t_next)
+    return x
+
+
+def greedy_logits(gold: Golden, cache: KVCache, ids: Tensor) -> Tensor:
+    """Logits (steps, V) of feeding the golden ids one by one."""
+    steps = [gold.network(step(i[None], [0], cache.positions[:1]), cache).hidden for i in ids]
+    return gold.network.logits(torch.cat(steps))
+
+
+def bytes_of(image: Tensor) -> Tensor:
+    """(3, H, W) in [0, 1] -> (H, W, 3), whole numbers, truncated as the reference does."""
+    return (image * 255).movedim(0, -1).floor()
+
+
+@torch.no_grad()
+def test_golden_vqa_with_two_images(gold: Golden) -> None:
+    samples = [[gold.view("vit.img0"), gold.view("vit.img1"), gold.text("vqa.text_ids")]]
+    cache, seq, case = KVCache(gold.network.decoder, 1), pack(samples, gold.marks), gold.cases["vqa"]
+    states, at = gold.network(seq, cache).hidden, reading(seq)
+    ends = case["kv_lens"]
+    for name, rows in zip(("img0", "img1", "text"), at.tensor_split(ends[:-1]), strict=True):
+        gold.check(f"vqa.{name}_hidden", states[rows])
+        gold.check(f"vqa.{name}_position_ids", seq.layout.position[rows])
+    gold.check("vqa.last_logits", gold.network.logits(states[at[-1]]))
+    assert (cache.lengths, cache.positions) == ([ends[-1]], [case["ropes"][-1]])
+    gold.check("vqa.k_cache_last", cache.keys[-1, 0, :, : ends[-1]].transpose(0, 1))
+    gold.check("vqa.v_cache_last", cache.values[-1, 0, :, : ends[-1]].transpose(0, 1))
+    ids = gold["vqa.decode_ids"]
+    logits = greedy_logits(gold, cache, ids)
+    gold.check("vqa.decode_logits", logits)
+    assert logits.argmax(-1)[:-1].tolist() == ids[1:].tolist() and ids[0] == gold.marks.text_start
+
+
+@pytest.fixture(scope="module")
+def t2i(gold: Golden) -> tuple[KVCache, Grid]:
+    """Contexts of the text-to-image case: words, nothing, words (image guidance keeps them)."""
+    words, case = gold.text("t2i.text_ids"), gold.cases["t2i"]
+    stride = gold.network.canvas_stride
+    with torch.no_grad():
+        cache = read(gold.network, gold.marks, [[words], [], [words]])
+    assert cache.lengths == [case["kv_len"], 0, case["kv_len"]] and cache.positions[0] == case["rope_start"]
+    return cache, (case["height"] // stride, case["width"] // stride)
+
+
+@torch.no_grad()
+def test_golden_t2i_velocities(gold: Golden, t2i: tuple[KVCache, Grid]) -> None:
+    cache, grid = t2i
+    for i, t in enumerate(gold["t2i.vel_t"].tolist()):
+        with_words, without, _ = velocities(gold.network, gold.marks, cache, gold["t2i.noise"], grid, t)
+        gold.check(f"t2i.vel{i}", with_words)
+        if i == 0:
+            gold.check("t2i.vel0_uncond", without)
+
+
+@torch.no_grad()
+def test_golden_t2i_states_of_every_layer(gold: Golden, t2i: tuple[KVCache, Grid]) -> None:
+    cache, grid = t2i
+    drawn = Canvas(grid, gold["t2i.noise"], noisy=True, time=float(gold["t2i.vel_t"][0]))
+    alone, states = cache.fork([0]), []
+    seq = pack([[drawn]], gold.marks, start=alone.positions)
+    at = reading(seq)
+    layers = gold.network.decoder.layers
+    hooks = [layer.register_forward_hook(lambda _, x, y: states.append(y[at])) for layer in layers]
+    hidden = gold.network(seq, alone, keep=False).hidden
+    for hook in hooks:
+        hook.remove()
+    gold.check("t2i.layer_outputs0", torch.stack(states))
+    gold.check("t2i.hidden0", hidden[at])
+    gold.check("t2i.rope_position_ids", seq.layout.position[at])
+    gold.check("t2i.latent_position_ids", seq.latent_cells @ torch.tensor([gold.network.latent_side, 1]))
+
+
+@torch.no_grad()
+def test_golden_t2i_drawings_with_every_guidance(gold: Golden, t2i: tuple[KVCache, Grid]) -> None:
+    runs = list(gold.guidances("t2i"))
+    assert len(runs) >= 8
+    for output, guidance in runs:
+        gold.check(output, draw(gold, "t2i", *t2i, guidance))
+
+
+@torch.no_grad()
+def test_golden_t2i_picture_of_its_latents(gold: Golden, t2i: tuple[KVCache, Grid]) -> None:
+    network, (_, grid) = gold.network, t2i
+    latents = gold["t2i.final_global"]
+    gold.check("t2i.latent_global", unpatchify(latents, grid, network.latent_patch)[None])
+    image = network.decode(latents, grid)
+    wanted = (gold["t2i.decoded_global"][0] * 0.5 + 0.5).clamp(0, 1)
+    assert_close(image, wanted, atol=gold.tolerance, rtol=0)
+    assert (bytes_of(image) - gold["t2i.image_global"].float()).abs().max() <= 1
+
+
+@pytest.fixture(scope="module")
+def edit(gold: Golden) -> tuple[KVCache, Grid]:
+    """Contexts of the editing case: image and words, image, words."""
+    network, case = gold.network, gold.cases["edit"]
+    stride = network.canvas_stride
+    latent = patchify(gold["edit.cond_latent"][0], network.latent_patch)
+    h, w = (side // stride for side in gold["edit.vae_img"].shape[1:])
+    seen, words = [Canvas((h, w), latent), gold.view("edit.vit_img")], gold.text("edit.text_ids")
+    with torch.no_grad():
+        cache = read(network, gold.marks, [[*seen, words], seen, [words]])
+    assert cache.lengths == [case["kv_lens"][-1], case["cfg_text_kv"], case["cfg_img_kv"]]
+    assert cache.positions == [case["ropes"][-1], case["cfg_text_rope"], case["cfg_img_rope"]]
+    return cache, (case["target_height"] // stride, case["target_width"] // stride)
+
+
+@torch.no_grad()
+def test_golden_edit_states_of_its_prompt(gold: Golden) -> None:
+    network, image = gold.network, gold["edit.vae_img"]
+    latent = network.autoencoder.encode_stage_2_inputs(image[None], noise=gold["edit.vae_encode_noise"])
+    gold.check("edit.cond_latent", latent)
+    grid = tuple(side // network.canvas_stride for side in image.shape[1:])
+    condition = Canvas(grid, patchify(latent[0], network.latent_patch))
+    seq = pack([[condition, gold.view("edit.vit_img"), gold.text("edit.text_ids")]], gold.marks)
+    cache = KVCache(network.decoder, 1)
+    states, ends = network(seq, cache).hidden, gold.cases["edit"]["kv_lens"]
+    for name, rows in zip(("vae", "vit", "text"), reading(seq).tensor_split(ends[:-1]), strict=True):
+        gold.check(f"edit.{name}_hidden", states[rows])
+    gold.check("edit.last_logits", network.logits(states[seq.last_at[0]]))
+    gold.check("edit.decode_logits", greedy_logits(gold, cache, gold["edit.decode_ids"]))
+
+
+@torch.no_grad()
+def test_golden_edit_velocities_of_the_three_contexts(gold: Golden, edit: tuple[KVCache, Grid]) -> None:
+    cache, grid = edit
+    for i, t in enumerate(gold["edit.vel_t"].tolist()):
+        found = velocities(gold.network, gold.marks, cache, gold["edit.noise"], grid, t)
+        for name, v in zip(("", "_cfg_text", "_cfg_img"), found, strict=True):
+            gold.check(f"edit.vel{i}{name}", v)
+
+
+@torch.no_grad()
+def test_golden_edit_drawings_with_every_guidance(gold: Golden, edit: tuple[KVCache, Grid]) -> None:
+    runs = list(gold.guidances("edit"))
+    assert len(runs) >= 7
+    for output, guidance in runs:
+        gold.check(output, draw(gold, "edit", *edit, guidance))
+    image = gold.network.decode(gold["edit.final_text_channel_img"], edit[1])
+    assert (bytes_of(image) - gold["edit.image_text_channel_img"].float()).abs().max() <= 1
+
+
+@torch.no_grad()
+def test_golden_latents_of_an_image_are_the_mean_without_a_generator(gold: Golden) -> None:
+    images = [gold["vae.img0"], gold["vae.img1"]]
+    stride = gold.network.canvas_stride
+    canvases = [Canvas((x.shape[1] // stride, x.shape[2] // stride), image=x) for x in images]
+    for i, segment in enumerate(gold.network.encode([canvases])[0]):
+        gold.check(f"vae.packed{i}", segment.latents)
+
+
+def test_encoding_by_size_equals_one_by_one(tiny: UniMedVL) -> None:
+    images = [numbers(3, 4 * h, 4 * w, seed=i) for i, (h, w) in enumerate([(1, 2), (2, 1), (1, 2), (1, 1)])]
+    segments = [Canvas((x.shape[1] // 4, x.shape[2] // 4), image=x) for x in images]
+    samples = [[segments[0], text(1), segments[1]], [segments[2], view(1, 1), segments[3]]]
+    found = [s.latents for sample in tiny.encode(samples) for s in sample if isinstance(s, Canvas)]
+    for segment, latents in zip(segments, found, strict=True):
+        assert_close(latents, tiny.encode([[segment]])[0][0].latents, atol=1e-12, rtol=0)
+    assert segments[0].latents is None  # the caller's segments are left alone
+
+
+def test_encoding_leaves_what_needs_none(tiny: UniMedVL) -> None:
+    ready, gone = canvas(1, 1), Canvas((1, 1), dropped=True)
+    (_, same, dropped), empty = tiny.encode([[text(1), ready, gone], []])
+    assert same is ready and dropped is gone and empty == []
+
+
+def test_decoding_undoes_encoding_and_stays_in_range() -> None:
+    full = {"kind": "patch", "patch": 2, "latent_channels": 12}
+    network, image = tiny_network(autoencoder=full), numbers(3, 8, 4).clamp(-1, 1)
+    latents = network.encode([[Canvas((2, 1), image=image)]])[0][0].latents
+    assert_close(network.decode(latents, (2, 1)), image * 0.5 + 0.5, atol=1e-5, rtol=0)
+    assert network.decode(100 * latents, (2, 1)).aminmax() == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "segments", [[text(1)], [view(1, 2)], [canvas(1, 2), text(2), canvas(1, 1, noisy=True)]]
+)
+def test_there_is_a_velocity_for_every_latent_token_and_none_without(
+    tiny: UniMedVL, segments: list[Segment]
+) -> None:
+    prediction = tiny(pack([segments], MARKS))
+    tokens = sum(len(s.latents) for s in segments if isinstance(s, Canvas))
+    assert (prediction.velocity is None) if tokens == 0 else (prediction.velocity.shape == (tokens, 12))
+
+
+def test_an_image_prediction_becomes_the_velocity_that_leads_to_it() -> None:
+    network = tiny_network(prediction="image")
+    x = canvas(1, 2, noisy=True, time=0.4)
+    prediction = network(seq := pack([[text(1), x]], MARKS))
+    image = network.latent_out(prediction.hidden[seq.latent_at])
+    assert_close(flow.step(x.latents, prediction.velocity, 0.4, 0.0), image, atol=1e-6, rtol=0)
+    late = network(pack([[text(1), canvas(1, 2, noisy=True, time=SMALLEST_TIME / 100)]], MARKS))
+    assert late.velocity.abs().max() < 1e3  # not divided by next to nothing
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"prediction": "image", "timestep_shift": 2.0, "table_base": 50.0},
+        {"vision": None},
+        {"latent_patch": 1},
+    ],
+)
+def test_a_config_rebuilds_the_network(changes: dict) -> None:
+    network = tiny_network(**changes)
+    config = json.loads(json.dumps(network.config))
+    twin = from_config(config).double()
+    twin.load_state_dict(network.state_dict())
+    assert twin.config == network.config == config
+    segments = [text(1), canvas(1, 1, noisy=True, time=0.5)] if network.latent_patch == 2 else [text(1)]
+    seq = pack([segments], MARKS)
+    assert torch.equal(twin(seq).hidden, network(seq).hidden)
+
+
+def test_nano_is_small_rebuilds_and_starts_with_keys_like_queries() -> None:
+    network = nano(PatchCodec(8, 24), vocab_size=50)
+    twin = from_config(json.loads(json.dumps(network.config)))
+    assert {k: v.shape for k, v in twin.state_dict().items()} == {
+        k: v.shape for k, v in network.state_dict().items()
+    }
+    assert sum(p.numel() for p in network.parameters()) < 6e6
+    for layer in network.decoder.layers:
+        for expert in ("understanding", "generation"):
+            q, k = getattr(layer.attention.q, expert).weight, getattr(layer.attention.k, expert).weight
+            assert torch.equal(q, k)
+    assert network.canvas_stride == 8 and network.prediction == "image"
+
+
+def test_released_has_the_released_number_of_parameters() -> None:
+    with torch.device("meta"):
+        network = released()
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in network.named_children()}
+    assert sizes["autoencoder"] == 83_819_683
+    assert network.decoder.embed.weight.shape == (152064, 3584) and len(network.decoder.layers) == 28
+    assert network.view_table.shape == (70 * 70, 3584) and network.latent_table.shape == (64 * 64, 3584)
+    assert network.canvas_stride == 16 and network.latent_size == 64
+    assert 14.2e9 < sum(sizes.values()) < 14.8e9
+
+
+def test_the_autoencoder_is_never_trained(tiny: UniMedVL) -> None:
+    assert not any(p.requires_grad for p in tiny.autoencoder.parameters())
+    assert all(p.requires_grad for p in tiny.decoder.parameters())
+
+
+def test_images_too_large_for_the_position_tables_get_one_line(tiny: UniMedVL) -> None:
+    for grid in ((5, 1), (1, 5)):
+        with pytest.raises(ValueError, match="An image has 5 tokens a side, expected 4 at most"):
+            tiny(pack([[view(*grid)]], MARKS))
+        with pytest.raises(ValueError, match="An image has 5 tokens a side, expected 4 at most"):
+            tiny(pack([[canvas(*grid)]], MARKS))
+
+
+def test_what_the_network_lacks_gets_one_line(tiny: UniMedVL) -> None:
+    with pytest.raises(ValueError, match="has an image, but this network no vision encoder"):
+        tiny_network(vision=None)(pack([[view(1, 1)]], MARKS))
+    with pytest.raises(ValueError, match="Canvas without image and latents"):
+        tiny.encode([[Canvas((1, 1))]])
+    with pytest.raises(ValueError, match="prediction='noise', expected 'velocity' or 'image'"):
+        from_config({**CONFIG, "prediction": "noise"})
