@@ -61,7 +61,7 @@ class Guidance:
         text: weight against the context without its last words; 1 switches guidance off.
         image: weight against the context without images; 1 switches it off.
         interval: guidance acts where interval[0] < t <= interval[1].
-        renorm: "global" (norm over a sample), "channel" (per token), "text_channel" (per token, before images).
+        renorm: norm over a sample ("global"), a token ("channel"), or a token before images ("text_channel").
         renorm_min: lower clamp of the renorm factor; 1 switches renorm off.
     """
 
@@ -73,10 +73,12 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if self.renorm not in RENORMS:
-            raise ValueError(f"Guidance got renorm={self.renorm!r}, expected one of {', '.join(RENORMS)}.")
+            raise ValueError(
+                f"Guidance got renorm={self.renorm!r}, expected one of {', '.join(RENORMS)}: use one of them."
+            )
         if self.text < 1 or self.image < 1:
             raise ValueError(
-                f"Guidance got text={self.text}, image={self.image}, expected scales of at least 1: 1 means off."
+                f"Guidance got text={self.text}, image={self.image}, expected at least 1: 1 switches it off."
             )
 
     def uses(self, t: float) -> tuple[bool, bool]:

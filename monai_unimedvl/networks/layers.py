@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small parts of the network: twins per expert, feed-forward, rotary and fixed position codes, patches.
 
-  L tokens   D hidden size   H heads   E head size
+L tokens   D hidden size   H heads   E head size
 """
 
 from __future__ import annotations
@@ -104,12 +104,14 @@ class TimeEmbed(nn.Module):
         return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
-def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **options: bool) -> Tensor:
-    """torch's attention; on a CPU, training in bf16 goes through float32, whose backward is ten times faster."""
+def scaled_dot_product(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **options: bool
+) -> Tensor:
+    """torch's attention; bf16 training on a CPU goes through float32, whose backward is ten times faster."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
         with torch.autocast("cpu", enabled=False):
-            parts = (x.float() for x in (q, k, v))
-            return F.scaled_dot_product_attention(*parts, attn_mask=mask, **options).to(q.dtype)
+            y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, **options)
+            return y.to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
 
 
@@ -150,7 +152,7 @@ def patchify(image: Tensor, patch: int) -> Tensor:
     channels, height, width = image.shape
     if height % patch or width % patch:
         raise ValueError(
-            f"patchify got an image of {height}x{width}, expected multiples of {patch}: fit it to the grid first."
+            f"patchify got an image of {height}x{width}, expected multiples of {patch}: fit it to the grid."
         )
     x = image.view(channels, height // patch, patch, width // patch, patch)
     return x.permute(1, 3, 2, 4, 0).flatten(2).flatten(0, 1)

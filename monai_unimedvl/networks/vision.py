@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SigLIP as a NaViT: packed patches of images of any size, attention inside each image only.
 
-  V patches of all images   D hidden size   H heads
+V patches of all images   D hidden size   H heads
 """
 
 from __future__ import annotations

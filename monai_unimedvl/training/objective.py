@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only place where a loss is written: cross entropy by token, flow by latent patch (reference.md 7.2, 7.3).
+"""The only place where a loss is written: cross entropy by token, flow by latent patch.
 
-L tokens   N labels   Z latent tokens   C numbers a latent token
+The losses are BAGEL's (arXiv 2505.14683), their weights UniMedVL's (arXiv 2510.15710, Table 12).
+  L tokens   N labels   Z latent tokens   C numbers a latent token
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 
 
 class Losses(NamedTuple):
-    """Scalars: `text` is the mean over labels, `flow` over noisy patches and channels, `loss` their weighted sum.
+    """Scalars: `text`, mean over labels; `flow`, mean over noisy patches and channels; their weighted sum.
 
-    A pack without words or without noisy canvases has 0 there.
+    A pack without labels, or without noisy canvases, has 0 there.
     """
 
     text: Tensor
@@ -85,9 +86,8 @@ class Objective:
     def _text(self, network: UniMedVL, hidden: Tensor, seq: PackedSequence) -> Tensor:
         if not len(seq.labels):
             return hidden.new_zeros(())
-        each = F.cross_entropy(
-            network.logits(hidden[seq.label_at]).float(), seq.labels, reduction="none"
-        )  # (N,)
+        logits = network.logits(hidden[seq.label_at]).float()
+        each = F.cross_entropy(logits, seq.labels, reduction="none")  # (N,)
         if self.reweight_text:
             return (each * seq.label_weights).sum() / seq.label_weights.sum()
         return each.mean()
