@@ -96,7 +96,7 @@ def misplaced(path: Path, name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_room_imports_only_from_rooms_to_its_left(name: str) -> None:
-    assert room(name) in [*ROOMS, "__init__"], f"{name} is in no room: add it to one of {ROOMS}"
+    assert room(name) in [*ROOMS, "__init__", "__main__"], f"{name} is in no room: add it to one of {ROOMS}"
     assert not misplaced(PACKAGE / name, name)
 
 

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs that run no model: data, bundle, provenance."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+
+from monai_unimedvl.cli.main import Result
+
+
+def data(options: Namespace) -> Result:
+    """Fetch the packages of the atlas corpus; those that cannot be had are named, and the rest goes on."""
+    from monai_unimedvl.data.fetch import fetch_atlas
+
+    def confirm(listing: str) -> bool:
+        print(listing, file=sys.stderr)
+        if options.yes:
+            return True
+        if not sys.stdin.isatty():
+            raise ValueError("nobody is here to agree to these downloads and licences: add --yes.")
+        print("Fetch these? [y/N] ", end="", file=sys.stderr, flush=True)
+        return input().strip().lower() in ("y", "yes")
+
+    found = fetch_atlas(
+        options.out, from_folder=options.source, names=options.only, permissive_only=options.permissive_only,
+        confirm=confirm, progress=not options.quiet,
+    )  # fmt: skip
+    lines = [f"ready in {found.root}: {', '.join(found.ready) or 'nothing'}"]
+    lines += [f"not there: {name}: {' '.join(why.split())}" for name, why in found.failed.items()]
+    if found.failed and found.ready:
+        lines.append("The demo and the training go on without these.")
+    return lines, {
+        "root": str(found.root),
+        "ready": found.ready,
+        "failed": found.failed,
+        "ok": bool(found.ready),
+    }
+
+
+def bundle(options: Namespace) -> Result:
+    """List the shipped bundles, or copy one."""
+    from monai_unimedvl import bundle as bundles
+
+    if options.what == "list":
+        names = bundles.available()
+        return [*names] or ["no bundle is shipped here"], {"bundles": names}
+    if not options.name or not (options.folder or options.out):
+        raise ValueError(
+            "copy needs a bundle's name and a new folder: unimedvl bundle copy unimedvl_nano my_bundle."
+        )
+    path = bundles.copy(options.name, options.folder or options.out)
+    return [f"copied {options.name} to {path}"], {"outputs": [str(path)]}
+
+
+def provenance(options: Namespace) -> Result:
+    """Whether each file is marked as synthetic and unchanged."""
+    from monai_unimedvl.provenance import verify
+
+    lines, manifests = [], []
+    for name in options.files:
+        manifest = verify(name)
+        manifests.append(manifest)
+        lines.append(f"{name}: synthetic, by {manifest['software']}, {manifest['created']}, unchanged")
+        lines += [
+            f"  {key}: {manifest[key]}" for key in ("task", "prompt", "seed", "weights") if key in manifest
+        ]
+    return lines, {"manifests": manifests}

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user named -> pictures for the model, with a note on each choice that was made on the way.
+
+A model that knows only squares (the nano: 64 x 64) gets the picture framed: a grey one is cut to what is
+bright and put on a black square, a coloured one is cut to its middle square. What it draws is put back the
+same way.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from monai_unimedvl.networks.unimedvl import UniMedVL
+from monai_unimedvl.provenance import sha256
+from monai_unimedvl.transforms import recipe
+from monai_unimedvl.transforms.dicom import is_dicom
+from monai_unimedvl.transforms.image import resize
+from monai_unimedvl.transforms.read import PICTURES
+from monai_unimedvl.transforms.volume import SelectSlices
+
+FROM_DICOM = {
+    "MR": "mri",
+    "CT": "ct",
+    "CR": "xray",
+    "DX": "xray",
+    "MG": "xray",
+    "OP": "fundus",
+    "SM": "histopathology",
+}
+SHORT_CONTEXT = 4096  # tokens; a model below that gets one slice of a volume, not eight
+MARGIN = 1.06  # of the side of a frame around what is bright
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A square on a picture (3, H, W): where it begins, may be negative, and its side, in pixels."""
+
+    top: int
+    left: int
+    side: int
+    height: int
+    width: int
+
+    def cut(self, image: Tensor) -> Tensor:
+        """(3, H, W) -> (3, side, side); black where the square leaves the picture."""
+        square = image.new_zeros(image.shape[0], self.side, self.side)
+        rows, columns, inside = self._overlap()
+        square[:, inside[0], inside[1]] = image[:, rows, columns]
+        return square
+
+    def back(self, drawn: Tensor) -> Tensor:
+        """What was drawn on the square, (3, h, w) or labels (h, w), at its place on the picture."""
+        rows, columns, inside = self._overlap()
+        if drawn.ndim == 2:
+            square = interpolate(drawn[None, None].float(), (self.side, self.side), mode="nearest-exact")[
+                0, 0
+            ].to(drawn)
+            whole = drawn.new_zeros(self.height, self.width)
+            whole[rows, columns] = square[inside]
+            return whole
+        square = resize(drawn, (self.side, self.side), (0.0, 1.0))
+        whole = drawn.new_zeros(3, self.height, self.width)
+        whole[:, rows, columns] = square[:, inside[0], inside[1]]
+        return whole
+
+    def _overlap(self) -> tuple[slice, slice, tuple[slice, slice]]:
+        """Rows and columns of the picture that the square covers, and the same inside the square."""
+        top, left = max(self.top, 0), max(self.left, 0)
+        bottom, right = min(self.top + self.side, self.height), min(self.left + self.side, self.width)
+        inside = slice(top - self.top, bottom - self.top), slice(left - self.left, right - self.left)
+        return slice(top, bottom), slice(left, right), inside
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Pictures as the model gets them, and what is known about each.
+
+    Args:
+        pictures: as read, (3, H, W) in [0, 1] with `meta["source"]`.
+        images: the same, framed for the model.
+        frames: None where nothing was framed.
+        inputs: sha256 of the files.
+        notes: what was chosen, a sentence each.
+    """
+
+    pictures: list[MetaTensor]
+    images: list[Tensor]
+    frames: list[Frame | None]
+    inputs: list[str]
+    notes: list[str]
+
+    @property
+    def slices(self) -> list[int]:
+        """Indexes along the volumes or runs; empty where single pictures were read."""
+        return [p.meta["source"]["index"] for p in self.pictures if p.meta["source"]["count"] > 1]
+
+
+def read_images(paths: Sequence[str], options: Namespace, network: UniMedVL, *, one: bool = False) -> Reading:
+    """Everything that the paths name, as pictures.
+
+    Args:
+        options: of the command line: modality, plane, slice, count, window.
+        one: only a single picture makes sense; of a volume the middle slice is taken.
+
+    Raises:
+        ValueError: a file that is no image, a modality that must be named, a slice that is not there.
+    """
+    pictures: list[MetaTensor] = []
+    notes: list[str] = []
+    if one and (options.count or 1) > 1:
+        raise ValueError(f"--count {options.count} came, but one slice is edited at a time: use --slice.")
+    few = one or network.decoder.max_context < SHORT_CONTEXT
+    for path in map(Path, paths):
+        found, said = _read(path, options, 1 if few else 8)
+        pictures += found
+        notes += said
+    frames = [_frame(picture) if _square_only(network) else None for picture in pictures]
+    if any(frames):
+        side = network.grids["canvas"][0]
+        notes.append(f"framed to a square, because this model was trained on {side} x {side} pixels")
+    images = [
+        p.as_subclass(Tensor) if f is None else f.cut(p.as_subclass(Tensor))
+        for p, f in zip(pictures, frames, strict=True)
+    ]
+    return Reading(pictures, images, frames, [sha256(path) for path in paths], notes)
+
+
+def place(source: dict[str, Any]) -> str:
+    """Which slice a picture is, in words: "axial slice 94 of 0 to 188, at 20.0 mm"."""
+    if source["count"] <= 1:
+        return "single picture"
+    what = f"{source['plane']} slice" if source["plane"] else "frame"
+    where = ""
+    if source["position"] is not None and source["plane"]:
+        axis = ("sagittal", "coronal", "axial").index(source["plane"])
+        where = f", at {'RAS'[axis]} {source['position'][axis]:+.1f} mm"
+    return f"{what} {source['index']} of 0 to {source['count'] - 1}{where}"
+
+
+def _read(path: Path, options: Namespace, count: int) -> tuple[list[MetaTensor], list[str]]:
+    modality, guessed = options.modality, ""
+    if modality is None:
+        modality, guessed = _modality(path)
+    settings: dict[str, Any] = {"policy": "all"}
+    if options.plane:
+        settings["plane"] = options.plane
+    if options.window:
+        settings["window"] = options.window
+    chain = recipe(modality, **settings)
+    chain.steps = [
+        _Chosen(step, options.slice, options.count or count) if isinstance(step, SelectSlices) else step
+        for step in chain.steps
+    ]
+    pictures = chain(path)
+    names = [place(picture.meta["source"]) for picture in pictures]
+    return pictures, [f"{path.name}: {', '.join(names)}{guessed}"]
+
+
+class _Chosen:
+    """Some of the slices that `select` gives: the one named, or some evenly spread."""
+
+    def __init__(self, select: SelectSlices, index: str | None, count: int) -> None:
+        self.select, self.index, self.count = select, index, count
+
+    def __call__(self, image: MetaTensor) -> list[MetaTensor]:
+        every = self.select(image)
+        last = len(every) - 1
+        if self.index is None:
+            count = min(self.count, len(every))
+            return [every[(2 * i + 1) * len(every) // (2 * count)] for i in range(count)]
+        if self.index == "middle":
+            return [every[len(every) // 2]]
+        if not self.index.isdigit() or int(self.index) > last:
+            raise ValueError(
+                f"--slice {self.index} came, but 'middle' or a number from 0 to {last} is expected."
+            )
+        return [every[int(self.index)]]
+
+
+def _modality(path: Path) -> tuple[str, str]:
+    """The recipe that a file asks for by itself, and a remark about it."""
+    file = path
+    if path.is_dir():
+        inside = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+        file = next((p for p in inside if is_dicom(p)), next(iter(inside), path))
+    if file.is_file() and file.suffix.lower() in PICTURES:
+        return "histopathology", " (colours as they are)"
+    if file.is_file() and is_dicom(file):
+        tag = str(pydicom.dcmread(file, force=True, stop_before_pixels=True).get("Modality", ""))
+        if tag in FROM_DICOM:
+            return FROM_DICOM[tag], f" (read as {FROM_DICOM[tag]}, as its header says {tag})"
+    elif not path.exists():
+        raise ValueError(f"{path} does not exist, but a file or folder is expected: check the path.")
+    elif path.is_dir() and file == path:
+        raise ValueError(
+            f"folder {path} holds no images, but a DICOM series or pictures are expected: check the path."
+        )
+    raise ValueError(
+        f"{path.name} does not say how to read its values: add --modality mri, ct, xray, histopathology or"
+        " fundus."
+    )
+
+
+def _square_only(network: UniMedVL) -> bool:
+    return all(rule[0] == rule[1] for rule in network.grids.values())
+
+
+def _frame(picture: Tensor) -> Frame | None:
+    """The square around what is bright in a grey picture; the middle square of a coloured one."""
+    image = picture.as_subclass(Tensor)
+    height, width = image.shape[1:]
+    coloured = bool((image.amax(0) - image.amin(0)).max() > 0.05)
+    top, bottom, left, right = 0, height, 0, width
+    if coloured:
+        side = min(height, width)
+    else:
+        bright = image.amax(0) > 0.1 * image.max().clamp(min=1e-6)  # (H, W)
+        rows, columns = ((bright.float().mean(axis) > 0.02).nonzero().flatten() for axis in (1, 0))
+        if len(rows) and len(columns):
+            top, bottom = int(rows[0]), int(rows[-1]) + 1
+            left, right = int(columns[0]), int(columns[-1]) + 1
+        side = min(round(max(bottom - top, right - left) * MARGIN), max(height, width))
+    if (side, side) == (height, width):
+        return None
+    return Frame((top + bottom - side) // 2, (left + right - side) // 2, max(side, 8), height, width)
+
+
+def device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ValueError: torch does not know it, or it is not there.
+    """
+    try:
+        found = torch.device(name)
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")[:120]
+        raise ValueError(f"--device {name} cannot be used ({reason}): use cpu.") from error
+    return found

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs that run the model: ask, report, draw, edit, segment."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from monai_unimedvl import bundle, provenance
+from monai_unimedvl.cli.main import Result
+from monai_unimedvl.cli.reading import Reading, device, place, read_images
+from monai_unimedvl.data.atlas_tasks import INSTRUCTIONS, LEGENDS
+from monai_unimedvl.flow import Guidance
+from monai_unimedvl.inferers import ImageInferer, TextInferer
+from monai_unimedvl.networks.unimedvl import UniMedVL
+from monai_unimedvl.provenance import Facts
+from monai_unimedvl.tokenizer import Tokenizer
+
+# Where the command line names nothing. Fewer steps sharpen edits of the nano, more of them vary its drawings.
+DRAWING = {"steps": 24, "text": 2.0}
+EDITING = {"steps": 8, "text": 1.0}
+
+
+def ask(options: Namespace) -> Result:
+    """An answer to a question about images."""
+    if not options.question.strip():
+        raise ValueError("the question is empty, but some words are expected: ask something.")
+    return _answer(options, options.question, "ask")
+
+
+def report(options: Namespace) -> Result:
+    """A description of images."""
+    prompt = INSTRUCTIONS["caption"] if options.prompt is None else options.prompt
+    if not prompt.strip():
+        raise ValueError("--prompt is empty, but some words are expected: leave it out for a description.")
+    return _answer(options, prompt, "report")
+
+
+def draw(options: Namespace) -> Result:
+    """Images from words."""
+    if not options.words.strip():
+        raise ValueError("the words are empty, but a description of the image is expected: say what to draw.")
+    paths = _outputs(options, "drawn", options.count)
+    network, tokenizer = _open(options)
+    settings = _settings(options, DRAWING)
+    infer = ImageInferer(
+        tokenizer, size=options.size, steps=settings["steps"], shift=network.timestep_shift,
+        guidance=Guidance(text=settings["text"]), seed=[options.seed + i for i in range(options.count)],
+        progress=not options.quiet,
+    )  # fmt: skip
+    images = infer([[options.words]] * options.count, network)
+    values: dict[str, Any] = {"outputs": []}
+    lines = []
+    for i, (image, path) in enumerate(zip(images, paths, strict=True)):
+        facts = Facts(
+            options.words, options.seed + i, bundle.digest(options.model), "draw",
+            steps=settings["steps"], text_guidance=settings["text"],
+        )  # fmt: skip
+        provenance.save_image(image, path, facts)
+        lines.append(f"wrote {path} (synthetic, seed {facts.seed}) and {provenance.manifest_path(path).name}")
+        values["outputs"].append(str(path))
+        values.setdefault("manifest", facts.manifest())
+    return lines, values
+
+
+def edit(options: Namespace) -> Result:
+    """One image out of another."""
+    if (options.instruction is None) == (options.task is None):
+        raise ValueError("give either an instruction in words or --task, and not both.")
+    instruction = INSTRUCTIONS[options.task] if options.task else options.instruction
+    if not instruction.strip():
+        raise ValueError("the instruction is empty, but some words are expected: say what to do.")
+    (path,) = _outputs(options, "edited", 1, (".png", ".nii", ".nii.gz"))
+    network, reading, drawn, facts = _edited(options, instruction, options.task or "edit")
+    whole = _in_place(reading, drawn)
+    if path.suffix == ".png":
+        provenance.save_image(whole, path, facts)
+    else:
+        provenance.save_volume(whole.mean(0)[..., None], _affine(reading), path, facts)
+    return [_wrote(path)], {"outputs": [str(path)], **_told(reading), "manifest": facts.manifest()}
+
+
+def segment(options: Namespace) -> Result:
+    """A mask: colours as drawn, and labels."""
+    task = f"seg-{options.task}"
+    (path,) = _outputs(options, "mask", 1, (".png", ".nii", ".nii.gz"))
+    network, reading, drawn, facts = _edited(options, INSTRUCTIONS[task], task)
+    labels = _place_back(reading, decode_mask(drawn, task))  # (H, W)
+    stem = path.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".png")
+    coloured = path.with_name(f"{stem}-colours.png")
+    provenance.save_image(_in_place(reading, drawn), coloured, facts)
+    if path.suffix == ".png":
+        provenance.save_image(labels, path, facts)
+    else:
+        provenance.save_volume(labels[..., None], _affine(reading), path, facts)
+    names = list(LEGENDS[task])
+    counted = Counter(labels.flatten().tolist())
+    legend = {names[n - 1]: n for n in range(1, len(names) + 1)}
+    pixels = {name: counted.get(n, 0) for name, n in legend.items()}
+    lines = [_wrote(path), _wrote(coloured)]
+    lines.append("labels: " + ", ".join(f"{n} {name} ({pixels[name]} px)" for name, n in legend.items()))
+    values = {"outputs": [str(path), str(coloured)], "legend": legend, "pixels": pixels}
+    return lines, {**values, **_told(reading), "manifest": facts.manifest()}
+
+
+def decode_mask(drawn: Tensor, task: str) -> Tensor:
+    """(3, H, W) in [0, 1] -> labels (H, W) uint8: the nearest colour of the task's legend; black is 0."""
+    colours = torch.tensor([(0, 0, 0), *LEGENDS[task].values()]) / 255  # (N, 3)
+    distance = torch.cdist(drawn.flatten(1).T.float(), colours)  # (H*W, N)
+    return distance.argmin(1).to(torch.uint8).view(drawn.shape[1:])
+
+
+def note(options: Namespace, text: str) -> None:
+    """A remark on stderr."""
+    if not options.quiet:
+        print(text, file=sys.stderr)
+
+
+def _answer(options: Namespace, question: str, task: str) -> Result:
+    path = None if options.out is None else _outputs(options, task, 1, (".json",))[0]
+    network, tokenizer = _open(options)
+    reading = _read(options, options.images, network)
+    infer = TextInferer(
+        tokenizer, max_new_tokens=options.max_words, temperature=options.temperature, seed=options.seed,
+        think=options.think,
+    )  # fmt: skip
+    (answer,) = infer([[*reading.images, question]], network)
+    if answer.stop_reason != "end":
+        note(
+            options,
+            f"the answer was cut at {len(answer.ids)} tokens ({answer.stop_reason}); --max-words allows more",
+        )
+    facts = Facts(question, options.seed, bundle.digest(options.model), task, reading.inputs, reading.slices)
+    values: dict[str, Any] = {
+        "answer": answer.text,
+        "stop_reason": answer.stop_reason,
+        "logprob": sum(answer.logprobs),
+    }
+    values |= {**_told(reading), "manifest": facts.manifest()}
+    lines = [answer.text]
+    if path is not None:
+        provenance.save_text(answer.text, path, facts)
+        values["outputs"] = [str(path)]
+        lines.append(_wrote(path))
+    return lines, values
+
+
+def _edited(options: Namespace, instruction: str, task: str) -> tuple[UniMedVL, Reading, Tensor, Facts]:
+    """The one picture that was read, what was drawn from it (3, h, w), and its facts."""
+    network, tokenizer = _open(options)
+    reading = _read(options, [options.image], network, one=True)
+    settings = _settings(options, EDITING)
+    image_guidance = options.image_guidance or 1.0
+    infer = ImageInferer(
+        tokenizer, steps=settings["steps"], shift=network.timestep_shift, seed=options.seed,
+        guidance=Guidance(text=settings["text"], image=image_guidance), progress=not options.quiet,
+    )  # fmt: skip
+    (drawn,) = infer([[reading.images[0], instruction]], network)
+    facts = Facts(
+        instruction, options.seed, bundle.digest(options.model), task, reading.inputs, reading.slices,
+        settings["steps"], settings["text"], image_guidance,
+    )  # fmt: skip
+    return network, reading, drawn, facts
+
+
+def _open(options: Namespace) -> tuple[UniMedVL, Tokenizer]:
+    where = device(options.device)
+    return bundle.load(options.model, device=where)
+
+
+def _read(options: Namespace, paths: list[str], network: UniMedVL, one: bool = False) -> Reading:
+    reading = read_images(paths, options, network, one=one)
+    for line in reading.notes:
+        note(options, line)
+    return reading
+
+
+def _settings(options: Namespace, defaults: dict[str, float]) -> dict[str, Any]:
+    steps = defaults["steps"] if options.steps is None else options.steps
+    text = defaults["text"] if options.guidance is None else options.guidance
+    return {"steps": int(steps), "text": float(text)}
+
+
+def _outputs(options: Namespace, name: str, count: int, endings: tuple[str, ...] = (".png",)) -> list[Path]:
+    """Where to write: --out, numbered where there are several; else a name that is free.
+
+    Raises:
+        ValueError: an ending that cannot be written, or a file that is an input.
+    """
+    if options.out is None:
+        free = (Path(f"{name}{i or ''}{endings[0]}") for i in range(10_000))
+        first = next(path for path in free if not path.exists())
+    else:
+        first = Path(options.out)
+        if first.is_dir():
+            first = first / f"{name}{endings[0]}"
+    ending = next((end for end in reversed(endings) if first.name.lower().endswith(end)), None)
+    if ending is None:
+        raise ValueError(
+            f"--out {first.name} came, but a name in {' or '.join(endings)} is expected: rename it."
+        )
+    given = [getattr(options, "image", None), *getattr(options, "images", [])]
+    if any(
+        source and Path(source).exists() and first.resolve() == Path(source).resolve() for source in given
+    ):
+        raise ValueError(
+            f"--out {first.name} is the input itself, which is never overwritten: choose another name."
+        )
+    if count == 1:
+        return [first]
+    return [first.with_name(f"{first.name.removesuffix(ending)}-{i}{ending}") for i in range(count)]
+
+
+def _in_place(reading: Reading, drawn: Tensor) -> Tensor:
+    """What was drawn (3, h, w), on the picture that it was drawn from; as it is where nothing was framed."""
+    return drawn if reading.frames[0] is None else reading.frames[0].back(drawn)
+
+
+def _place_back(reading: Reading, labels: Tensor) -> Tensor:
+    """Labels (h, w) at the size (H, W) of the picture that was read."""
+    frame, (height, width) = reading.frames[0], reading.pictures[0].shape[1:]
+    if frame is not None:
+        return frame.back(labels)
+    resized = torch.nn.functional.interpolate(
+        labels[None, None].float(), (height, width), mode="nearest-exact"
+    )
+    return resized[0, 0].to(torch.uint8)
+
+
+def _affine(reading: Reading) -> np.ndarray:
+    """From (row, column, 0) of the picture to RAS mm.
+
+    Raises:
+        ValueError: the picture has no place in space.
+    """
+    picture = reading.pictures[0]
+    if picture.meta["source"]["affine"] is None:
+        raise ValueError("a NIfTI was asked for, but the input has no place in mm: write a .png.")
+    return picture.affine.numpy()
+
+
+def _told(reading: Reading) -> dict[str, Any]:
+    return {"read": [place(picture.meta["source"]) for picture in reading.pictures], "notes": reading.notes}
+
+
+def _wrote(path: Path) -> str:
+    return f"wrote {path} (synthetic) and {provenance.manifest_path(path).name}"
