@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A context: what it holds does not depend on the steps, the batch, or the forks in which it was read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from monai_unimedvl.flow import Guidance
+from monai_unimedvl.inferers import Branches, Context, segments_for
+from monai_unimedvl.networks.autoencoder import PatchCodec
+from monai_unimedvl.networks.unimedvl import UniMedVL, from_config, nano
+from monai_unimedvl.sequence import Canvas, Text, Turn, View
+
+
+def assert_same(one: Context, other: Context, pairs: list[tuple[int, int]]) -> None:
+    """Sample i of `one` holds what sample j of `other` holds."""
+    for i, j in pairs:
+        assert one.cache.lengths[i] == other.cache.lengths[j]
+        assert one.positions[i] == other.positions[j]
+        n = one.cache.lengths[i]
+        for name in ("keys", "values"):
+            a, b = getattr(one.cache, name)[:, i, :, :n], getattr(other.cache, name)[:, j, :, :n]
+            assert_close(a, b, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("draw", [False, True])
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_reading_in_two_steps_equals_reading_at_once(tiny, segments, image, other, draw, cut):
+    prompt = [image, "which plane", other, "is this?"]
+    once, twice = (Context(tiny, segments, samples=1, capacity=4) for _ in range(2))
+    once.read([prompt], draw=draw)
+    twice.read([prompt[:cut]], draw=draw)
+    twice.read([prompt[cut:]], draw=draw)
+    assert once.cache.lengths[0] > 40
+    assert_same(once, twice, [(0, 0)])
+
+
+def test_reading_in_a_batch_equals_reading_alone(tiny, segments, image, other):
+    prompts = [[image, "axial"], ["coronal"], [other, other], [], ["this is", image]]
+    together = Context(tiny, segments, samples=5)
+    together.read(prompts, draw=True)
+    assert together.cache.lengths[3] == 0
+    for s, prompt in enumerate(prompts):
+        alone = Context(tiny, segments, samples=1)
+        alone.read([prompt], draw=True)
+        assert_same(together, alone, [(s, 0)])
+
+
+def test_a_fork_goes_its_own_way_and_none_has_read_nothing(tiny, segments):
+    stem = Context(tiny, segments, samples=2)
+    stem.read([["axial"], ["which plane"]])
+    before = list(stem.cache.lengths)
+    fork = stem.fork([1, None, 1])
+    fork.read([["is"], ["is"], []])
+    assert stem.cache.lengths == before
+    fresh = Context(tiny, segments, samples=2)
+    fresh.read([["which plane", "is"], ["is"]])
+    assert_same(fork, fresh, [(0, 0), (1, 1)])
+    assert_same(fork, stem, [(2, 1)])
+
+
+def test_a_dialogue_is_read_like_its_parts_and_drawn_images_as_past(tiny, segments, image, other):
+    context = Context(tiny, segments, samples=2)
+    turns = [
+        Turn("user", [image, "axial"]),
+        Turn("assistant", ["coronal", other]),
+        Turn("user", ["is this?"]),
+    ]
+    by_hand = [*segments([image, "axial", "coronal"], draw=True)]
+    by_hand += segments([other], draw=True)[:1] + segments(["is this?"])
+    context.read([turns, by_hand])
+    assert isinstance(by_hand[4], Canvas) and isinstance(by_hand[5], Text)
+    assert_same(context, context, [(0, 1)])
+
+
+def test_branches_hold_the_prompt_without_its_last_words_and_without_its_images(tiny, segments, image, other):
+    prompts = [[image, "axial", other, "this"], ["is", image], [other]]
+    parts = [segments(prompt, draw=True) for prompt in prompts]
+    branches = Branches(tiny, segments, prompts=3, guidance=Guidance(text=2, image=2))
+    branches.read(parts)
+    fresh = Context(tiny, segments, samples=9)
+    wordless = [parts[0][:-1], parts[1][1:], parts[2]]
+    texts = [[part for part in sample if isinstance(part, Text)] for sample in parts]
+    fresh.read([*parts, *wordless, *texts])
+    assert_same(branches.context, fresh, [(s, s) for s in range(9)])
+
+
+def test_branches_read_on_as_they_would_have_read_at_once(tiny, segments, image, other):
+    prompts = [[image, "axial", other, "this"], ["is", image, "plane", "plane"]]
+    once, twice = (Branches(tiny, segments, prompts=2, guidance=Guidance(text=2, image=2)) for _ in range(2))
+    once.read([segments(prompt, draw=True) for prompt in prompts])
+    twice.read([segments(prompt[:2], draw=True) for prompt in prompts])
+    twice.read([segments(prompt[2:], draw=True) for prompt in prompts])
+    assert_same(once.context, twice.context, [(s, s) for s in range(6)])
+
+
+@pytest.mark.parametrize(
+    "guidance, count",
+    [
+        (None, 1),
+        (Guidance(), 1),
+        (Guidance(image=2), 1),
+        (Guidance(text=2), 2),
+        (Guidance(text=2, image=2), 3),
+    ],
+)
+def test_branches_are_read_only_as_far_as_guidance_needs_them(tiny, segments, guidance, count):
+    assert len(Branches(tiny, segments, prompts=2, guidance=guidance).context) == 2 * count
+
+
+def test_segments_have_the_sizes_that_the_network_was_made_for(tokenizer, image):
+    network = nano(PatchCodec(8, 96), vocab_size=len(tokenizer))
+    drawn, seen = segments_for(network, tokenizer)([image], draw=True)
+    assert isinstance(drawn, Canvas) and drawn.image.shape == (3, 48, 64) and drawn.grid == (6, 8)
+    assert isinstance(seen, View) and seen.grid == (6, 8) and seen.patches.shape == (48, 192)
+    assert from_config(network.config).grids == network.grids == {"view": [64, 64, 8], "canvas": [64, 64, 8]}
+
+
+def test_a_network_has_the_released_sizes_as_far_as_its_tables_reach(tiny):
+    assert tiny.grids == {"view": [8, 8, 2], "canvas": [16, 16, 4]}
+    with torch.device("meta"):
+        wide = from_config({**tiny.config, "grids": None, "latent_side": 512})
+    assert wide.grids["canvas"] == [1024, 512, 4]
+
+
+def test_wrong_numbers_of_prompts_and_long_prompts_are_refused(tiny, segments):
+    context = Context(tiny, segments, samples=2)
+    with pytest.raises(ValueError, match=r"got 1 prompts, expected 2: pass \[\]"):
+        context.read([["axial"]])
+    with pytest.raises(ValueError, match="needs [0-9]+ tokens.*but the context holds 200: shorten"):
+        context.read([["axial " * 300], []])
+    context.read([["axial " * 40], []])
+    with pytest.raises(ValueError, match="expected at most 200 in the context"):
+        context.read([["axial " * 40], []])
+
+
+def test_an_image_for_a_network_without_vision_is_refused(tiny, tokenizer, image):
+    blind = UniMedVL(tiny.decoder, None, tiny.autoencoder, latent_side=4).double()
+    context = Context(blind, segments_for(blind, tokenizer), samples=1)
+    with pytest.raises(ValueError, match="no vision encoder"):
+        context.read([[image]])

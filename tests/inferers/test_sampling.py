@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two loops: next words and flow steps, against golden numbers, slow twins, and themselves alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import numbers, tiny_network
+from torch.testing import assert_close
+
+from monai_unimedvl import flow
+from monai_unimedvl.flow import Guidance
+from monai_unimedvl.inferers import Branches, Context, Sampling, flow_steps, sampling, words
+from monai_unimedvl.networks.layers import patchify
+from monai_unimedvl.sequence import Canvas, Text, pack
+
+
+def seeded(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def speak(context: Context, options: Sampling, generators=None, samples=None) -> dict[int, list]:
+    """All words by sample."""
+    said: dict[int, list] = {}
+    for step in words(context, options, generators, samples):
+        for word in step:
+            said.setdefault(word.sample, []).append(word)
+    return said
+
+
+def ids_of(said: list) -> list[int]:
+    return [word.id for word in said if word.id is not None]
+
+
+def golden_context(gold, samples: int) -> Context:
+    """The golden cases are ids: marks are all that is needed of a tokenizer."""
+    marked = SimpleNamespace(tokenizer=SimpleNamespace(marks=gold.marks))
+    return Context(gold.network, marked, samples=samples)
+
+
+def edited(gold) -> list:
+    latents = patchify(gold["edit.cond_latent"][0], gold.network.latent_patch)
+    q = gold.network.latent_patch
+    grid = (gold["edit.cond_latent"].shape[2] // q, gold["edit.cond_latent"].shape[3] // q)
+    return [Canvas(grid, latents), gold.view("edit.vit_img"), gold.text("edit.text_ids")]
+
+
+@pytest.mark.parametrize("case", ["text", "vqa", "edit"])
+def test_golden_answers_come_word_by_word(gold, case):
+    prompt = {
+        "text": lambda: [gold.text("text.ids")],
+        "vqa": lambda: [gold.view("vit.img0"), gold.view("vit.img1"), gold.text("vqa.text_ids")],
+        "edit": lambda: edited(gold),
+    }[case]()
+    context = golden_context(gold, 1)
+    context.read([prompt])
+    logits = gold[f"{case}.decode_logits"]
+    said = speak(context, Sampling(max_new_tokens=len(logits)))[0]
+    assert [gold.marks.text_start, *ids_of(said)][: len(logits)] == gold[f"{case}.decode_ids"].tolist()
+    wanted = logits.log_softmax(-1).amax(-1)
+    assert_close(torch.tensor([word.logprob for word in said]), wanted, atol=gold.tolerance, rtol=0)
+
+
+def test_golden_batch_is_decoded_together(gold):
+    context = golden_context(gold, 2)
+    context.read([[gold.text("batch.ids0")], [gold.text("batch.ids1")]])
+    steps = len(gold["batch.decode_ids"])
+    said = speak(context, Sampling(max_new_tokens=steps))
+    fed = [[gold.marks.text_start, *ids_of(said[s])][:steps] for s in (0, 1)]
+    assert torch.equal(torch.tensor(fed).T, gold["batch.decode_ids"])
+
+
+@pytest.mark.parametrize("case", ["t2i", "edit"])
+def test_golden_images_are_drawn_under_every_guidance(gold, case):
+    settings = gold.cases[case]
+    if case == "t2i":
+        samples = [[gold.text("t2i.text_ids")], [], [gold.text("t2i.text_ids")]]  # as the reference: no image
+    else:
+        samples = [edited(gold), edited(gold)[:2], edited(gold)[2:]]
+    context = golden_context(gold, 3)
+    context.read(samples)
+    stride = gold.network.canvas_stride
+    sides = [settings.get(name) or settings[f"target_{name}"] for name in ("height", "width")]
+    grid = (sides[0] // stride, sides[1] // stride)
+    for name, guidance in gold.guidances(case):
+        loop = flow_steps(
+            context, [grid], guidance, steps=settings["num_timesteps"] - 1, shift=settings["timestep_shift"],
+            noise=[gold[f"{case}.noise"]],
+        )  # fmt: skip
+        *_, (t, (latents,)) = loop
+        assert t == 0
+        gold.check(name, latents)
+
+
+def test_golden_edit_comes_out_of_branches_as_a_picture(gold):
+    name, guidance = next(pair for pair in gold.guidances("edit") if pair[0] == "edit.final_text_channel_img")
+    marked = SimpleNamespace(tokenizer=SimpleNamespace(marks=gold.marks))
+    branches = Branches(gold.network, marked, prompts=1, guidance=guidance)
+    branches.read([edited(gold)])
+    assert branches.context.cache.lengths == [46, 36, 10] and branches.context.positions == [12, 2, 10]
+    grid = (3, 4)
+    *_, (_, (latents,)) = flow_steps(
+        branches.context, [grid], guidance, steps=5, shift=3.0, noise=[gold["edit.noise"]]
+    )
+    gold.check(name, latents)
+    picture = (gold.network.decode(latents, grid) * 255).to(torch.uint8).movedim(0, -1)
+    assert (picture.int() - gold["edit.image_text_channel_img"].int()).abs().max() <= 1
+
+
+OPTIONS = {
+    "greedy": Sampling(max_new_tokens=12),
+    "greedy without repetition": Sampling(max_new_tokens=12, repetition_penalty=1.5),
+    "sampled": Sampling(max_new_tokens=12, temperature=0.7, top_k=20, top_p=0.9, repetition_penalty=1.2),
+}
+PROMPTS = [["axial"], ["which plane is this?"], ["coronal", "is"], ["sagittal sagittal"]]
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_answers_of_a_batch_equal_answers_alone(tiny, segments, image, options):
+    prompts = [*PROMPTS, [image, "axial"]]
+    together = Context(tiny, segments, samples=5)
+    together.read(prompts)
+    said = speak(together, options, seeded(1, 2, 3, 4, 5))
+    for s, prompt in enumerate(prompts):
+        alone = Context(tiny, segments, samples=1)
+        alone.read([prompt])
+        wanted = speak(alone, options, seeded(s + 1))[0]
+        assert ids_of(said[s]) == ids_of(wanted) and said[s][-1].stop == wanted[-1].stop
+        logprobs = [[word.logprob for word in some] for some in (said[s], wanted)]
+        assert_close(*map(torch.tensor, logprobs), atol=1e-9, rtol=0)
+
+
+def test_sampled_answers_of_these_prompts_end_at_different_steps(tiny, segments):
+    """Without this the law above would not see samples retire."""
+    context = Context(tiny, segments, samples=4)
+    context.read(PROMPTS)
+    said = speak(context, OPTIONS["sampled"], seeded(1, 2, 3, 4))
+    assert len({len(some) for some in said.values()}) >= 3
+    assert {some[-1].stop for some in said.values()} == {"end", "length"}
+
+
+def test_a_finished_sample_is_no_longer_computed(tiny, segments, monkeypatch):
+    context = Context(tiny, segments, samples=4)
+    context.read(PROMPTS)
+    computed = []
+    forward = tiny.forward
+    monkeypatch.setattr(
+        tiny, "forward", lambda seq, *a, **k: computed.append(len(seq)) or forward(seq, *a, **k)
+    )
+    said = speak(context, OPTIONS["sampled"], seeded(1, 2, 3, 4))
+    longest = max(len(some) for some in said.values())
+    assert computed == [sum(len(some) > n for some in said.values()) for n in range(longest)]
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_continued_dialogue_equals_the_same_read_again(tiny, segments, options):
+    went_on, again = (Context(tiny, segments, samples=4) for _ in range(2))
+    went_on.read(PROMPTS)
+    said = speak(went_on, options, seeded(1, 2, 3, 4))
+    went_on.read([["this"], [], ["plane"], []])
+    after = [[Text(torch.tensor(ids_of(said[s]), dtype=torch.long))] for s in range(4)]
+    after[0] += segments(["this"])
+    after[2] += segments(["plane"])
+    again.read([segments(prompt) + more for prompt, more in zip(PROMPTS, after, strict=True)])
+    assert went_on.cache.lengths == again.cache.lengths and went_on.positions == again.positions
+    for s, n in enumerate(again.cache.lengths):
+        for name in ("keys", "values"):
+            one, two = (getattr(context.cache, name)[:, s, :, :n] for context in (went_on, again))
+            assert_close(one, two, atol=1e-12, rtol=0)
+
+
+def test_only_the_named_samples_speak(tiny, segments):
+    context = Context(tiny, segments, samples=3)
+    context.read(PROMPTS[:3])
+    before = list(context.cache.lengths)
+    said = speak(context, Sampling(max_new_tokens=3), samples=[2, 1])
+    context.close()
+    assert set(said) == {1, 2} and context.cache.lengths[0] == before[0]
+    assert context.cache.lengths[1] > before[1]
+
+
+def test_logprobs_are_those_of_the_network_itself(tiny, segments, tokenizer):
+    context = Context(tiny, segments, samples=1)
+    context.read([["axial"]])
+    said = speak(context, OPTIONS["sampled"], seeded(0))[0]
+    answer = Text(torch.tensor(ids_of(said)))
+    seq = pack([[*segments(["axial"]), answer]], tokenizer.marks)
+    rows = tiny(seq).hidden[-len(answer.ids) - 2 :]
+    logprobs = tiny.logits(rows).log_softmax(-1)
+    wanted = [logprobs[i, int(id_)].item() for i, id_ in enumerate(answer.ids)]
+    assert_close([word.logprob for word in said][: len(wanted)], wanted, atol=1e-9, rtol=0)
+
+
+def test_words_stop_where_the_context_is_full_and_can_still_be_closed(tokenizer, segments):
+    network = tiny_network(decoder={"vocab_size": len(tokenizer), "max_context": 20}).eval()
+    network.decoder.head.weight.data[tokenizer.marks.text_end] = 0
+    ids = segments(["axial coronal"])[0].ids
+    for length, expected in ((5, 11), (15, 1), (16, 0), (18, 0)):  # length + 2 marks, then start, words, end
+        context = Context(network, segments, samples=1)
+        context.read([[Text(ids.repeat(9)[:length])]])
+        said = speak(context, Sampling(max_new_tokens=50))[0]
+        assert len(ids_of(said)) == expected and said[-1].stop == "context"
+        context.close()
+        assert context.cache.lengths == [20 if expected else length + 2]
+
+
+@pytest.mark.parametrize(
+    "options", [Sampling(8, 1e-12), Sampling(8, 5.0, top_k=1), Sampling(8, 1.0, top_p=1e-9)]
+)
+def test_the_coldest_and_narrowest_choices_are_greedy(tiny, segments, options):
+    answers = []
+    for chosen in (Sampling(8), options):
+        context = Context(tiny, segments, samples=1)
+        context.read([["sagittal sagittal"]])
+        answers.append(ids_of(speak(context, chosen, seeded(0))[0]))
+    assert answers[0] == answers[1] and len(answers[0]) == 8
+
+
+def test_words_are_drawn_as_often_as_likely(tiny):
+    logits = torch.tensor([[0.0, 1.0, 2.0, -math.inf, 1.0]])
+    count, chance = 20_000, seeded(3)[0]
+    drawn = sampling._choose(
+        logits.expand(count, -1), Sampling(temperature=2.0), torch.empty(count, 0), [chance] * count
+    )
+    shares = torch.bincount(drawn, minlength=5) / count
+    assert_close(shares, (logits[0] / 2).softmax(-1), atol=0.012, rtol=0)  # 3.5 standard deviations
+    assert shares[3] == 0
+
+
+def test_the_repetition_penalty_counts_the_answer_not_the_prompt(tiny, segments):
+    context = Context(tiny, segments, samples=1)
+    context.read([["sagittal sagittal"]])
+    plain = ids_of(speak(context.fork([0]), Sampling(max_new_tokens=10))[0])
+    varied = ids_of(speak(context, Sampling(max_new_tokens=10, repetition_penalty=1e6))[0])
+    assert varied[0] == plain[0]
+    assert len(set(plain)) < len(plain) and len(set(varied)) == len(varied)
+
+
+def test_scores_that_are_no_numbers_are_refused(tiny, segments):
+    context = Context(tiny, segments, samples=1)
+    context.read([["axial"]])
+    tiny.decoder.head.weight.data[5] = math.nan
+    for options in (Sampling(), Sampling(temperature=1.0)):
+        with pytest.raises(ValueError, match=r"not numbers \(NaN\): check its weights"):
+            speak(context.fork([0]), options, seeded(0))
+
+
+@pytest.mark.parametrize(
+    "name, value, wanted",
+    [
+        ("temperature", -0.5, "0 .greedy. or more"),
+        ("top_k", -1, "0 .off. or more"),
+        ("top_p", 0.0, "in .0, 1."),
+        ("top_p", 1.5, "in .0, 1."),
+        ("repetition_penalty", 0.0, "above 0"),
+        ("max_new_tokens", 0, "at least 1"),
+        ("temperature", math.nan, "0 .greedy. or more"),
+    ],
+)
+def test_options_out_of_range_are_refused(name, value, wanted):
+    with pytest.raises(ValueError, match=f"{name} is {value}, expected {wanted}"):
+        Sampling(**{name: value})
+
+
+GUIDANCES = {
+    "off": Guidance(),
+    "text": Guidance(text=3.0, interval=(0.3, 1.0)),
+    "both": Guidance(text=3.0, image=2.0, renorm="text_channel", interval=(0.3, 0.95)),
+}
+
+
+def drawn_apart(network, segments, samples, grid, guidance, noise, steps, shift):
+    """The slow twin: one drawing, each branch in its own cache, one forward after another."""
+    contexts = []
+    for sample in samples:
+        contexts.append(Context(network, segments, samples=1))
+        contexts[-1].read([sample])
+    x, times = noise, flow.schedule(steps, shift).tolist()
+    for t, t_next in zip(times[:-1], times[1:], strict=True):
+        velocities = []
+        for context, used in zip(contexts, (True, *guidance.uses(t)), strict=True):
+            seq = pack([[Canvas(grid, x, noisy=True, time=t)]], context.marks, start=context.positions)
+            velocities.append(network(seq, context.cache, keep=False).velocity if used else None)
+        x = flow.step(x, guidance.combine(*velocities), t, t_next)
+    return x
+
+
+@pytest.mark.parametrize("guidance", GUIDANCES.values(), ids=GUIDANCES)
+def test_guided_together_equals_apart_and_a_batch_equals_alone(tiny, segments, image, other, guidance):
+    parts = [segments(prompt, draw=True) for prompt in ([image, "axial"], ["plane", other, "is"])]
+    grids, noise = [(2, 3), (4, 4)], [numbers(6, 12, seed=1), numbers(16, 12, seed=2)]
+    branches = Branches(tiny, segments, prompts=2, guidance=guidance)
+    branches.read(tiny.encode(parts))
+    before = list(branches.context.cache.lengths)
+    *_, (_, together) = flow_steps(branches.context, grids, guidance, steps=6, shift=2.0, noise=noise)
+    assert branches.context.cache.lengths == before
+    for n, sample in enumerate(tiny.encode(parts)):
+        wordless, texts = sample[:-1], [part for part in sample if isinstance(part, Text)]
+        apart = drawn_apart(
+            tiny, segments, [sample, wordless, texts], grids[n], guidance, noise[n], steps=6, shift=2.0
+        )
+        assert_close(together[n], apart, atol=1e-12, rtol=0)
+
+
+def test_branches_that_are_switched_off_are_not_computed_and_layouts_are_built_once(
+    tiny, segments, image, monkeypatch
+):
+    guidance = Guidance(text=3.0, image=2.0, interval=(0.3, 0.95))
+    branches = Branches(tiny, segments, prompts=2, guidance=guidance)
+    branches.read([segments([image, "axial"], draw=True)] * 2)
+    computed, built = [], []
+    forward = tiny.forward
+    monkeypatch.setattr(
+        tiny, "forward", lambda seq, *a, **k: computed.append(len(seq)) or forward(seq, *a, **k)
+    )
+    monkeypatch.setattr(sampling, "pack", lambda *a, **k: built.append(1) or pack(*a, **k))
+    noise = [numbers(6, 12)] * 2
+    list(flow_steps(branches.context, [(2, 3)] * 2, guidance, steps=8, shift=1.0, noise=noise))
+    times = flow.schedule(8).tolist()[:-1]
+    assert computed == [2 * 8 * (3 if 0.3 < t <= 0.95 else 1) for t in times]
+    assert len(set(computed)) == len(built) == 2
+
+
+def test_flow_steps_tell_the_time_reached_and_change_with_the_image_guidance(tiny, segments, image):
+    guidance = GUIDANCES["both"]
+    branches = Branches(tiny, segments, prompts=1, guidance=guidance)
+    branches.read([segments([image, "axial"], draw=True)])
+    runs = []
+    for image_scale in (1.0, 2.0):
+        changed = replace(guidance, image=image_scale)
+        runs.append(
+            list(flow_steps(branches.context, [(2, 3)], changed, steps=4, shift=3.0, noise=[numbers(6, 12)]))
+        )
+    assert_close([t for t, _ in runs[0]], flow.schedule(4, 3.0).tolist()[1:])
+    assert not torch.allclose(runs[0][-1][1][0], runs[1][-1][1][0])
+
+
+def test_guidance_on_a_context_without_that_branch_is_refused(tiny, segments):
+    context = Context(tiny, segments, samples=2)
+    context.read([["axial"], []])
+    with pytest.raises(
+        ValueError, match="compares 3 contexts a drawing, got 2 for 1 drawings: read the branches"
+    ):
+        next(flow_steps(context, [(2, 3)], GUIDANCES["both"], steps=2, shift=1.0, noise=[numbers(6, 12)]))
+    with pytest.raises(ValueError, match="steps=0, expected at least 1"):
+        next(flow_steps(context, [(2, 3)], Guidance(), steps=0, shift=1.0, noise=[numbers(6, 12)]))
