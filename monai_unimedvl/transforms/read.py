@@ -44,6 +44,7 @@ def read(
     Args:
         source: path of a file, of a DICOM series folder, or of a folder of pictures (frames); or an array:
             (H, W), (C, H, W) with 1, 3 or 4 channels, NumPy's (H, W, 3 or 4), a volume (1, X, Y, Z).
+            MONAI's LoadImage gives flat pictures as (C, W, H): turn those first, or pass the path.
         voi: apply the VOI LUT or window that a DICOM file carries; the result is in [0, 1].
         volume: which one of a 4-D series (time, diffusion).
         nonfinite: the value that NaN and Inf are replaced by; None refuses them.
@@ -263,7 +264,7 @@ def _run(frames: list[Tensor]) -> MetaTensor:
 
 
 def _pixels(file: Image.Image) -> Tensor:
-    """(C, H, W): uint8, or float32 where a file has more than 8 bits."""
+    """(C, H, W): uint8; float32 where a grey file has more than 8 bits (16-bit colour PNG: the upper 8)."""
     picture = ImageOps.exif_transpose(file)
     if picture.mode in ("1", "L"):
         return tensor_of(np.array(picture.convert("L")))[None]

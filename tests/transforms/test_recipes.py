@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 import time
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from torch.testing import assert_close
 
+from monai_unimedvl import transforms
 from monai_unimedvl.transforms import RECIPES, modalities, recipe
 
 ALL = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -47,6 +50,18 @@ def as_expected(pictures: list[MetaTensor]) -> None:
 
 def test_the_modalities_are_the_yaml_files() -> None:
     assert modalities() == ALL and {"mri", "xray", "ct", "histopathology", "fundus"} <= set(ALL)
+
+
+def test_a_wheel_finds_the_recipes_inside_itself(tmp_path: Path) -> None:
+    room = tmp_path / "site" / "monai_unimedvl" / "transforms"
+    shutil.copytree(RECIPES, room / "recipes")
+    (tmp_path / "site" / "transforms").mkdir()  # another package of that name must not be taken for ours
+    code = shutil.copy(transforms.__file__, room)
+    spec = importlib.util.spec_from_file_location("wheel_transforms", code)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.RECIPES == (room / "recipes").resolve() and module.modalities() == ALL
 
 
 @pytest.mark.parametrize("name", ALL)
