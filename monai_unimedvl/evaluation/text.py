@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of words: exact match and token F1 after one normalisation, so that both read a text alike."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+PLANES = ("axial", "coronal", "sagittal")
+# as the atlas captions say them; the longer name first, for "T1 with contrast" holds "T1"
+CONTRASTS = (
+    "T1 with contrast", "fluorescence", "fundus", "SPECT", "PET", "EPI", "H&E", "IHC", "CT", "T1", "T2", "PD",
+)  # fmt: skip
+
+
+def normalise(text: str) -> str:
+    """Lower case, punctuation out, one space between words; `&` and `%` stay: H&E and 22 % need them."""
+    return " ".join(re.sub(r"[^\w&%]+", " ", text.casefold()).split())
+
+
+def exact_match(said: str, truth: str) -> float:
+    """1.0 if both texts are the same after `normalise`, else 0.0."""
+    return float(normalise(said) == normalise(truth))
+
+
+def token_f1(said: str, truth: str) -> float:
+    """Harmonic mean of precision and recall over words, each counted as often as it occurs; in [0, 1].
+
+    Two empty texts agree (1.0); one empty text shares nothing (0.0).
+    """
+    ours, theirs = normalise(said).split(), normalise(truth).split()
+    if not ours or not theirs:
+        return float(ours == theirs)
+    shared = (Counter(ours) & Counter(theirs)).total()
+    return 2 * shared / (len(ours) + len(theirs))
+
+
+def named_kind(caption: str) -> tuple[str, str]:
+    """(contrast, plane) that a caption names, "" for what it does not."""
+    text = f" {normalise(caption)} "
+    plane = next((plane for plane in PLANES if f" {plane} " in text), "")
+    return next((name for name in CONTRASTS if f" {normalise(name)} " in text), ""), plane
