@@ -9,11 +9,13 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "load": "bundle",
     "recipe": "transforms",
     "UniMedVL": "networks.unimedvl",
     "TextInferer": "inferers",
     "ImageInferer": "inferers",
     "InterleavedInferer": "inferers",
+    "evaluate": "evaluation.benchmarks",
     "AtlasDataset": "data.atlas",
     "UniMedVLModule": "training.module",
     "UniMedVLDataModule": "training.datamodule",
