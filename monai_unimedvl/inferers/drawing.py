@@ -155,16 +155,16 @@ class InterleavedInferer(_Drawing):
         self, tokenizer: Tokenizer, *, outputs: Sequence[Output] = ("text", "image"), **options: Any
     ) -> None:
         super().__init__(tokenizer, **options)
+        if isinstance(outputs, str) or not outputs:
+            raise ValueError(
+                f"outputs is {outputs!r}, expected a list such as ('text', 'image'): name at least one."
+            )
         pairs = [(output, None) if isinstance(output, str) else tuple(output) for output in outputs]
         for pair in pairs:
             if len(pair) != 2 or pair[0] not in ("text", "image"):
                 raise ValueError(
                     f"outputs has {pair[0]!r}, expected 'text', 'image', or a pair of one and an instruction."
                 )
-        if not pairs or isinstance(outputs, str):
-            raise ValueError(
-                f"outputs is {outputs!r}, expected a list such as ('text', 'image'): name at least one."
-            )
         self.outputs: list[tuple[str, str | None]] = pairs  # type: ignore[assignment]
 
     @torch.no_grad()
