@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One generation as tensor in, tensor out: what MONAI's verbs call where they expect an ordinary network.
+
+    pred = TensorPath(network, tokenizer.encode("Sharpen this image four times."), tokenizer.marks)(image)
+
+The instruction is fixed, the picture is the only input: it is read as a canvas and a view, then the words,
+and a noisy canvas is drawn after them. The numbers are those of `ImageInferer` without guidance.
+  N pictures   H rows   W columns   Z latent tokens of all drawings   C numbers a latent token
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from monai_unimedvl import flow
+from monai_unimedvl.networks.decoder import KVCache
+from monai_unimedvl.networks.layers import patchify
+from monai_unimedvl.networks.unimedvl import UniMedVL
+from monai_unimedvl.sequence import Canvas, Marks, Segment, Text, View, pack
+
+
+class TensorPath(nn.Module):
+    """Pictures in, drawings out, after one instruction.
+
+    Args:
+        network: the model; its inferers are called with `.network`.
+        instruction: ids of the words, without marks.
+        marks: control tokens of the tokenizer.
+        steps: network evaluations.
+        shift: of the schedule, above 1 spends more steps near noise; None takes the network's own.
+        seed: of the noise, which is the same for every picture.
+
+    Raises:
+        ValueError: fewer than one step, no words, or a network that sees no images.
+    """
+
+    def __init__(
+        self, network: UniMedVL, instruction: Sequence[int] | Tensor, marks: Marks, *,
+        steps: int = 8, shift: float | None = None, seed: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"TensorPath got steps={steps}, expected at least 1: raise steps.")
+        if not len(instruction):
+            raise ValueError("TensorPath got an empty instruction, expected some words: say what to draw.")
+        if network.vision is None:
+            raise ValueError("TensorPath got a network without vision, expected one that reads images.")
+        self.network, self.marks = network, Marks(*marks)
+        self.steps, self.seed = steps, seed
+        self.shift = network.timestep_shift if shift is None else shift
+        words = torch.as_tensor(instruction, dtype=torch.long)
+        self.register_buffer("instruction", words, persistent=False)  # (n,)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Tensor:
+        """(N, 1 | 3, H, W) in [0, 1] -> (N, 3, H, W) in [0, 1], of the same type
+
+        Raises:
+            ValueError: another shape, or not floats.
+        """
+        if image.ndim != 4 or image.shape[1] not in (1, 3) or not image.is_floating_point():
+            raise ValueError(
+                f"TensorPath got {image.dtype} of shape {tuple(image.shape)}, expected floats "
+                "(N, 1 | 3, H, W) in [0, 1]: convert it."
+            )
+        weight = self.network.decoder.embed.weight
+        height, width = image.shape[2:]
+        source = image.as_subclass(Tensor).to(weight).expand(-1, 3, -1, -1).clamp(0, 1)  # (N, 3, H, W)
+        canvases = self._resized(source, self._fitted("canvas", height, width)) * 2 - 1
+        views = self._resized(source, self._fitted("view", height, width)) * 2 - 1
+        samples = [self._read(canvas, view) for canvas, view in zip(canvases, views, strict=True)]
+        cache = KVCache(self.network.decoder, len(samples), 256)
+        self.network(pack(self.network.encode(samples), self.marks).to(weight.device), cache)
+        stride = self.network.canvas_stride
+        grid = canvases.shape[2] // stride, canvases.shape[3] // stride
+        drawn = [self.network.decode(x, grid) for x in self._draw(cache, grid)]
+        return self._resized(torch.stack(drawn), (height, width)).to(image.dtype)
+
+    def _read(self, canvas: Tensor, view: Tensor) -> list[Segment]:
+        """Pictures (3, h, w) in [-1, 1] and the words, as segments."""
+        stride, patch = self.network.canvas_stride, self.network.vision.patch_size  # type: ignore[union-attr]
+        return [
+            Canvas((canvas.shape[1] // stride, canvas.shape[2] // stride), image=canvas),
+            View(patchify(view, patch), (view.shape[1] // patch, view.shape[2] // patch)),
+            Text(self.instruction),
+        ]
+
+    def _draw(self, cache: KVCache, grid: tuple[int, int]) -> Sequence[Tensor]:
+        """Euler steps from noise: N latents (h*w, C)."""
+        weight, tokens, count = self.network.decoder.embed.weight, grid[0] * grid[1], len(cache.lengths)
+        chance = torch.Generator().manual_seed(self.seed)
+        noise = torch.randn(tokens, self.network.latent_size, generator=chance)
+        precise = torch.promote_types(weight.dtype, torch.float32)
+        x = noise.to(weight.device, precise).repeat(count, 1)  # (Z, C)
+        blank: list[list[Segment]] = [[Canvas(grid, noise, noisy=True)] for _ in range(count)]
+        seq = pack(blank, self.marks, start=cache.positions).to(weight.device)
+        times = flow.schedule(self.steps, self.shift).tolist()
+        for t, t_next in zip(times[:-1], times[1:], strict=True):
+            seq = seq.with_latents(x, x.new_full((len(x),), t, dtype=torch.float32))
+            x = flow.step(x, self.network(seq, cache, keep=False).velocity.to(x), t, t_next)
+        return x.split(tokens)
+
+    def _fitted(self, use: str, height: int, width: int) -> tuple[int, int]:
+        """The size that the network's rule for "canvas" or "view" gives: (height, width) -> (h, w)."""
+        longest, shortest, stride = self.network.grids[use]
+        scale = max(min(longest / max(height, width), 1.0), shortest / min(height, width))
+        down, across = (
+            min(max(round(side * scale / stride), 1), longest // stride) * stride for side in (height, width)
+        )
+        return down, across
+
+    def _resized(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """(N, 3, H, W) in [0, 1] -> (N, 3, h, w); the same where the size is right."""
+        if tuple(image.shape[2:]) == size:
+            return image
+        return interpolate(image, size, mode="bicubic", antialias=True).clamp(0, 1)
