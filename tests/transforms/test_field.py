@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SquareField: pads, cuts, keeps the place of every pixel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from monai_unimedvl import recipe
+from monai_unimedvl.transforms.field import SquareField
+
+
+def picture(height: int, width: int, pixel: float) -> MetaTensor:
+    """A picture (1, H, W) of its own column numbers, with square pixels of `pixel` mm."""
+    values = torch.arange(float(width)).expand(1, height, width).clone() / width
+    affine = torch.diag(torch.tensor([pixel, pixel, 1.0, 1.0]))
+    return MetaTensor(values, affine=affine, meta={"source": {"spacing": [pixel, pixel, 1.0]}})
+
+
+def test_a_field_in_mm_cuts_and_pads_around_the_centre() -> None:
+    x = picture(233, 150, 1.0)
+    y = SquareField(192)(x)
+    assert y.shape == (1, 192, 192)
+    assert torch.equal(y[0, :, 21:171].as_tensor(), x[0, 21:213].as_tensor())
+    assert y[0, :, :21].max() == 0
+
+
+def test_every_pixel_keeps_its_place_in_mm() -> None:
+    x = picture(60, 40, 2.0)
+    y = SquareField(100)(x)
+    where = y.affine @ torch.tensor([10.0, 20.0, 0.0, 1.0], dtype=y.affine.dtype)
+    back = torch.linalg.solve(x.affine, where)
+    row, column = round(float(back[0])), round(float(back[1]))
+    assert y[0, 10, 20] == x[0, row, column]
+
+
+def test_without_pixel_size_or_for_square_the_longer_side_rules() -> None:
+    assert SquareField(192)(torch.ones(3, 20, 30)).shape == (3, 30, 30)
+    assert SquareField("square")(picture(20, 30, 1.0)).shape == (1, 30, 30)
+    assert SquareField(None)(torch.ones(3, 20, 30)).shape == (3, 20, 30)
+
+
+@pytest.mark.parametrize("width", [0, -3.0, "wide"])
+def test_a_width_that_is_none_of_these_is_refused(width: float | str) -> None:
+    with pytest.raises(ValueError, match="SquareField got width=.*expected mm above 0"):
+        SquareField(width)
+
+
+def test_recipes_take_the_field_by_keyword() -> None:
+    (shown,) = recipe("xray", field="square")(torch.rand(1, 80, 50).numpy())
+    assert shown.shape == (3, 80, 80)
