@@ -85,7 +85,7 @@ def save_image(image: Tensor, path: str | Path, facts: Facts) -> Path:
     """
     path = _ending(path, (".png",), "a picture")
     stream = io.BytesIO()
-    _picture(image).save(stream, "PNG", pnginfo=png_mark(facts))
+    to_picture(image).save(stream, "PNG", pnginfo=png_mark(facts))
     return _save(stream.getvalue(), path, facts)
 
 
@@ -115,6 +115,11 @@ def save_text(text: str, path: str | Path, facts: Facts) -> Path:
     path = _ending(path, (".json",), "words")
     write(path, _json({**facts.manifest(), "text": text}))
     return path
+
+
+def save_page(html: str, path: str | Path, facts: Facts) -> Path:
+    """Write an HTML page and its manifest; returns the path. Its pictures are marked by who wrote it."""
+    return _save(html.encode(), _ending(path, (".html",), "a page"), facts)
 
 
 def png_mark(facts: Facts) -> PngImagePlugin.PngInfo:
@@ -242,7 +247,8 @@ def _ending(path: str | Path, endings: Sequence[str], what: str) -> Path:
     return path
 
 
-def _picture(image: Tensor) -> Image.Image:
+def to_picture(image: Tensor) -> Image.Image:
+    """Floats (3, H, W) in [0, 1], or labels (H, W) uint8, as an 8-bit PIL picture."""
     if image.ndim == 2 and image.dtype == torch.uint8:
         return Image.fromarray(image.cpu().numpy())
     if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():

@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`unimedvl demo`: every task on held-out scans, drawn at random by seed, beside truth and baseline.
+
+The scores are those of `evaluation`, on a few items; the page shows them and leaves out none of the failures.
+"""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from monai_unimedvl import __version__, bundle, provenance
+from monai_unimedvl.cli.main import Result
+from monai_unimedvl.cli.page import Card, Figure, Section, markdown_tables, page
+from monai_unimedvl.cli.reading import device
+from monai_unimedvl.cli.stage import SECTIONS, STEPS, Item, Stage, score, scored
+from monai_unimedvl.data.atlas import INSTRUCTIONS, LEGENDS
+from monai_unimedvl.data.fetch import licences
+from monai_unimedvl.evaluation import baselines as trivial
+from monai_unimedvl.evaluation.text import exact_match, token_f1
+from monai_unimedvl.inferers import ImageInferer, InterleavedInferer, TextInferer
+from monai_unimedvl.provenance import Facts
+
+TASKS = {  # heading -> tasks
+    "Segmentation": ["seg-tissue", "seg-lobes", "seg-tumour", "seg-bone", "seg-nuclei"],
+    "Super-resolution": ["sr4"],
+    "Contrast translation": ["t1-to-t2", "t1-to-pd", "t2-to-t1", "t1-to-gm", "ct-to-bone"],
+    "Virtual staining": ["h-to-he", "h-to-ihc"],
+}
+ABOUT = {
+    "Segmentation": (
+        "The model draws a mask in the colours of a legend; labels are read off by the nearest colour."
+        " Dice is the mean over the labels of the truth, beside the best baseline that needs no model."
+    ),
+    "Super-resolution": (
+        "The input lost four times its resolution (MRI: the outer k-space, others: averages) and"
+        " came back by bicubic interpolation, which is the baseline."
+    ),
+    "Contrast translation": (
+        "The same slice in another contrast. Identity is the input left as it is; the second"
+        " baseline is fitted on training slices."
+    ),
+    "Virtual staining": "From the haematoxylin channel of a real section to its full colours.",
+}
+HISTORY = "History: headache for three weeks. Lab: CRP 4 mg/L."
+SIGNS = {True: "\u2713", False: "\u2717"}
+FETCH = "`unimedvl data fetch-atlas`"
+
+
+def demo(options: Namespace) -> Result:
+    """Write index.html into the folder --out (default: demo), and its manifest."""
+    start = time.monotonic()
+    out = Path(options.out or "demo")
+    path = out if out.suffix == ".html" else out / "index.html"
+    network, tokenizer = bundle.load(options.model, device=device(options.device))
+    stage = Stage(
+        network, tokenizer, options.model, options.seed, options.cases, options.atlas, options.quiet
+    )
+    sections = every_section(stage)
+    seconds = time.monotonic() - start
+    html = page("What a small UniMedVL can and cannot do", lead(stage), sections, foot(stage, seconds))
+    facts = Facts("demo", options.seed, bundle.digest(options.model), "demo", steps=STEPS)
+    provenance.save_page(html, path, facts)
+    scores = {row[0]: row[1:] for row in glance(stage)[1:]}
+    values = {
+        "outputs": [str(path)],
+        "scores": scores,
+        "missing": stage.missing,
+        "seconds": round(seconds, 1),
+    }
+    lines = [f"wrote {path} ({seconds:.0f} s): open it in a browser"]
+    if stage.missing:
+        lines.append(f"absent sources: {', '.join(stage.missing)}; `unimedvl data fetch-atlas` fetches them")
+    return lines, values
+
+
+def every_section(stage: Stage) -> list[Section]:
+    """Everything between header and footer; a task without items is left out and named."""
+    found = [
+        at_a_glance(stage),
+        questions(stage),
+        unified(stage),
+        descriptions(stage),
+        drawings(stage),
+    ]
+    found += [edits(stage, title, tasks) for title, tasks in TASKS.items()]
+    found += [failures(stage), measured(stage), sources(stage)]
+    return [section for section in found if section is not None]
+
+
+def lead(stage: Stage) -> list[str]:
+    """What the reader must know first."""
+    size = sum(p.numel() for p in stage.network.parameters()) / 1e6
+    absent = f" {len(stage.missing)} sources are absent here; {FETCH} fetches them." if stage.missing else ""
+    return [
+        (
+            f"One network of {size:.1f} million parameters reads these scans, answers, describes, draws and"
+            " edits. It was trained on public scans and templates at 64 x 64 pixels and has seen none of"
+            " those below."
+        ),
+        (
+            "Cases are drawn at random by the seed, not chosen; the worst of each task stand under"
+            f" \u201cWhere it fails\u201d.{absent}"
+        ),
+        "Pictures in a dashed frame are synthetic. Research software: nothing here is for diagnosis.",
+    ]
+
+
+def foot(stage: Stage, seconds: float) -> list[str]:
+    """How the page came about."""
+    about = stage.report.about
+    return [
+        (
+            f"Made on {date.today().isoformat()} in {seconds:.0f} s by monai_unimedvl {__version__}"
+            f" (torch {about['torch']}, Python {about['python']}), seed {stage.seed},"
+            f" weights sha256 {stage.hash[:16]}."
+        ),
+        (
+            f"Edits: {STEPS} steps; drawings: {about['drawing']}. The manifest lies beside the page, and each"
+            " synthetic picture holds its prompt, seed and hash of weights in its own PNG chunks."
+        ),
+    ]
+
+
+def glance(stage: Stage) -> list[list[Any]]:
+    """A row of scores for each task: over all items that were tried for this page."""
+    rows: list[list[Any]] = [["task", "score", "model", "best baseline", "ceiling", "items"]]
+    wanted = ("exact match", "token F1", "contrast and plane", "Dice", "PSNR")
+    best = {}
+    for row in stage.report.rows:
+        if row.group != "all" or row.metric not in wanted or (row.task, row.section) in best:
+            continue
+        best[row.task, row.section] = row.metric
+        name, value = row.baseline or ("none", float("nan"))
+        shape = "{:.1f} dB" if row.metric == "PSNR" else "{:.2f}"
+        rows.append([
+            f"{row.task}, {SECTIONS.get(row.section, row.section)}", row.metric,
+            (shape.format(row.value), row.value > value), f"{shape.format(value)} ({name})",
+            "" if row.ceiling is None or row.ceiling != row.ceiling else shape.format(row.ceiling),
+            str(row.n),
+        ])  # fmt: skip
+    return rows
+
+
+def at_a_glance(stage: Stage) -> Section:
+    """One table of scores."""
+    return Section(
+        "At a glance",
+        "Means over the few items that were tried for this page, each task against its best trivial baseline."
+        " With so few items they move by chance; the full table with intervals is under"
+        " \u201cMeasured\u201d.",
+        rows=glance(stage),
+    )
+
+
+def questions(stage: Stage) -> Section | None:
+    """Some pictures, each with several questions."""
+    asked: dict[str, list[Item]] = defaultdict(list)
+    for item in stage.items.values():
+        if item["task"] == "vqa":
+            asked[item["id"].rsplit("/", 1)[0]].append(item)
+    names = stage.some(sorted(asked), 2 * stage.shown)
+    chosen = {name: stage.some(asked[name], 7) for name in names}
+    flat = [item for items in chosen.values() for item in items]
+    if not flat:
+        return None
+    infer = TextInferer(stage.tokenizer, max_new_tokens=24)
+    said = iter(infer([item["turns"][0].parts for item in flat], stage.network))
+    train = stage.bench.choose("train", "vqa", None)
+    usual = trivial.majority(train, lambda item: str(item["question"]))
+    cards, right = [], 0
+    for items in chosen.values():
+        rows: list[list[Any]] = [["question", "model", "truth", "usual answer"]]
+        for item in items:
+            answer = str(next(said))
+            good = bool(exact_match(answer, item["truth"]))
+            right += good
+            mark = f"{SIGNS[good]} {answer or '(nothing)'}"
+            rows.append(
+                [
+                    item["turns"][0].parts[-1],
+                    (mark, good),
+                    item["truth"],
+                    usual.get(item["question"], "none"),
+                ]
+            )
+        cards.append(
+            Card(
+                stage.title(items[0], "asked about"), [Figure(trivial.shown(items[0]), "input (real)")],
+                rows=rows, credit=stage.credit(items[0]),
+            )
+        )  # fmt: skip
+    return Section(
+        "Questions",
+        f"{right} of {len(flat)} answers below are right. \u201cUsual answer\u201d is what training says most"
+        " often to that question, without looking at the picture.",
+        cards,
+    )
+
+
+def descriptions(stage: Stage) -> Section | None:
+    """Some pictures, each with the model's words and the true ones."""
+    cards = []
+    for found in stage.shown_of("caption"):
+        item, scores = stage.items[found["id"]], found["scores"]
+        blind = found["baselines"]["token F1"]["blind"]
+        good = scores["token F1"] > blind
+        cards.append(
+            Card(
+                stage.title(item, "described"),
+                [Figure(trivial.shown(item), "input (real)", f"word F1 {scores['token F1']:.2f}", good)],
+                [
+                    ("model", found["said"]),
+                    ("truth", found["truth"]),
+                    ("baseline", f"word F1 {blind:.2f}"),
+                ],
+                credit=stage.credit(item),
+            )
+        )
+    return Section(
+        "Descriptions",
+        "The truth is made of labels and masks, not written by a radiologist. Word F1 is shared words; the"
+        " baseline is the most frequent description of training.",
+        cards,
+    ) if cards else None  # fmt: skip
+
+
+def drawings(stage: Stage) -> Section | None:
+    """Some drawings, each beside the real slice of the same words."""
+    cards = []
+    for found in stage.shown_of("text-to-image"):
+        cards.append(drawing(stage, found))
+    return Section(
+        "Drawn from words",
+        "Beside each drawing stands the real held-out slice with the same words; they need not be the same"
+        " picture. A small classifier, trained on real slices, names contrast and plane of both; the baseline"
+        " always names the most frequent kind.",
+        cards,
+    ) if cards else None  # fmt: skip
+
+
+def drawing(stage: Stage, found: Mapping[str, Any]) -> Card:
+    """A drawing, the real slice, and what the judge takes them for."""
+    item = stage.items[found["id"]]
+    good, real = bool(found["scores"]["contrast and plane"]), found["ceiling"]["contrast and plane"]
+    usual = found["baselines"]["contrast and plane"]["usual kind"]
+    named = ", ".join(filter(None, found["named"]))
+    figures = [
+        Figure(
+            stage.image(found),
+            "drawn",
+            f"{SIGNS[good]} {named}",
+            good,
+            stage.facts(found),
+        ),
+        Figure(
+            item["truth"], "real, same words", f"{SIGNS[bool(real)]} named {'right' if real else 'wrong'}"
+        ),
+    ]
+    lines = [
+        ("words", found["words"]),
+        ("baseline", f"usual kind: {'right' if usual else 'wrong'}"),
+        (
+            "nearest",
+            f"correlation {found['nearest']:.2f} to the nearest training picture (above 0.98: a copy)",
+        ),
+    ]
+    return Card(stage.title(item, "drawn"), figures, lines, credit=stage.credit(item))
+
+
+def edits(stage: Stage, title: str, tasks: Sequence[str]) -> Section | None:
+    """The cases of some tasks; tasks whose scans are absent are named."""
+    cards = [edit(stage, found) for task in tasks for found in stage.shown_of(task)]
+    absent = [task for task in tasks if not stage.of(task)]
+    note = (
+        f"Not here, because their scans are absent: {', '.join(absent)}. {FETCH} fetches them."
+        if absent
+        else ""
+    )
+    return Section(title, ABOUT[title], cards, note) if cards or note else None
+
+
+def edit(stage: Stage, found: Mapping[str, Any]) -> Card:
+    """Input, drawing, best baseline, truth; scores under each."""
+    item = stage.items[found["id"]]
+    metric = "Dice" if item["task"] in LEGENDS else "PSNR"
+    name, best = stage.baseline(found)
+    score, guesses = found["scores"][metric], found["baselines"][metric]
+    kept = next((key for key in ("identity", "bicubic") if key in guesses), None)
+    under = "" if kept is None else f"{kept} {scored(metric, guesses[kept])}"
+    figures = [
+        Figure(trivial.shown(item), "input (real)", under),
+        Figure(stage.image(found), "model", scored(metric, score), score > best, stage.facts(found)),
+    ]
+    if name and name != kept:
+        image = stage.fitted(item["task"])[name](item)
+        figures.append(Figure(image, f"baseline: {name}", scored(metric, best)))
+    ceiling = found["ceiling"].get(metric)
+    label = f"ceiling {scored(metric, ceiling)}" if ceiling is not None and ceiling == ceiling else ""
+    figures.append(Figure(item["truth"], "truth (real)", label))
+    return Card(stage.title(item, item["task"]), figures, credit=stage.credit(item))
+
+
+def unified(stage: Stage) -> Section | None:
+    """Scan, history and lab line -> findings, mask and a drawn follow-up image, in one context."""
+    held = {task: {i["id"].split("/", 1)[1]: i for i in stage.items.values() if i["task"] == task} for task in
+            ("caption", "seg-tissue", "t1-to-t2", "t1-to-gm")}  # fmt: skip
+    follow = next((t for t in ("t1-to-t2", "t1-to-gm") if held[t].keys() & held["seg-tissue"].keys()), None)
+    if follow is None:
+        return None
+    name = stage.some(sorted(held[follow].keys() & held["seg-tissue"].keys() & held["caption"].keys()), 1)[0]
+    words, mask, later = held["caption"][name], held["seg-tissue"][name], held[follow][name]
+    scan = trivial.shown(words)
+    outputs = [("text", INSTRUCTIONS["caption"])]
+    outputs += [("image", INSTRUCTIONS[task]) for task in ("seg-tissue", follow)]
+    size = tuple(scan.shape[1:])
+    infer = InterleavedInferer(stage.tokenizer, outputs=outputs, steps=STEPS, size=size, seed=stage.seed)
+    findings, *drawn = infer([[scan, HISTORY]], stage.network)[0]
+    alone = ImageInferer(stage.tokenizer, steps=STEPS, size=size, seed=stage.seed)(
+        [item["turns"][0].parts for item in (mask, later)], stage.network
+    )
+    figures, lines = [Figure(scan, "input (real)")], [("given", f"{HISTORY} (made up)")]
+    f1 = token_f1(str(findings), words["truth"])
+    lines += [("findings", f"{findings} (word F1 {f1:.2f})"), ("truth", words["truth"])]
+    for item, image, apart in zip((mask, later), drawn, alone, strict=True):
+        metric = "Dice" if item is mask else "PSNR"
+        value, other = (score(item, x) for x in (image, apart))
+        guesses = {name: score(item, draw(item)) for name, draw in stage.fitted(item["task"]).items()}
+        best = max(guesses, key=lambda key: guesses[key]) if guesses else ""
+        label = "mask" if item is mask else "follow-up, drawn"
+        words_asked = str(item["turns"][0].parts[-1])
+        facts = Facts(words_asked, stage.seed, stage.hash, item["task"], steps=STEPS)
+        good = value > guesses[best] if best else None
+        figures += [
+            Figure(image, label, scored(metric, value), good, facts),
+            Figure(item["truth"], "truth (real)", f"{best} {scored(metric, guesses[best])}" if best else ""),
+        ]
+        lines.append((label, f"asked alone, without the rest of the case: {scored(metric, other)}"))
+    card = Card(stage.title(words, "one case, one context"), figures, lines, credit=stage.credit(words))
+    return Section(
+        "One unified case",
+        "One `InterleavedInferer` context reads the scan with a short history and a lab line, then writes the"
+        f" findings, draws the mask and a follow-up image ({follow}). Each step reads those before it."
+        " The model was trained on these tasks one by one and never saw a history: what the company of the"
+        " others costs stands in the last lines.",
+        [card],
+    )
+
+
+def failures(stage: Stage) -> Section:
+    """The case of each task that lies furthest below its best baseline, or the lowest where none does."""
+    cards = []
+    for task in [task for tasks in TASKS.values() for task in tasks]:
+        metric = "Dice" if task in LEGENDS else "PSNR"
+        rated = [(f["scores"][metric] - stage.baseline(f)[1], f["id"], f) for f in stage.of(task)]
+        rated = [rate for rate in rated if rate[0] == rate[0]]
+        if rated:
+            cards.append((min(rated)[0] < 0, edit(stage, min(rated)[2])))
+    cards.sort(key=lambda pair: not pair[0])
+    wrong = [f for f in stage.of("text-to-image") if not f["scores"]["contrast and plane"]]
+    drawn = [drawing(stage, wrong[0])] if wrong else []
+    answers = [f for f in stage.of("vqa") if not f["scores"]["exact match"]]
+    rows: list[list[Any]] = [["question", "model", "truth"]]
+    for found in answers[: 3 * stage.shown]:
+        question = stage.items[found["id"]]["turns"][0].parts[-1]
+        rows.append([question, (found["said"] or "(nothing)", False), found["truth"]])
+    wrongs = [Card("Wrong answers", rows=rows)] if len(rows) > 1 else []
+    return Section(
+        "Where it fails",
+        "Of every drawing task the worst of the items tried, by its distance to the best baseline; where an"
+        " orange score stands, a method without a model did better. Then a drawing that was not recognised,"
+        " if any, and answers that are wrong.",
+        [card for _, card in cards] + drawn + wrongs,
+    )
+
+
+def measured(stage: Stage) -> Section | None:
+    """The tables in the bundle's papers."""
+    paper = bundle.find(stage.model) / "docs" / "README.md"
+    tables = markdown_tables(paper.read_text("utf8")) if paper.is_file() else ""
+    return Section(
+        "Measured", "All held-out items, with 95 % intervals: the table that comes with these weights.",
+        markdown=tables,
+    ) if tables else None  # fmt: skip
+
+
+def sources(stage: Stage) -> Section:
+    """Packages, licences, and which are absent."""
+    rows: list[list[Any]] = [["package", "version", "licence", "used for", "here"]]
+    rows += [[*row, "absent" if row[0] in stage.missing else "yes"] for row in licences()]
+    note = (
+        f"Absent sources are fetched by {FETCH}; nothing of them is in this project." if stage.missing else ""
+    )
+    return Section(
+        "Where the scans come from",
+        "Public packages, read where they lie. Pictures of GPL sources are on this page only because you made"
+        " it from your own copy; mind their licence if you pass it on.",
+        rows=rows, note=note,
+    )  # fmt: skip

