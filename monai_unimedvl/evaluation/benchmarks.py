@@ -202,12 +202,13 @@ class AtlasBenchmark:
             "seed": self.seed, "edit_steps": steps, "drawing": str(drawing),
             "missing_sources": self.missing, "parameters": sum(p.numel() for p in network.parameters()),
             "judge": self.judge_accuracy() if any("text-to-image" in key for key in chosen) else {},
-            "torch": torch.__version__.split("+")[0], "python": platform.python_version(), "notes": NOTES,
+            "torch": torch.__version__.split("+")[0], "python": platform.python_version(),
+            "notes": NOTES,
         }  # fmt: skip
         return Report(summarise(predictions, seed=self.seed), predictions, about, images)
 
     def choose(self, section: str, task: str, limit: int | None) -> list[Item]:
-        """The items to score: all, or the first `limit` in an order drawn by id; questions only if balanced."""
+        """The items to score: all, or `limit` of them, drawn by seed and id; questions only if balanced."""
         items = [item for item in self._items[section, task] if task != "vqa" or item["balanced"]]
         if limit is not None:
             items.sort(key=self._number)

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The atlas benchmark on a handful of made-up items and an untrained network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from monai_unimedvl.data.atlas import LEGENDS
+from monai_unimedvl.evaluation import AtlasBenchmark, Drawing, Report, benchmarks
+from monai_unimedvl.evaluation.image import paint
+from monai_unimedvl.inferers import Answer
+from monai_unimedvl.networks.autoencoder import PatchCodec
+from monai_unimedvl.networks.unimedvl import nano
+from monai_unimedvl.sequence import Turn
+from monai_unimedvl.tokenizer import Tokenizer
+
+SECTIONS = ("train", "test", "test_subject")
+
+
+def items(section, count=3):
+    """Some items of every kind, as AtlasDataset gives them."""
+    generator = torch.Generator().manual_seed(SECTIONS.index(section))
+    found = []
+    for n in range(count):
+        picture = torch.rand(3, 8, 8, generator=generator).repeat_interleave(8, 1).repeat_interleave(8, 2)
+        plane = ("axial", "coronal")[n % 2]
+        mask = (picture[0] > 0.5).to(torch.uint8) + (picture[1] > 0.8)
+        for task, asked, told, question in (
+            ("vqa", "Which plane is this?", plane, "plane"),
+            ("vqa", "Is the thalamus visible?", "no", "region: thalamus"),
+            ("caption", "Describe this image.", f"{plane} T1 MRI of the head.", ""),
+            ("text-to-image", None, picture, ""),
+            ("sr4", "Sharpen.", picture, ""),
+            ("seg-tissue", "Segment.", paint(mask.unsqueeze(0), LEGENDS["seg-tissue"])[0], ""),
+            ("h-to-he", "Stain.", picture.flip(0), ""),
+        ):
+            shown = [] if asked is None else [picture]
+            found.append(
+                {
+                    "id": f"{task}/{section}/{n}/{question}", "task": task, "section": section,
+                    "source": ("spmPET", "ch2")[n % 2], "subject": "s", "modality": "MRI", "contrast": "T1",
+                    "turns": [Turn("user", [*shown, asked or f"{plane} T1 MRI."]), Turn("assistant", [told])],
+                    "plane": plane, "question": question, "balanced": question == "plane",
+                    "kind": "text" if isinstance(told, str) else "image",
+                    "truth": told, "baseline": picture * 0.5 if task == "sr4" else None,
+                    "mask": mask if task == "seg-tissue" else None,
+                }
+            )  # fmt: skip
+    return found
+
+
+@pytest.fixture(scope="module")
+def data():
+    return {section: items(section) for section in SECTIONS}
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    tokenizer = Tokenizer.train(["axial coronal T1 MRI of the head. Which plane is this? Describe"] * 4, 300)
+    torch.manual_seed(0)
+    network = nano(PatchCodec(8, 192), vocab_size=len(tokenizer), hidden_size=32, num_layers=1)
+    network.latent_out.weight.data.normal_(std=0.02)
+    return network, tokenizer
+
+
+def run(data, model, **options):
+    benchmark = AtlasBenchmark(datasets=data, tasks=options.pop("tasks", None), progress=False)
+    return benchmark.run(*model, drawing=Drawing(2, 1.5), progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def report(data, model):
+    return run(data, model, steps=(2, 1), batch=2)
+
+
+def test_every_item_is_scored_once_in_each_setting(report):
+    asked = {("vqa", 3), ("caption", 3), ("text-to-image", 3), ("sr4", 6), ("seg-tissue", 6), ("h-to-he", 6)}
+    for section in ("test", "test_subject"):
+        ids = [(p["task"], p["id"], p["setting"]) for p in report.predictions if p["section"] == section]
+        assert len(set(ids)) == len(ids)
+        assert {(task, sum(row[0] == task for row in ids)) for task, _ in asked} == asked
+
+
+def test_the_rows_that_are_promised_are_there_with_baseline_and_ceiling(report):
+    for task, metric, baseline, ceiling in (
+        ("vqa", "exact match", "blind", False), ("caption", "token F1", "blind", False),
+        ("caption", "contrast and plane", "blind", False), ("sr4", "PSNR", "bicubic", True),
+        ("sr4", "SSIM", "bicubic", True), ("seg-tissue", "Dice", "lookup", True),
+        ("seg-tissue", "Dice white matter", "usual place", True), ("h-to-he", "PSNR", "linear colours", True),
+        ("text-to-image", "contrast and plane", "usual kind", True),
+        ("text-to-image", "near copy", "held-out real images", False),
+    ):  # fmt: skip
+        for section in ("test", "test_subject"):
+            row = report.find(task, metric, section)
+            assert baseline in row.baselines and (row.ceiling is not None) == ceiling, row
+            assert row.low <= row.value <= row.high and row.n == 3
+    assert report.find("sr4", "PSNR").ceiling == pytest.approx(
+        100
+    )  # all 192 components: the codec loses nothing
+    assert report.find("seg-tissue", "Dice").ceiling == 1.0
+    assert report.find("sr4", "PSNR", group="all, smoothed templates").n == 2
+    assert report.find("sr4", "PSNR", setting="1 step").n == 3
+    with pytest.raises(ValueError, match="no row"):
+        report.find(
+            "sr4", "PSNR", group="ch2", setting="1 step"
+        )  # sources are told apart in the default setting only
+    assert report.about["judge"].keys() == {"test", "test_subject"}
+
+
+def test_the_same_call_gives_the_same_numbers(data, model, report):
+    again = run(data, model, steps=(2, 1), batch=2)
+    assert again.rows == report.rows
+    assert str(again.predictions) == str(report.predictions)  # as words, for NaN is not equal to itself
+    assert all(torch.equal(again.images[name], image) for name, image in report.images.items())
+
+
+def test_another_batch_size_draws_the_same_images(data, model, report):
+    for name, image in run(data, model, tasks=["sr4"], steps=2, batch=64).images.items():
+        assert (image.int() - report.images[name].int()).abs().max() <= 1  # level of 255, by rounding
+
+
+def test_saved_images_are_what_was_scored(report, data):
+    one = next(p for p in report.predictions if p["task"] == "sr4" and p["section"] == "test")
+    name, place = one["image"]
+    truth = next(item["truth"] for item in data["test"] if item["id"] == one["id"])
+    drawn = report.images[name][place : place + 1].float() / 255
+    assert benchmarks._image_scores("sr4", drawn, truth[None])["PSNR"].item() == pytest.approx(
+        one["scores"]["PSNR"]
+    )
+
+
+def test_right_answers_score_one_and_blind_ones_as_the_training_majority(data, model, monkeypatch):
+    class Oracle:
+        def __init__(self, tokenizer, **options):
+            pass
+
+        def __call__(self, batch, network):
+            known = {
+                id(item["turns"][0].parts[0]): item["plane"] for found in data.values() for item in found
+            }
+            return [Answer(f"{known[id(prompt[0])].capitalize()}.", (), (), "end") for prompt in batch]
+
+    monkeypatch.setattr(benchmarks, "TextInferer", Oracle)
+    row = run(data, model, tasks=["vqa"]).find("vqa", "exact match")
+    assert row.value == 1.0 and row.baselines == {"blind": pytest.approx(2 / 3)}
+
+
+def test_a_limit_takes_the_same_few_of_every_task_and_question(data, model):
+    few = run(data, model, limit=1, steps=1)
+    assert {row.n for row in few.rows} == {1}
+    assert [p["id"] for p in run(data, model, limit=1, steps=1).predictions] == [
+        p["id"] for p in few.predictions
+    ]
+    assert {p["id"] for p in run(data, model, limit=2, steps=1).predictions} > {
+        p["id"] for p in few.predictions
+    }
+
+
+def test_a_network_in_training_is_scored_in_eval_and_handed_back_in_training(data, model):
+    network, _ = model
+    network.train()
+    run(data, model, tasks=["vqa"])
+    assert network.training
+    network.eval()
+
+
+def test_the_report_survives_the_disk(report, tmp_path):
+    again = Report.load(report.save(tmp_path))
+    assert [row.metric for row in again.rows] == [row.metric for row in report.rows]
+    assert again.table() == report.table()
+
+
+def test_an_unknown_task_and_nothing_to_score_are_told(data, model):
+    with pytest.raises(ValueError, match="got task 'seg-heart', expected some of vqa"):
+        AtlasBenchmark(datasets=data, tasks=["vqa", "seg-heart"])
+    with pytest.raises(ValueError, match="Nothing to score: no items of seg-bone in test, test_subject"):
+        run(data, model, tasks=["seg-bone"])
