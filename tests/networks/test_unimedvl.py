@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
@@ -257,9 +258,16 @@ def test_a_config_rebuilds_the_network(changes: dict) -> None:
     twin = from_config(config).double()
     twin.load_state_dict(network.state_dict())
     assert twin.config == network.config == config
+    assert set(config) == set(inspect.signature(UniMedVL).parameters)  # nothing is left at its default
     segments = [text(1), canvas(1, 1, noisy=True, time=0.5)] if network.latent_patch == 2 else [text(1)]
     seq = pack([segments], MARKS)
     assert torch.equal(twin(seq).hidden, network(seq).hidden)
+
+
+def test_grids_are_the_released_rules_as_far_as_the_tables_reach_unless_given() -> None:
+    assert tiny_network().config["grids"] == {"canvas": [16, 16, 4], "view": [8, 8, 2]}
+    given = tiny_network(grids={"view": [6, 4, 2]})
+    assert from_config(given.config).config["grids"] == {"canvas": [16, 16, 4], "view": [6, 4, 2]}
 
 
 def test_nano_is_small_rebuilds_and_starts_with_keys_like_queries() -> None:
@@ -287,9 +295,12 @@ def test_released_has_the_released_number_of_parameters() -> None:
     assert 14.2e9 < sum(sizes.values()) < 14.8e9
 
 
-def test_the_autoencoder_is_never_trained(tiny: UniMedVL) -> None:
-    assert not any(p.requires_grad for p in tiny.autoencoder.parameters())
-    assert all(p.requires_grad for p in tiny.decoder.parameters())
+def test_the_autoencoder_is_never_trained() -> None:
+    flux = {"kind": "flux", "channels": 2, "multipliers": [1, 1], "num_res_blocks": 1, "norm_groups": 2}
+    network = from_config({**CONFIG, "autoencoder": flux})
+    trained = {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad}
+    still = {name.split(".")[0] for name, p in network.named_parameters() if not p.requires_grad}
+    assert "decoder" in trained and still == {"autoencoder"}
 
 
 def test_images_too_large_for_the_position_tables_get_one_line(tiny: UniMedVL) -> None:
