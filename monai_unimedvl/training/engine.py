@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What MONAI's own engines need to run the model: prompts out of batches, results into files, one step.
+
+`SupervisedEvaluator` and `SupervisedTrainer` stay as MONAI made them. Switch their `decollate` off: a batch
+of prompts and a pack are not tensors that could be taken apart along their first axis.
+  B pictures of a batch   H rows   W columns
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.engines import PrepareBatch
+from monai.transforms import MapTransform
+from monai.utils.enums import CommonKeys
+from torch import Tensor
+
+from monai_unimedvl.data.mixture import Pack
+from monai_unimedvl.provenance import Facts, save_image, save_text, sha256
+from monai_unimedvl.sequence import Marks, Prompt
+from monai_unimedvl.training.objective import Objective
+from monai_unimedvl.transforms import recipe
+from monai_unimedvl.transforms.dicom import is_dicom
+from monai_unimedvl.transforms.image import meta_of, resize
+from monai_unimedvl.transforms.read import DICOM, NIFTI, PICTURES
+
+FILE = "filename_or_obj"  # where MONAI's meta keeps it
+_NOWHERE: tuple[Path | None, int] = (None, -1)
+
+logger = logging.getLogger(__name__)
+
+
+class PreparePrompts(PrepareBatch):
+    """A batch of pictures and a text -> prompts, as the inferers read them.
+
+    Args:
+        text: the question or instruction; the same for each picture unless the batch has its own under `key`.
+        image: key of the pictures (B, 3, H, W) in [0, 1]; None makes prompts of the text alone.
+        key: of the batch's own texts.
+
+    Raises:
+        ValueError: the text is empty.
+    """
+
+    def __init__(self, text: str, *, image: str | None = CommonKeys.IMAGE, key: str = "text") -> None:
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"PreparePrompts got text={text!r}, expected some words: say what is asked.")
+        self.text, self.image, self.key = text, image, key
+
+    def __call__(  # type: ignore[override]
+        self, batchdata: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **kwargs: Any
+    ) -> tuple[list[Prompt], Any]:
+        """B prompts, and what lies under "label". Pictures stay where they are: the network moves its tokens.
+
+        Raises:
+            ValueError: no pictures, or pictures of another shape.
+        """
+        label = batchdata.get(CommonKeys.LABEL)
+        if self.image is None:
+            return [[self.text]], label
+        images = batchdata.get(self.image)
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            came = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            raise ValueError(
+                f"PreparePrompts got {came} under {self.image!r}, expected pictures (B, 3, H, W): check the "
+                "preprocessing, and set the loader's batch_size to 1 where sizes differ."
+            )
+        texts = batchdata.get(self.key, [self.text] * len(images))
+        pictures = images.as_subclass(Tensor)
+        return [[picture, text] for picture, text in zip(pictures, texts, strict=True)], label
+
+
+class SaveResults:
+    """Handler: writes answers as JSON and drawings as PNG, marked as synthetic, named after their input.
+
+    Seed, steps and guidance are read from the engine's inferer, the words from the prompts.
+
+    Args:
+        folder: where to; made if need be.
+        name: what is added to the name of the input, as in `slice-answer.json`.
+        weights: sha256 of the model's weights (`bundle.digest`).
+        task: in the manifest; None takes `name`.
+        image: key of the pictures, whose meta names their files.
+    """
+
+    def __init__(
+        self, folder: str | Path, name: str, *, weights: str, task: str | None = None,
+        image: str = CommonKeys.IMAGE,
+    ) -> None:  # fmt: skip
+        self.folder, self.name, self.weights = Path(folder), name, weights
+        self.task, self.image = task or name, image
+        self.written: list[Path] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Run after each iteration of the engine; a new run may write the same names again."""
+        engine.add_event_handler(Events.STARTED, lambda _: self.written.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the predictions of the last batch."""
+        batch, output = engine.state.batch, dict(engine.state.output)  # type: ignore[call-overload]
+        sources = _sources(batch.get(self.image) if isinstance(batch, Mapping) else None)
+        prompts, predictions = output[CommonKeys.IMAGE], output[CommonKeys.PRED]
+        for place, (prompt, made) in enumerate(zip(prompts, predictions, strict=True)):
+            file, index = sources[place] if sources else _NOWHERE
+            facts = self._facts(engine.inferer, prompt, file, index)  # type: ignore[attr-defined]
+            parts = [file.name.split(".")[0] if file else "", f"{index:03d}" if index >= 0 else "", self.name]
+            path = self._free("-".join(filter(None, parts)), made)
+            if isinstance(made, Tensor):
+                save_image(made, path, facts)
+                logger.info("%s: wrote %s", facts.prompt, path)
+            else:
+                save_text(str(made), path, facts)
+                logger.info("%s %s -> %s", file.name if file else "", facts.prompt, made)
+            self.written.append(path)
+
+    def _facts(self, inferer: Any, prompt: Prompt, file: Path | None, index: int) -> Facts:
+        guidance, seed = getattr(inferer, "guidance", None), getattr(inferer, "seed", 0)
+        return Facts(
+            prompt=" ".join(part for part in prompt if isinstance(part, str)),
+            seed=seed if isinstance(seed, int) else 0,
+            weights=self.weights,
+            task=self.task,
+            inputs=[sha256(file)] if file is not None and file.exists() else [],
+            slices=[index] if index >= 0 else [],
+            steps=getattr(inferer, "steps", None),
+            text_guidance=getattr(guidance, "text", None),
+            image_guidance=getattr(guidance, "image", None),
+        )
+
+    def _free(self, stem: str, made: Any) -> Path:
+        """A name that this run has not written yet: a.png and a.jpg both want a-drawing.png."""
+        ending, count = ".png" if isinstance(made, Tensor) else ".json", 1
+        path = self.folder / f"{stem}{ending}"
+        while path in self.written:
+            count += 1
+            path = self.folder / f"{stem}-{count}{ending}"
+        return path
+
+
+class ByRecipe(MapTransform):
+    """Preprocessing: a file by the recipe of its modality; one mapping for each slice or frame of it.
+
+    A picture's meta keeps its file and, of several slices, its index; "source_size" is its size (H, W) for
+    `AtSourceSized`. MONAI's DataLoader takes the lists apart.
+
+    Args:
+        keys: of the paths.
+        modality, settings: as `recipe` has them.
+    """
+
+    def __init__(self, keys: Any, modality: str, **settings: Any) -> None:
+        super().__init__(keys)
+        self.recipe = recipe(modality, **settings)
+
+    def __call__(self, data: Mapping[Any, Any]) -> list[dict[Any, Any]]:
+        """{key: path} -> [{key: (3, H, W) in [0, 1], "source_size": (2,)}, ...]"""
+        found = []
+        for key in self.key_iterator(data):
+            for picture in self.recipe(data[key]):
+                source = picture.meta["source"]
+                index = source["index"] if source["count"] > 1 else -1
+                image = MetaTensor(picture.as_tensor(), meta={FILE: str(data[key]), "slice": index})
+                found.append({**data, key: image, "source_size": torch.tensor(image.shape[1:])})
+        return found
+
+
+class AtSourceSized(MapTransform):
+    """Postprocessing: drawings (3, h, w) at the size of the pictures they were drawn from; texts stay."""
+
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
+        """A new mapping with the list under each key resized; as it was without "source_size"."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            if "source_size" in result:
+                sizes = torch.as_tensor(result["source_size"]).tolist()
+                result[key] = [_at(made, size) for made, size in zip(result[key], sizes, strict=True)]
+        return result
+
+
+class IterationUpdate:
+    """One step of `SupervisedTrainer(iteration_update=...)` on a pack: the objective, and nothing else.
+
+    Args:
+        marks: control tokens of the tokenizer that made the packs.
+        seed: of times and noise; each step has a generator of its own, the same as in `UniMedVLModule`.
+    """
+
+    def __init__(self, marks: Marks, objective: Objective | None = None, *, seed: int = 0) -> None:
+        self.marks, self.objective, self.seed = marks, objective or Objective(), seed
+
+    def __call__(self, engine: Any, batch: Pack) -> dict[str, Any]:
+        """The losses of the pack, after the update."""
+        chance = torch.Generator().manual_seed(self.seed * 1_000_003 + engine.state.iteration - 1)
+        losses = self.objective(engine.network.train(), batch.samples, self.marks, chance)
+        engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
+        losses.loss.backward()
+        engine.optimizer.step()
+        return {CommonKeys.LOSS: float(losses.loss), "text": float(losses.text), "flow": float(losses.flow)}
+
+
+def list_images(folder: str | Path) -> list[dict[str, str]]:
+    """MONAI's data list of a folder: [{"image": path}, ...] in the order of names.
+
+    Args:
+        folder: holds images and, as folders, DICOM series; or is one image.
+
+    Raises:
+        ValueError: no such folder, or no image in it.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise ValueError(f"dataset_dir {folder} does not exist, expected a folder of images: check the path.")
+    found = [folder] if folder.is_file() else sorted(folder.iterdir())
+    known = (*PICTURES, *NIFTI, *DICOM)
+    kept = [path for path in found if path.name.lower().endswith(known) or _is_series(path)]
+    if not kept:
+        raise ValueError(f"dataset_dir {folder} holds no image, expected {', '.join(known)}: add some.")
+    return [{CommonKeys.IMAGE: str(path)} for path in kept]
+
+
+def _is_series(path: Path) -> bool:
+    return path.is_dir() and any(file.is_file() and is_dicom(file) for file in path.iterdir())
+
+
+def _sources(images: Any) -> list[tuple[Path | None, int]]:
+    """(file, slice or -1) of each picture of a batch, as far as its meta names them."""
+    names, slices = meta_of(images, FILE), meta_of(images, "slice")
+    names = [names] if isinstance(names, str) else list(names or [])
+    indexes = [-1] * len(names) if slices is None else torch.as_tensor(slices).flatten().tolist()
+    return [(Path(name), index) for name, index in zip(names, indexes, strict=True)]
+
+
+def _at(made: Any, size: Sequence[int]) -> Any:
+    return resize(made, (size[1], size[0]), (0.0, 1.0)) if isinstance(made, Tensor) else made
