@@ -28,7 +28,7 @@ from monai_unimedvl.evaluation import baselines as trivial
 from monai_unimedvl.evaluation.baselines import Draw, Item
 from monai_unimedvl.evaluation.classifier import Judge, train_judge
 from monai_unimedvl.evaluation.image import dice, labels_from_colours, nearest_correlation, psnr, ssim
-from monai_unimedvl.evaluation.report import ALL, Report, summarise
+from monai_unimedvl.evaluation.report import ALL, Report, explain, summarise
 from monai_unimedvl.evaluation.text import exact_match, named_kind, token_f1
 from monai_unimedvl.flow import Guidance
 from monai_unimedvl.inferers import ImageInferer, TextInferer
@@ -40,16 +40,6 @@ SMOOTHED = ("spmEPI", "spmPET", "spmSPECT")  # templates smoothed by 8 mm: littl
 WORDS = {"vqa": 24, "caption": 160}  # new tokens at most
 NEAR_COPY = 0.98  # correlation to a training image
 EDIT_STEPS = (4, 1)  # the first is what the bundle ships
-NOTES = """\
-Sections: `test` is a held-out slab of a known volume, `test_subject` a subject never trained on.
-Intervals: 95 % percentile bootstrap over items. PSNR in dB and SSIM for a data range of 1. Dice: mean
-over the labels in the truth of an image. Baselines are fitted on training items: blind = the most
-frequent training answer to that question (captions: of all); lookup = by grey level, for label maps also
-by source; usual place = by pixel and plane; threshold = the best grey level by contrast; mean = the mean
-training target of that plane. Ceiling: the autoencoder's own reconstruction of the truth; for text-to-
-image the judge on the real images of the same items. The judge is a small classifier of plane and
-contrast trained on real training slices; near copy = correlation above 0.98 to a training image. VQA is
-scored on the balanced questions. No clinical claim follows from any of this."""
 
 
 @dataclass(frozen=True)
@@ -203,8 +193,8 @@ class AtlasBenchmark:
             "missing_sources": self.missing, "parameters": sum(p.numel() for p in network.parameters()),
             "judge": self.judge_accuracy() if any("text-to-image" in key for key in chosen) else {},
             "torch": torch.__version__.split("+")[0], "python": platform.python_version(),
-            "notes": NOTES,
         }  # fmt: skip
+        about["notes"] = explain(about)
         return Report(summarise(predictions, seed=self.seed), predictions, about, images)
 
     def choose(self, section: str, task: str, limit: int | None) -> list[Item]:

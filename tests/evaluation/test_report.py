@@ -103,7 +103,23 @@ def test_the_table_is_markdown_and_groups_can_be_left_out():
         first.startswith("| sr4 | test | all | PSNR, 4 steps | 2 | 20.50 (")
         and "nothing 19.00, bicubic 18.00" in first
     )
-    assert len(rest) == 2 and len(found.table(groups=False).splitlines()) == 3
+    assert len(rest) == 2
+
+
+def test_the_short_table_shows_defaults_and_chosen_groups_and_the_notes_stand_below():
+    ones = [
+        prediction(n, 1.0, groups=["plane" if n else "body"], setting=setting, task=task)
+        for task in ("sr4", "h-to-he")
+        for setting in ("4 steps", "1 step")
+        for n in range(2)
+    ]
+    found = Report(summarise(ones), ones, {"notes": "What it means."})
+    short = found.table(groups=False).splitlines()
+    assert [line.split(" | ")[0:3] for line in short[2:5]] == [
+        ["| sr4", "test", "all"], ["| sr4", "test", "body"], ["| sr4", "test", "plane"],
+    ]  # fmt: skip
+    assert short[5].startswith("| h-to-he | test | all |") and short[6:] == ["", "What it means."]
+    assert "1 step |" not in found.table(groups=False) and "1 step |" in found.table()
 
 
 def test_a_table_is_filled_between_its_marks_again_and_again(tmp_path):
