@@ -209,7 +209,7 @@ def test_words_stop_where_the_context_is_full_and_can_still_be_closed(tokenizer,
 
 
 @pytest.mark.parametrize(
-    "options", [Sampling(8, 1e-12), Sampling(8, 5.0, top_k=1), Sampling(8, 1.0, top_p=1e-9)]
+    "options", [Sampling(8, 1e-309), Sampling(8, 5.0, top_k=1), Sampling(8, 1.0, top_p=1e-9)]
 )
 def test_the_coldest_and_narrowest_choices_are_greedy(tiny, segments, options):
     answers = []
@@ -229,6 +229,15 @@ def test_words_are_drawn_as_often_as_likely(tiny):
     shares = torch.bincount(drawn, minlength=5) / count
     assert_close(shares, (logits[0] / 2).softmax(-1), atol=0.012, rtol=0)  # 3.5 standard deviations
     assert shares[3] == 0
+
+
+def test_a_word_without_probability_is_not_drawn_even_at_the_edge(monkeypatch):
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf]])
+    for chance in (0.0, 1 - 2**-53):
+        edge = torch.tensor([chance], dtype=torch.float64)
+        monkeypatch.setattr(torch, "rand", lambda *_, edge=edge, **__: edge)
+        drawn = sampling._choose(logits, Sampling(temperature=1.0), torch.empty(1, 0), seeded(0))
+        assert drawn.item() == 1
 
 
 def test_the_repetition_penalty_counts_the_answer_not_the_prompt(tiny, segments):
