@@ -18,36 +18,17 @@ from monai_unimedvl import __version__, bundle, provenance
 from monai_unimedvl.cli.main import Result
 from monai_unimedvl.cli.page import Card, Figure, Section, markdown_tables, page
 from monai_unimedvl.cli.reading import device
-from monai_unimedvl.cli.stage import SECTIONS, STEPS, Item, Stage, score, scored
+from monai_unimedvl.cli.stage import ABOUT, NAMES, SECTIONS, STEPS, TASKS, Item, Stage, score, scored
 from monai_unimedvl.data.atlas import INSTRUCTIONS, LEGENDS
 from monai_unimedvl.data.fetch import licences
 from monai_unimedvl.evaluation import baselines as trivial
 from monai_unimedvl.evaluation.text import exact_match, token_f1
 from monai_unimedvl.inferers import ImageInferer, InterleavedInferer, TextInferer
+from monai_unimedvl.inferers.drawing import Output
 from monai_unimedvl.provenance import Facts
 
-TASKS = {  # heading -> tasks
-    "Segmentation": ["seg-tissue", "seg-lobes", "seg-tumour", "seg-bone", "seg-nuclei"],
-    "Super-resolution": ["sr4"],
-    "Contrast translation": ["t1-to-t2", "t1-to-pd", "t2-to-t1", "t1-to-gm", "ct-to-bone"],
-    "Virtual staining": ["h-to-he", "h-to-ihc"],
-}
-ABOUT = {
-    "Segmentation": (
-        "The model draws a mask in the colours of a legend; labels are read off by the nearest colour."
-        " Dice is the mean over the labels of the truth, beside the best baseline that needs no model."
-    ),
-    "Super-resolution": (
-        "The input lost four times its resolution (MRI: the outer k-space, others: averages) and"
-        " came back by bicubic interpolation, which is the baseline."
-    ),
-    "Contrast translation": (
-        "The same slice in another contrast. Identity is the input left as it is; the second"
-        " baseline is fitted on training slices."
-    ),
-    "Virtual staining": "From the haematoxylin channel of a real section to its full colours.",
-}
 HISTORY = "History: headache for three weeks. Lab: CRP 4 mg/L."
+ABOVE = {True: "\u25b2", False: "\u25bc"}
 SIGNS = {True: "\u2713", False: "\u2717"}
 FETCH = "`unimedvl data fetch-atlas`"
 
@@ -66,13 +47,9 @@ def demo(options: Namespace) -> Result:
     html = page("What a small UniMedVL can and cannot do", lead(stage), sections, foot(stage, seconds))
     facts = Facts("demo", options.seed, bundle.digest(options.model), "demo", steps=STEPS)
     provenance.save_page(html, path, facts)
-    scores = {row[0]: row[1:] for row in glance(stage)[1:]}
-    values = {
-        "outputs": [str(path)],
-        "scores": scores,
-        "missing": stage.missing,
-        "seconds": round(seconds, 1),
-    }
+    head, *rows = glance(stage)
+    scores = [dict(zip(head, row, strict=True)) for row in rows]
+    values = {"outputs": [str(path)], "scores": scores, "missing": stage.missing, "seconds": round(seconds)}
     lines = [f"wrote {path} ({seconds:.0f} s): open it in a browser"]
     if stage.missing:
         lines.append(f"absent sources: {', '.join(stage.missing)}; `unimedvl data fetch-atlas` fetches them")
@@ -81,13 +58,7 @@ def demo(options: Namespace) -> Result:
 
 def every_section(stage: Stage) -> list[Section]:
     """Everything between header and footer; a task without items is left out and named."""
-    found = [
-        at_a_glance(stage),
-        questions(stage),
-        unified(stage),
-        descriptions(stage),
-        drawings(stage),
-    ]
+    found = [at_a_glance(stage), questions(stage), unified(stage), descriptions(stage), drawings(stage)]
     found += [edits(stage, title, tasks) for title, tasks in TASKS.items()]
     found += [failures(stage), measured(stage), sources(stage)]
     return [section for section in found if section is not None]
@@ -101,11 +72,12 @@ def lead(stage: Stage) -> list[str]:
         (
             f"One network of {size:.1f} million parameters reads these scans, answers, describes, draws and"
             " edits. It was trained on public scans and templates at 64 x 64 pixels and has seen none of"
-            " those below."
+            " the slices below."
         ),
         (
             "Cases are drawn at random by the seed, not chosen; the worst of each task stand under"
-            f" \u201cWhere it fails\u201d.{absent}"
+            " \u201cWhere it fails\u201d. \u25b2 is better than the best baseline of that task, \u25bc is"
+            f" not.{absent}"
         ),
         "Pictures in a dashed frame are synthetic. Research software: nothing here is for diagnosis.",
     ]
@@ -129,18 +101,20 @@ def foot(stage: Stage, seconds: float) -> list[str]:
 
 def glance(stage: Stage) -> list[list[Any]]:
     """A row of scores for each task: over all items that were tried for this page."""
-    rows: list[list[Any]] = [["task", "score", "model", "best baseline", "ceiling", "items"]]
+    rows: list[list[Any]] = [["task", "tested on", "score", "model", "best baseline", "ceiling", "items"]]
     wanted = ("exact match", "token F1", "contrast and plane", "Dice", "PSNR")
     best = {}
-    for row in stage.report.rows:
+    order = list(NAMES)
+    for row in sorted(stage.report.rows, key=lambda row: order.index(row.task)):
         if row.group != "all" or row.metric not in wanted or (row.task, row.section) in best:
             continue
         best[row.task, row.section] = row.metric
         name, value = row.baseline or ("none", float("nan"))
         shape = "{:.1f} dB" if row.metric == "PSNR" else "{:.2f}"
+        good = row.value > value
         rows.append([
-            f"{row.task}, {SECTIONS.get(row.section, row.section)}", row.metric,
-            (shape.format(row.value), row.value > value), f"{shape.format(value)} ({name})",
+            NAMES[row.task], SECTIONS.get(row.section, row.section), row.metric,
+            (f"{ABOVE[good]} {shape.format(row.value)}", good), f"{shape.format(value)} ({name})",
             "" if row.ceiling is None or row.ceiling != row.ceiling else shape.format(row.ceiling),
             str(row.n),
         ])  # fmt: skip
@@ -152,8 +126,8 @@ def at_a_glance(stage: Stage) -> Section:
     return Section(
         "At a glance",
         "Means over the few items that were tried for this page, each task against its best trivial baseline."
-        " With so few items they move by chance; the full table with intervals is under"
-        " \u201cMeasured\u201d.",
+        " With so few items they move by chance. \u25b2: above the baseline; ceiling: what the autoencoder,"
+        " or the judge of drawings on real slices, reaches at best.",
         rows=glance(stage),
     )
 
@@ -181,17 +155,11 @@ def questions(stage: Stage) -> Section | None:
             good = bool(exact_match(answer, item["truth"]))
             right += good
             mark = f"{SIGNS[good]} {answer or '(nothing)'}"
-            rows.append(
-                [
-                    item["turns"][0].parts[-1],
-                    (mark, good),
-                    item["truth"],
-                    usual.get(item["question"], "none"),
-                ]
-            )
+            question = item["turns"][0].parts[-1]
+            rows.append([question, (mark, good), item["truth"], usual.get(item["question"], "none")])
         cards.append(
             Card(
-                stage.title(items[0], "asked about"), [Figure(trivial.shown(items[0]), "input (real)")],
+                stage.title(items[0]), [Figure(trivial.shown(items[0]), "input (real)")],
                 rows=rows, credit=stage.credit(items[0]),
             )
         )  # fmt: skip
@@ -212,8 +180,8 @@ def descriptions(stage: Stage) -> Section | None:
         good = scores["token F1"] > blind
         cards.append(
             Card(
-                stage.title(item, "described"),
-                [Figure(trivial.shown(item), "input (real)", f"word F1 {scores['token F1']:.2f}", good)],
+                stage.title(item),
+                [Figure(trivial.shown(item), "input (real)", f"F1 {scores['token F1']:.2f}", good)],
                 [
                     ("model", found["said"]),
                     ("truth", found["truth"]),
@@ -253,7 +221,7 @@ def drawing(stage: Stage, found: Mapping[str, Any]) -> Card:
     figures = [
         Figure(
             stage.image(found),
-            "drawn",
+            "model",
             f"{SIGNS[good]} {named}",
             good,
             stage.facts(found),
@@ -270,7 +238,7 @@ def drawing(stage: Stage, found: Mapping[str, Any]) -> Card:
             f"correlation {found['nearest']:.2f} to the nearest training picture (above 0.98: a copy)",
         ),
     ]
-    return Card(stage.title(item, "drawn"), figures, lines, credit=stage.credit(item))
+    return Card(stage.title(item), figures, lines, credit=stage.credit(item))
 
 
 def edits(stage: Stage, title: str, tasks: Sequence[str]) -> Section | None:
@@ -278,7 +246,8 @@ def edits(stage: Stage, title: str, tasks: Sequence[str]) -> Section | None:
     cards = [edit(stage, found) for task in tasks for found in stage.shown_of(task)]
     absent = [task for task in tasks if not stage.of(task)]
     note = (
-        f"Not here, because their scans are absent: {', '.join(absent)}. {FETCH} fetches them."
+        f"Not here, because their scans are absent: {', '.join(NAMES[task] for task in absent)}. {FETCH}"
+        " fetches them."
         if absent
         else ""
     )
@@ -299,11 +268,16 @@ def edit(stage: Stage, found: Mapping[str, Any]) -> Card:
     ]
     if name and name != kept:
         image = stage.fitted(item["task"])[name](item)
-        figures.append(Figure(image, f"baseline: {name}", scored(metric, best)))
+        figures.append(Figure(image, "baseline", f"{name} {scored(metric, best)}"))
     ceiling = found["ceiling"].get(metric)
     label = f"ceiling {scored(metric, ceiling)}" if ceiling is not None and ceiling == ceiling else ""
     figures.append(Figure(item["truth"], "truth (real)", label))
-    return Card(stage.title(item, item["task"]), figures, credit=stage.credit(item))
+    return Card(
+        stage.title(item, NAMES[item["task"]]),
+        figures,
+        credit=stage.credit(item),
+        legend=LEGENDS.get(item["task"], {}),
+    )
 
 
 def unified(stage: Stage) -> Section | None:
@@ -316,10 +290,12 @@ def unified(stage: Stage) -> Section | None:
     name = stage.some(sorted(held[follow].keys() & held["seg-tissue"].keys() & held["caption"].keys()), 1)[0]
     words, mask, later = held["caption"][name], held["seg-tissue"][name], held[follow][name]
     scan = trivial.shown(words)
-    outputs = [("text", INSTRUCTIONS["caption"])]
+    outputs: list[Output] = [("text", INSTRUCTIONS["caption"])]
     outputs += [("image", INSTRUCTIONS[task]) for task in ("seg-tissue", follow)]
     size = tuple(scan.shape[1:])
-    infer = InterleavedInferer(stage.tokenizer, outputs=outputs, steps=STEPS, size=size, seed=stage.seed)
+    infer = InterleavedInferer(
+        stage.tokenizer, outputs=outputs, steps=STEPS, size=size, seed=stage.seed, max_new_tokens=160
+    )
     findings, *drawn = infer([[scan, HISTORY]], stage.network)[0]
     alone = ImageInferer(stage.tokenizer, steps=STEPS, size=size, seed=stage.seed)(
         [item["turns"][0].parts for item in (mask, later)], stage.network
@@ -341,11 +317,18 @@ def unified(stage: Stage) -> Section | None:
             Figure(item["truth"], "truth (real)", f"{best} {scored(metric, guesses[best])}" if best else ""),
         ]
         lines.append((label, f"asked alone, without the rest of the case: {scored(metric, other)}"))
-    card = Card(stage.title(words, "one case, one context"), figures, lines, credit=stage.credit(words))
+    card = Card(
+        stage.title(words),
+        figures,
+        lines,
+        credit=stage.credit(words),
+        legend=LEGENDS["seg-tissue"],
+        wide=True,
+    )
     return Section(
         "One unified case",
         "One `InterleavedInferer` context reads the scan with a short history and a lab line, then writes the"
-        f" findings, draws the mask and a follow-up image ({follow}). Each step reads those before it."
+        f" findings, draws the mask and a follow-up image ({NAMES[follow]}). Each step reads those before it."
         " The model was trained on these tasks one by one and never saw a history: what the company of the"
         " others costs stands in the last lines.",
         [card],
@@ -372,8 +355,8 @@ def failures(stage: Stage) -> Section:
     wrongs = [Card("Wrong answers", rows=rows)] if len(rows) > 1 else []
     return Section(
         "Where it fails",
-        "Of every drawing task the worst of the items tried, by its distance to the best baseline; where an"
-        " orange score stands, a method without a model did better. Then a drawing that was not recognised,"
+        "Of every drawing task the worst of the items tried, by its distance to the best baseline; at \u25bc"
+        " a method without a model did better. Then a drawing that was not recognised,"
         " if any, and answers that are wrong.",
         [card for _, card in cards] + drawn + wrongs,
     )

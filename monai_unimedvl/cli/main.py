@@ -57,7 +57,7 @@ def _verb(name: str) -> Callable[[argparse.Namespace], Result]:
         from monai_unimedvl.cli.demo import demo
 
         return demo
-    if name in ("data", "bundle", "provenance"):
+    if name in ("data", "bundle", "provenance", "evaluate"):
         from monai_unimedvl.cli import manage
 
         return getattr(manage, name)
@@ -132,10 +132,16 @@ def parser() -> argparse.ArgumentParser:
     demo = _add(
         verbs, "demo", "write a page that shows every task on held-out scans", "--out demo", model=True
     )
-    demo.add_argument("--cases", type=_whole(1), default=3, help="cases of each task (default: 3)")
+    demo.add_argument("--cases", type=_whole(1), default=2, help="cases of each task (default: 2)")
     demo.add_argument(
         "--atlas", metavar="FOLDER", help="where `data fetch-atlas` put the scans (default: the cache)"
     )
+
+    evaluate = _add(verbs, "evaluate", "score a model on the held-out scans", "--limit 20 --out evaluation")
+    evaluate.add_argument("--limit", type=_whole(1), help="items of each task and section (default: all)")
+    evaluate.add_argument("--tasks", nargs="+", metavar="TASK", help="only these, such as vqa seg-tissue sr4")
+    evaluate.add_argument("--atlas", metavar="FOLDER", help="where `data fetch-atlas` put the scans")
+    evaluate.add_argument("--permissive-only", action="store_true", help="leave out sources under GPL")
 
     data = _add(
         verbs,

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs that run no model: data, bundle, provenance."""
+"""The verbs that keep house: evaluate, data, bundle, provenance."""
 
 from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from dataclasses import asdict
 
 from monai_unimedvl.cli.main import Result
 
@@ -36,6 +37,23 @@ def data(options: Namespace) -> Result:
         "failed": found.failed,
         "ok": bool(found.ready),
     }
+
+
+def evaluate(options: Namespace) -> Result:
+    """Score a model on the atlas benchmark; --out is a folder for the report and every prediction."""
+    from monai_unimedvl import bundle as bundles
+    from monai_unimedvl import evaluation
+    from monai_unimedvl.cli.reading import device
+
+    network, tokenizer = bundles.load(options.model, device=device(options.device))
+    report = evaluation.evaluate(
+        network, tokenizer, root=options.atlas, tasks=options.tasks, limit=options.limit, seed=options.seed,
+        permissive_only=options.permissive_only, out=options.out, progress=not options.quiet,
+    )  # fmt: skip
+    lines = [report.table(groups=False)]
+    if options.out:
+        lines.append(f"wrote {options.out}: report.json, table.md, predictions.jsonl, images.safetensors")
+    return lines, {"about": report.about, "rows": [asdict(row) for row in report.rows]}
 
 
 def bundle(options: Namespace) -> Result:

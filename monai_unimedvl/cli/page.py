@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -38,6 +38,8 @@ class Card:
     Args:
         rows: of the table, the header first; a cell may be (text, good).
         lines: (label, text), shown under the pictures.
+        legend: name -> colour (red, green, blue) of a map.
+        wide: over the whole width of the page.
     """
 
     title: str
@@ -45,6 +47,8 @@ class Card:
     lines: Sequence[tuple[str, str]] = ()
     rows: Sequence[Sequence[str | tuple[str, bool]]] = ()
     credit: str = ""
+    legend: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,12 +123,19 @@ def _section(section: Section) -> str:
 
 def _card(card: Card) -> str:
     lines = "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in card.lines)
+    legend = "".join(
+        f'<li><i style="background:rgb{colour}"></i>{escape(name)}</li>'
+        for name, colour in card.legend.items()
+    )
+    pictures = "".join(map(_figure, card.figures))
+    words = (f"<dl>{lines}</dl>" if lines else "") + (_table(card.rows) if card.rows else "")
+    kind = "wide" if card.wide else "side" if len(card.figures) == 1 else ""
     return (
-        f"<article><h3>{escape(card.title)}</h3>"
-        + (f'<div class="row">{"".join(map(_figure, card.figures))}</div>' if card.figures else "")
-        + (f"<dl>{lines}</dl>" if lines else "")
-        + (_table(card.rows) if card.rows else "")
-        + (f'<p class="credit">{escape(card.credit)}</p>' if card.credit else "")
+        f'<article class="{kind}"><h3>{escape(card.title)}</h3><div class="body">'
+        + (f'<div class="row">{pictures}</div>' if pictures else "")
+        + (f'<ul class="legend">{legend}</ul>' if legend else "")
+        + (f'<div class="words">{words}</div>' if words else "")
+        + (f'</div><p class="credit">{escape(card.credit)}</p>' if card.credit else "</div>")
         + "</article>"
     )
 
@@ -132,7 +143,12 @@ def _card(card: Card) -> str:
 def _figure(figure: Figure) -> str:
     made = figure.facts is not None
     words = f"{figure.label}, synthetic" if made else figure.label
-    score = f'<span class="score{_shade(figure.good)}">{escape(figure.score)}</span>' if figure.score else ""
+    sign = {True: "\u25b2 ", False: "\u25bc ", None: ""}[figure.good]
+    score = (
+        f'<span class="score{_shade(figure.good)}">{sign}{escape(figure.score)}</span>'
+        if figure.score
+        else ""
+    )
     mark = '<span class="mark">synthetic</span>' if made else ""
     return (
         f'<figure class="{"made" if made else "real"}"><div class="label">{escape(figure.label)}</div>'
@@ -200,32 +216,33 @@ figure img{display:block;width:116px;height:116px;object-fit:contain;background:
 image-rendering:pixelated;
 border-radius:4px}
 figure.made img{outline:2px dashed var(--made);outline-offset:2px}
-.label{font-size:13px;line-height:1.3;min-height:34px;padding-bottom:6px;display:flex;align-items:end;
-color:var(--soft)}
+.label{font-size:13px;line-height:1.3;padding-bottom:6px;color:var(--soft);white-space:nowrap}
 figcaption{display:flex;flex-direction:column;align-items:start;gap:3px;font-size:13px;line-height:1.3;
 padding-top:7px}
 .score{font-variant-numeric:tabular-nums}
 .score.good,.score.bad{padding:1px 6px;border-radius:4px;font-weight:600}
+td.good,td.bad{white-space:nowrap}
 .good{color:var(--good)}.score.good{background:var(--good-tint)}
 .bad{color:var(--bad)}.score.bad{background:var(--bad-tint)}
 .mark{font-size:11px;color:var(--made);letter-spacing:.02em}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 12px;margin:12px 0 0;font-size:14px}
-dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
-.table{overflow-x:auto;margin:12px 0 0}
-table{border-collapse:collapse;font-size:14px;width:100%;font-variant-numeric:tabular-nums}
+.wide{grid-column:1/-1}
+.side .body{display:flex;gap:16px}
+.side .row{flex:none}
+.side .words{flex:1;min-width:0}
+.side .words>:first-child{margin-top:0}
+.legend{display:flex;flex-wrap:wrap;gap:4px 14px;list-style:none;margin:10px 0 0;padding:0;font-size:13px}
+.legend i{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:6px;outline:1px solid
+var(--line)} dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 12px;margin:12px 0
+0;font-size:14px} dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere} .table{overflow-x:auto;margin:12px
+0 0} table{border-collapse:collapse;font-size:14px;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:5px 12px 5px 0;border-bottom:1px solid var(--line);vertical-align:top}
-tr:last-child td{border-bottom:0}
-th{font-weight:600;color:var(--soft)}
+tr:last-child td{border-bottom:0} th{font-weight:600;color:var(--soft)}
 section>.table{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:8px 16px}
-section>h3{margin:18px 0 0}
-.credit{margin:12px 0 0;font-size:12px;line-height:1.4;color:var(--soft)}
-.note{margin-top:14px;font-size:14px}
-code{font:0.92em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;background:var(--tint);
-border-radius:4px;padding:1px 5px}
-footer{padding:36px 24px 48px;color:var(--soft);font-size:13px}
-footer p{margin:0 0 6px;max-width:980px}
-@media(max-width:600px){header,main,footer{padding-left:14px;padding-right:14px}figure,figure img{
-width:calc(50vw - 40px);
-height:auto}figure img{aspect-ratio:1}}
-@media print{nav{display:none}article{break-inside:avoid}}
+section>h3{margin:18px 0 0} .credit{margin:12px 0 0;font-size:12px;line-height:1.4;color:var(--soft)}
+.note{margin-top:14px;font-size:14px} code{font:0.92em
+ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;background:var(--tint); border-radius:4px;padding:1px
+5px} footer{padding:36px 24px 48px;color:var(--soft);font-size:13px} footer p{margin:0 0 6px;max-width:980px}
+@media(max-width:600px){.side .body{flex-direction:column}
+header,main,footer{padding-left:14px;padding-right:14px}figure,figure img{ width:calc(50vw - 40px);
+height:auto}figure img{aspect-ratio:1}} @media print{nav{display:none}article{break-inside:avoid}}
 """

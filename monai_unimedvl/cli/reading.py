@@ -24,7 +24,7 @@ from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.provenance import sha256
 from monai_unimedvl.transforms import recipe
 from monai_unimedvl.transforms.dicom import is_dicom
-from monai_unimedvl.transforms.image import resize
+from monai_unimedvl.transforms.image import MIN_SIDE, resize
 from monai_unimedvl.transforms.read import PICTURES
 from monai_unimedvl.transforms.volume import SelectSlices
 
@@ -38,6 +38,7 @@ FROM_DICOM = {
     "SM": "histopathology",
 }
 SHORT_CONTEXT = 4096  # tokens; a model below that gets one slice of a volume, not eight
+FIELD = 192.0  # mm; the field of the nano's brain images
 MARGIN = 1.06  # of the side of a frame around what is bright
 
 
@@ -215,8 +216,11 @@ def _square_only(network: UniMedVL) -> bool:
     return all(rule[0] == rule[1] for rule in network.grids.values())
 
 
-def _frame(picture: Tensor) -> Frame | None:
-    """The square around what is bright in a grey picture; the middle square of a coloured one."""
+def _frame(picture: MetaTensor) -> Frame | None:
+    """The square around what is bright in a grey picture; the middle square of a coloured one.
+
+    An MRI of known pixel size gets a square of `FIELD` mm around the middle of what is bright.
+    """
     image = picture.as_subclass(Tensor)
     height, width = image.shape[1:]
     coloured = bool((image.amax(0) - image.amin(0)).max() > 0.05)
@@ -230,9 +234,12 @@ def _frame(picture: Tensor) -> Frame | None:
             top, bottom = int(rows[0]), int(rows[-1]) + 1
             left, right = int(columns[0]), int(columns[-1]) + 1
         side = min(round(max(bottom - top, right - left) * MARGIN), max(height, width))
+        if picture.meta.get("recipe") == "mri" and picture.meta["source"]["spacing"] is not None:
+            side = round(FIELD / float(picture.affine[:3, 0].norm()))  # pixels are square after the recipe
+    side = max(side, MIN_SIDE)
     if (side, side) == (height, width):
         return None
-    return Frame((top + bottom - side) // 2, (left + right - side) // 2, max(side, 8), height, width)
+    return Frame((top + bottom - side) // 2, (left + right - side) // 2, side, height, width)
 
 
 def device(name: str) -> torch.device:

