@@ -110,7 +110,7 @@ def test_a_room_imports_only_from_rooms_to_its_left(name: str) -> None:
         ("training/objective.py", "import pytorch_lightning as pl"),
         ("training/module.py", "import lightning"),
         ("bundle.py", 'engine = optional_import("ignite.engine")'),
-        ("sequence.py", "import monai.utils"),
+        ("sequence/packing.py", "import monai.utils"),
         ("data/atlas.py", "import pickle"),
     ],
 )

@@ -234,6 +234,15 @@ def test_labels_are_the_next_words_and_text_end() -> None:
     assert_close(seq.label_weights, torch.tensor([0.5] * 4 + [1.0]))
 
 
+def test_bases_lie_where_their_canvases_do_and_zeros_elsewhere() -> None:
+    base = canvas(1, 2, seed=9).latents
+    seq = pack([[canvas(1, 1), text(1), canvas(1, 2, noisy=True, base=base)], [canvas(1, 1)]], MARKS)
+    assert seq.based.tolist() == [False, True, True, False]
+    assert torch.equal(seq.bases[1:3], base) and not seq.bases[[0, 3]].any()
+    plain = pack([[canvas(1, 1), canvas(1, 2, noisy=True)]], MARKS)
+    assert plain.bases is None and plain.based.tolist() == [False] * 3
+
+
 def test_a_pack_of_nothing_is_empty() -> None:
     for samples in ([], [[]], [[text(1, dropped=True)]]):
         seq = pack(samples, MARKS)
@@ -265,5 +274,7 @@ def test_images_that_cannot_be_packed_get_one_line() -> None:
         pack([[Canvas((2, 2), image=torch.zeros(3, 4, 4))]], MARKS)
     with pytest.raises(ValueError, match="a View of 5 tokens, expected 2x3"):
         pack([[View(torch.zeros(5, 12), (2, 3))]], MARKS)
+    with pytest.raises(ValueError, match=r"a base of shape \(2, 12\), expected \(4, 12\) like its latents"):
+        pack([[canvas(2, 2, noisy=True, base=canvas(1, 2).latents)]], MARKS)
     with pytest.raises(ValueError, match="role 'system', expected 'user' or 'assistant'"):
         Turn("system", ["be kind"])

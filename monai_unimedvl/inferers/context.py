@@ -15,7 +15,7 @@ from torch import Tensor
 
 from monai_unimedvl.flow import Guidance
 from monai_unimedvl.networks.decoder import KVCache
-from monai_unimedvl.networks.unimedvl import UniMedVL
+from monai_unimedvl.networks.unimedvl import Bases, UniMedVL, bases
 from monai_unimedvl.sequence import Canvas, Marks, Prompt, Segment, Text, Turn, View, pack, step
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.transforms.image import Rule
@@ -71,6 +71,7 @@ class Context:
         self.marks: Marks = to_segments.tokenizer.marks  # type: ignore[attr-defined]
         self.cache = KVCache(network.decoder, samples, capacity)
         self.unread: list[list[int]] = [[] for _ in range(samples)]  # ends of answers, see `close`
+        self.bases: list[Bases] = [{} for _ in range(samples)]  # what a drawing may start from
 
     def __len__(self) -> int:
         return len(self.cache.lengths)
@@ -97,6 +98,8 @@ class Context:
             )
         self.close()
         samples = self.network.encode([self._segments(part, draw) for part in batch])
+        for s, segments in enumerate(samples):
+            self.bases[s].update(bases(segments))
         if any(samples):
             weight = self.network.decoder.embed.weight
             seq = pack(samples, self.marks, start=self.positions)
@@ -124,6 +127,7 @@ class Context:
             if i is None:
                 copy.cache.lengths[s] = copy.cache.positions[s] = 0
         copy.unread = [[] for _ in indexes]
+        copy.bases = [{} if i is None else dict(self.bases[i]) for i in indexes]
         return copy
 
     def _segments(self, part: Prompt | Sequence[Segment], draw: bool) -> list[Segment]:

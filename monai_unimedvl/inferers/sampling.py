@@ -19,7 +19,8 @@ from torch import Tensor
 
 from monai_unimedvl import flow
 from monai_unimedvl.inferers.context import Context
-from monai_unimedvl.sequence import Canvas, PackedSequence, Segment, pack, step
+from monai_unimedvl.networks.unimedvl import based
+from monai_unimedvl.sequence import Canvas, PackedSequence, pack, step
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ def _pack_canvases(
     canvases = [
         Canvas(grid, part, noisy=True) for grid, part in zip(grids, latents.split(lengths), strict=True)
     ]
-    samples: list[list[Segment]] = [[canvas] for canvas in canvases * branches]
+    samples = [based([c], past) for c, past in zip(canvases * branches, context.bases, strict=False)]
     samples += [[] for _ in range(len(context) - len(samples))]
     return pack(samples, context.marks, start=context.positions).to(latents.device)
 

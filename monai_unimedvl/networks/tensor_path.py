@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 from monai_unimedvl import flow
 from monai_unimedvl.networks.decoder import KVCache
 from monai_unimedvl.networks.layers import patchify
-from monai_unimedvl.networks.unimedvl import UniMedVL
+from monai_unimedvl.networks.unimedvl import UniMedVL, based, bases
 from monai_unimedvl.sequence import Canvas, Marks, Segment, Text, View, pack
 
 
@@ -74,10 +74,11 @@ class TensorPath(nn.Module):
         views = self._resized(source, self._fitted("view", height, width)) * 2 - 1
         samples = [self._read(canvas, view) for canvas, view in zip(canvases, views, strict=True)]
         cache = KVCache(self.network.decoder, len(samples), 256)
-        self.network(pack(self.network.encode(samples), self.marks).to(weight.device), cache)
+        samples = self.network.encode(samples)
+        self.network(pack(samples, self.marks).to(weight.device), cache)
         stride = self.network.canvas_stride
         grid = canvases.shape[2] // stride, canvases.shape[3] // stride
-        drawn = [self.network.decode(x, grid) for x in self._draw(cache, grid)]
+        drawn = [self.network.decode(x, grid) for x in self._draw(samples, cache, grid)]
         return self._resized(torch.stack(drawn), (height, width)).to(image.dtype)
 
     def _read(self, canvas: Tensor, view: Tensor) -> list[Segment]:
@@ -89,14 +90,16 @@ class TensorPath(nn.Module):
             Text(self.instruction),
         ]
 
-    def _draw(self, cache: KVCache, grid: tuple[int, int]) -> Sequence[Tensor]:
-        """Euler steps from noise: N latents (h*w, C)."""
+    def _draw(
+        self, samples: Sequence[Sequence[Segment]], cache: KVCache, grid: tuple[int, int]
+    ) -> Sequence[Tensor]:
+        """Euler steps from noise, behind the samples that the cache holds: N latents (h*w, C)."""
         weight, tokens, count = self.network.decoder.embed.weight, grid[0] * grid[1], len(cache.lengths)
         chance = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(tokens, self.network.latent_size, generator=chance)
         precise = torch.promote_types(weight.dtype, torch.float32)
         x = noise.to(weight.device, precise).repeat(count, 1)  # (Z, C)
-        blank: list[list[Segment]] = [[Canvas(grid, noise, noisy=True)] for _ in range(count)]
+        blank = [based([Canvas(grid, noise, noisy=True)], bases(segments)) for segments in samples]
         seq = pack(blank, self.marks, start=cache.positions).to(weight.device)
         times = flow.schedule(self.steps, self.shift).tolist()
         for t, t_next in zip(times[:-1], times[1:], strict=True):

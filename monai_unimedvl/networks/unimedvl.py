@@ -19,6 +19,7 @@ from monai_unimedvl.networks.vision import Vision
 from monai_unimedvl.sequence import Canvas, PackedSequence, Segment
 
 PREDICTIONS = ("velocity", "image")
+Bases = dict[tuple[int, int], Tensor]  # grid -> latents (h*w, C)
 SMALLEST_TIME = 0.05  # below it an image prediction says too little about the velocity
 
 
@@ -41,7 +42,8 @@ class UniMedVL(nn.Module):
         latent_patch: q, latent cells a side that make one token.
         latent_side: side of the fixed position table of latent tokens; the largest canvas.
         table_base, table_scale: wavelength and amplitude of the fixed position tables.
-        prediction: what the head says: "velocity" as released, or "image", turned into a velocity here.
+        prediction: what the head says: "velocity" as released, or "image": a correction to a first guess of
+            the image, turned into a velocity here (see `_from_image`).
         timestep_shift: shift of training times.
         grids: sizes that images are fitted to, {"view": [longest side, shortest side, stride], ...} and
             the same for "canvas", in pixels; None takes the released rules, 980/378 and 1024/512, as far as
@@ -84,6 +86,11 @@ class UniMedVL(nn.Module):
         self.latent_out = nn.Linear(hidden_size, self.latent_size)
         nn.init.zeros_(self.latent_out.weight)
         nn.init.zeros_(self.latent_out.bias)
+        if prediction == "image":
+            self.latent_gate = nn.Linear(hidden_size, self.latent_size)
+            nn.init.zeros_(self.latent_gate.weight)
+            nn.init.zeros_(self.latent_gate.bias)
+            self.register_buffer("latent_variance", torch.ones(self.latent_size))
         autoencoder.requires_grad_(False)
         self.grids = {**self._released_grids(), **(grids or {})}
 
@@ -96,8 +103,9 @@ class UniMedVL(nn.Module):
         x = self.decoder(self.embed(seq), seq.plan, cache, keep)  # (L, D)
         if seq.latents is None:
             return Prediction(x, None)
-        y = self.latent_out(x[seq.latent_at])  # (Z, C)
-        return Prediction(x, y if self.prediction == "velocity" else self._as_velocity(y, seq))
+        h = x[seq.latent_at]  # (Z, D)
+        velocity = self.latent_out(h) if self.prediction == "velocity" else self._from_image(h, seq)
+        return Prediction(x, velocity)
 
     def embed(self, seq: PackedSequence) -> Tensor:
         """Tokens of a pack as vectors (L, D) in memory order."""
@@ -163,6 +171,8 @@ class UniMedVL(nn.Module):
             latents = self.autoencoder.encode_stage_2_inputs(images.to(self._device), generator=generator)
             for (s, i), latent in zip(places, latents, strict=True):
                 encoded[s][i] = replace(encoded[s][i], latents=patchify(latent, self.latent_patch))  # type: ignore[call-arg]
+        if self.prediction == "image":
+            return [based(segments) for segments in encoded]
         return encoded
 
     @torch.no_grad()
@@ -208,10 +218,42 @@ class UniMedVL(nn.Module):
             )
         return table[cells[:, 0] * side + cells[:, 1]]
 
-    def _as_velocity(self, image: Tensor, seq: PackedSequence) -> Tensor:
-        """(x_t - image) / t, with t kept away from zero: (Z, C)."""
-        t = seq.times.unsqueeze(-1).clamp(min=SMALLEST_TIME)
-        return (seq.latents - image) / t  # type: ignore[operator]
+    def _from_image(self, h: Tensor, seq: PackedSequence) -> Tensor:
+        """The velocity (Z, C) that leads to the image this network predicts from h (Z, D).
+
+        The head corrects a guess: the best linear one from x_t alone (Wiener's, for independent latents of
+        `latent_variance`), or, as far as a gate opens, the base of the canvas: an edit begins at its source.
+        """
+        noisy = seq.latents if seq.latents.dtype == torch.float64 else seq.latents.float()  # type: ignore
+        t = seq.times.unsqueeze(-1).to(noisy)
+        rest, variance = 1 - t, self.latent_variance.to(noisy)  # type: ignore[operator]
+        guess = rest * variance / (rest**2 * variance + t**2 + 1e-6) * noisy
+        if seq.bases is not None:
+            gate = self.latent_gate(h).to(noisy).sigmoid() * seq.based.unsqueeze(-1)
+            guess = guess + gate * (seq.bases - guess)
+        image = guess + self.latent_out(h).to(noisy)
+        return (noisy - image) / t.clamp(min=SMALLEST_TIME)
+
+
+def bases(segments: Sequence[Segment]) -> Bases:
+    """What a later drawing may start from: the latents of the last clean canvas of each grid."""
+    clean = (s for s in segments if isinstance(s, Canvas) and not s.noisy and not s.dropped)
+    return {canvas.grid: canvas.latents for canvas in clean if canvas.latents is not None}
+
+
+def based(segments: Sequence[Segment], past: Bases | None = None) -> list[Segment]:
+    """The segments, in which each noisy canvas starts from the last clean canvas of its grid before it.
+
+    Args:
+        past: the `bases` of what was read earlier.
+    """
+    found: list[Segment] = []
+    for segment in segments:
+        if isinstance(segment, Canvas) and segment.noisy and segment.base is None:
+            base = bases(found).get(segment.grid, (past or {}).get(segment.grid))
+            segment = segment if base is None else replace(segment, base=base)
+        found.append(segment)
+    return found
 
 
 def from_config(config: dict[str, Any]) -> UniMedVL:

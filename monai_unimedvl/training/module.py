@@ -23,7 +23,7 @@ class UniMedVLModule(pl.LightningModule):
     Args:
         marks: control tokens of the tokenizer that made the packs.
         matrix_lr, lr: rates of Muon (matrices inside layers) and AdamW (the rest).
-        warmup: steps of linear warm-up. decay: share of the steps, at the end, over which the rate falls to 0.
+        warmup: steps of linear warm-up. decay: last share of the steps, over which the rate falls to 0.
         seed: of times and noise; each step has a generator of its own, so a resumed run draws the same.
     """
 

@@ -65,7 +65,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def warmup_stable_decay(step: int, *, warmup: int, total: int, decay: float) -> float:
-    """Factor of the rate: linear up over `warmup`, one, then linear down to zero over the last `decay` share."""
+    """Factor of the rate: up over `warmup` steps, one, then down to zero over the last `decay` share."""
     start = total - int(decay * total)
     if step < warmup:
         return (step + 1) / warmup

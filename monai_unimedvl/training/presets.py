@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,9 +62,11 @@ def nano_training(
     dataset = AtlasDataset(root, "train", permissive_only=permissive_only, seed=seed)
     tokenizer = Tokenizer.train(corpus(dataset), VOCABULARY)
     torch.manual_seed(seed)
-    network = nano(
-        fit_codec(dataset), vocab_size=len(tokenizer), hidden_size=hidden_size, num_layers=num_layers
-    )
+    pictures = training_pictures(dataset)
+    codec = PatchCodec.fit(pictures, patch=8, channels=96)
+    network = nano(codec, vocab_size=len(tokenizer), hidden_size=hidden_size, num_layers=num_layers)
+    latents = codec.encode_stage_2_inputs(pictures)  # (N, C, h, w)
+    network.latent_variance.copy_(latents.var(dim=(0, 2, 3)))  # type: ignore[operator]
     return NanoTraining(network, tokenizer, nano_mixture(dataset, tokenizer, budget=budget, seed=seed))
 
 
@@ -77,7 +78,7 @@ def nano_mixture(dataset: AtlasDataset, tokenizer: Tokenizer, *, budget: int, se
 
 
 def atlas_streams(dataset: AtlasDataset, weights: dict[str, float] | None = None) -> list[Stream]:
-    """One stream a task; the questions about one picture are asked in one dialogue, some of them each time."""
+    """One stream a task; some questions about a picture are asked in one dialogue, others next time."""
     places: dict[str, list[int]] = defaultdict(list)
     asked: dict[str, list[int]] = defaultdict(list)
     for i, entry in enumerate(dataset.entries):
@@ -107,13 +108,9 @@ def atlas_streams(dataset: AtlasDataset, weights: dict[str, float] | None = None
     for task, found in places.items():
         if task in chosen:
             drawing = task != "caption"
-            dropout = (
-                Dropout(text=0.1)
-                if task == "text-to-image"
-                else Dropout(0.05, 0.05, 0.05 if drawing else 0.0)
-            )
-            if task == "caption":
-                dropout = Dropout()
+            dropout = Dropout(0.05, 0.05, 0.05) if drawing else Dropout()
+            if task == "text-to-image":
+                dropout = Dropout(text=0.1)
 
             def read(index: int, generator: torch.Generator, task: str = task) -> list[Turn]:
                 return one(task, index, generator)
@@ -130,21 +127,13 @@ def corpus(dataset: AtlasDataset) -> list[str]:
     return words
 
 
-def fit_codec(dataset: AtlasDataset, *, patch: int = 8, channels: int = 96, images: int = 1500) -> PatchCodec:
-    """The linear patch codec of the training pictures, conditions and targets."""
+def training_pictures(dataset: AtlasDataset, count: int = 1500) -> Tensor:
+    """(N, 3, 64, 64) in [-1, 1]: pictures of the drawing tasks, conditions and targets, about `count`."""
     tensors: list[Tensor] = []
-    order = list(range(len(dataset)))
+    order = [i for i, entry in enumerate(dataset.entries) if entry.task not in ("vqa", "caption")]
     random.Random(0).shuffle(order)
     for i in order:
-        entry = dataset.entries[i]
-        if entry.task in ("vqa", "caption"):
-            continue
-        item = dataset[i]
-        tensors += [part for turn in item["turns"] for part in turn.parts if isinstance(part, Tensor)]
-        if len(tensors) >= images:
+        tensors += [p for turn in dataset[i]["turns"] for p in turn.parts if isinstance(p, Tensor)]
+        if len(tensors) >= count:
             break
-    return PatchCodec.fit(_signed(tensors), patch=patch, channels=channels)
-
-
-def _signed(images: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(images)) * 2 - 1
+    return torch.stack(tensors) * 2 - 1

@@ -110,6 +110,28 @@ def test_branches_are_read_only_as_far_as_guidance_needs_them(tiny, segments, gu
     assert len(Branches(tiny, segments, prompts=2, guidance=guidance).context) == 2 * count
 
 
+def test_what_drawings_start_from_follows_reads_and_forks(tiny, segments, image, other):
+    context = Context(tiny, segments, samples=3)
+    context.read([[image, "axial"], ["axial"], [other]], draw=True)
+    (grid, first), = context.bases[0].items()
+    assert context.bases[1] == {} and torch.equal(first, tiny.encode([segments([image], True)])[0][0].latents)
+    fork = context.fork([2, None, 0])
+    assert fork.bases[1] == {} and fork.bases[2][grid] is first and fork.bases[0] == context.bases[2]
+    fork.read([[], [other], [other]], draw=True)
+    assert context.bases[0] == {grid: first} and len(fork.bases[1]) == 1
+    assert len(fork.bases[2]) == 2 and fork.bases[2][grid] is first  # another size leaves it
+    context.read([[], [image], [image]], draw=False)
+    assert context.bases[1] == {} and len(context.bases[2]) == 1  # images to understand are no base
+    context.read([[Canvas(grid, -first, dropped=True)], [], []])
+    assert context.bases[0][grid] is first
+
+
+def test_the_branch_without_images_has_no_base(tiny, segments, image):
+    branches = Branches(tiny, segments, prompts=2, guidance=Guidance(text=2, image=2))
+    branches.read([segments(prompt, draw=True) for prompt in ([image, "axial"], ["axial"])])
+    assert [len(bases) for bases in branches.context.bases] == [1, 0, 1, 0, 0, 0]
+
+
 def test_segments_have_the_sizes_that_the_network_was_made_for(tokenizer, image):
     network = nano(PatchCodec(8, 96), vocab_size=len(tokenizer))
     drawn, seen = segments_for(network, tokenizer)([image], draw=True)

@@ -14,7 +14,15 @@ from torch.testing import assert_close
 
 from monai_unimedvl import flow
 from monai_unimedvl.flow import Guidance
-from monai_unimedvl.inferers import Branches, Context, Sampling, flow_steps, sampling, words
+from monai_unimedvl.inferers import (
+    Branches,
+    Context,
+    Sampling,
+    flow_steps,
+    sampling,
+    segments_for,
+    words,
+)
 from monai_unimedvl.networks.layers import patchify
 from monai_unimedvl.sequence import Canvas, Text, pack
 
@@ -313,6 +321,39 @@ def test_guided_together_equals_apart_and_a_batch_equals_alone(tiny, segments, i
             tiny, segments, [sample, wordless, texts], grids[n], guidance, noise[n], steps=6, shift=2.0
         )
         assert_close(together[n], apart, atol=1e-12, rtol=0)
+
+
+def drawn_without_cache(network, marks, samples, grid, guidance, noise, steps, shift):
+    """The slow twin of networks that predict images: each branch is read anew at each step, alone."""
+    x, times = noise, flow.schedule(steps, shift).tolist()
+    for t, t_next in zip(times[:-1], times[1:], strict=True):
+        velocities = []
+        for sample, used in zip(samples, (True, *guidance.uses(t)), strict=True):
+            seq = pack(network.encode([[*sample, Canvas(grid, x, noisy=True, time=t)]]), marks)
+            velocities.append(network(seq).velocity[seq.noisy] if used else None)
+        x = flow.step(x, guidance.combine(*velocities), t, t_next)
+    return x
+
+
+@pytest.mark.parametrize("guidance", GUIDANCES.values(), ids=GUIDANCES)
+def test_drawing_from_a_read_condition_equals_the_same_without_cache(tokenizer, image, other, guidance):
+    network = tiny_network(prediction="image", decoder={"vocab_size": len(tokenizer)}).eval()
+    segments = segments_for(network, tokenizer)
+    prompts = [[image, "axial"], ["plane", other, image, "is"], ["axial"]]
+    samples = network.encode([segments(prompt, draw=True) for prompt in prompts])
+    grids = [samples[0][0].grid, samples[1][1].grid, (2, 2)]
+    noise = [numbers(h * w, 12, seed=n) for n, (h, w) in enumerate(grids)]
+    branches = Branches(network, segments, prompts=3, guidance=guidance)
+    branches.read(samples)
+    *_, (_, together) = flow_steps(branches.context, grids, guidance, steps=5, shift=2.0, noise=noise)
+    for n, sample in enumerate(samples):
+        texts = [part for part in sample if isinstance(part, Text)]
+        contexts = [sample, sample[:-1], texts]
+        apart = drawn_without_cache(
+            network, branches.context.marks, contexts, grids[n], guidance, noise[n], steps=5, shift=2.0
+        )
+        assert_close(together[n], apart, atol=1e-10, rtol=0)
+    assert grids[0] != grids[1] and [len(bases) for bases in branches.context.bases[:3]] == [1, 2, 0]
 
 
 def test_branches_that_are_switched_off_are_not_computed_and_layouts_are_built_once(

@@ -17,7 +17,15 @@ from monai_unimedvl import flow
 from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.decoder import KVCache
 from monai_unimedvl.networks.layers import patchify, unpatchify
-from monai_unimedvl.networks.unimedvl import SMALLEST_TIME, UniMedVL, from_config, nano, released
+from monai_unimedvl.networks.unimedvl import (
+    SMALLEST_TIME,
+    UniMedVL,
+    based,
+    bases,
+    from_config,
+    nano,
+    released,
+)
 from monai_unimedvl.sequence import Canvas, Marks, Segment, pack, step
 
 Grid = tuple[int, int]
@@ -237,10 +245,99 @@ def test_an_image_prediction_becomes_the_velocity_that_leads_to_it() -> None:
     network = tiny_network(prediction="image")
     x = canvas(1, 2, noisy=True, time=0.4)
     prediction = network(seq := pack([[text(1), x]], MARKS))
-    image = network.latent_out(prediction.hidden[seq.latent_at])
+    guess = 0.6 / (0.6**2 + 0.4**2 + 1e-6) * x.latents  # Wiener's, at variance 1
+    image = guess + network.latent_out(prediction.hidden[seq.latent_at])
     assert_close(flow.step(x.latents, prediction.velocity, 0.4, 0.0), image, atol=1e-6, rtol=0)
     late = network(pack([[text(1), canvas(1, 2, noisy=True, time=SMALLEST_TIME / 100)]], MARKS))
     assert late.velocity.abs().max() < 1e3  # not divided by next to nothing
+
+
+def test_where_latents_vary_less_the_first_guess_trusts_the_noise_less() -> None:
+    network = tiny_network(prediction="image")
+    network.latent_out.requires_grad_(False).weight.zero_(), network.latent_out.bias.zero_()
+    network.latent_variance[:6] = 0.25
+    x = canvas(1, 2, noisy=True, time=0.5)
+    image = flow.step(x.latents, network(pack([[x]], MARKS)).velocity, 0.5, 0.0)
+    wanted = [0.5 * v / (0.25 * v + 0.25) for v in [0.25] * 6 + [1.0] * 6]
+    assert_close(image, x.latents * torch.tensor(wanted).double(), atol=1e-5, rtol=0)
+
+
+def opened(bias: float = 50.0) -> UniMedVL:
+    """A network that predicts images, whose gate is open and whose head adds nothing."""
+    network = tiny_network(prediction="image").requires_grad_(False)
+    for layer in (network.latent_out, network.latent_gate):
+        layer.weight.zero_(), layer.bias.zero_()
+    network.latent_gate.bias.fill_(bias)
+    return network
+
+
+def drawn(network: UniMedVL, samples: list[list[Segment]], t: float = 0.4) -> list[Tensor]:
+    """The image that the network predicts for the noisy canvas of each sample."""
+    seq = pack(network.encode(samples), MARKS)
+    images = flow.step(seq.latents, network(seq).velocity, t, 0.0)
+    return list(images[seq.noisy].split([len(s.latents) for part in samples for s in part if noisy(s)]))
+
+
+def noisy(segment: Segment) -> bool:
+    return isinstance(segment, Canvas) and segment.noisy
+
+
+def test_behind_an_open_gate_a_canvas_predicts_its_base() -> None:
+    source, target = canvas(1, 2, seed=8), canvas(1, 2, noisy=True, time=0.4)
+    (image,) = drawn(opened(), [[source, text(1), target]])
+    assert_close(image, source.latents, atol=1e-6, rtol=0)
+    (closed,) = drawn(opened(-50.0), [[source, text(1), target]])
+    (alone,) = drawn(opened(), [[text(1), target]])
+    assert_close(closed, alone, atol=1e-6, rtol=0)
+    assert (closed - image).abs().max() > 0.1
+
+
+def test_the_base_of_a_sample_does_not_leak_into_another() -> None:
+    first, second = canvas(2, 1, seed=8), canvas(1, 2, seed=9)
+    samples = [
+        [first, text(1), canvas(2, 1, noisy=True, time=0.4)],
+        [text(2), canvas(2, 1, seed=3, noisy=True, time=0.4)],
+        [second, canvas(1, 2, seed=4, noisy=True, time=0.4), text(3)],
+    ]
+    network = tiny_network(prediction="image")
+    together = drawn(network, samples)
+    for sample, image in zip(samples, together, strict=True):
+        assert_close(image, drawn(network, [sample])[0], atol=1e-12, rtol=0)
+    changed = drawn(network, [[canvas(2, 1, seed=10), *samples[0][1:]], *samples[1:]])
+    assert (changed[0] - together[0]).abs().max() > 1e-3
+    assert torch.equal(torch.cat(changed[1:]), torch.cat(together[1:]))
+
+
+@pytest.mark.parametrize(
+    "before, base",
+    [
+        ([canvas(1, 2, seed=3), canvas(1, 2, seed=4)], 4),
+        ([canvas(1, 2, seed=3), canvas(2, 1, seed=4)], 3),
+        ([canvas(1, 2, seed=3), canvas(1, 2, seed=4, dropped=True)], 3),
+        ([canvas(1, 2, seed=3), canvas(1, 2, seed=4, noisy=True)], 3),
+        ([canvas(2, 1, seed=3), view(1, 2), text(1)], None),
+        ([], None),
+    ],
+)
+def test_a_drawing_starts_from_the_last_clean_canvas_of_its_grid(
+    before: list[Segment], base: int | None
+) -> None:
+    target = canvas(1, 2, seed=5, noisy=True)
+    after = canvas(1, 2, seed=6)
+    found = based([*before, target, after])
+    assert all(a is b for a, b in zip(found, before, strict=False) if not noisy(b)) and found[-1] is after
+    mine = found[len(before)].base
+    assert (mine is None) if base is None else torch.equal(mine, canvas(1, 2, seed=base).latents)
+    later = based([target], bases(before))[0].base  # the same when read in two steps
+    assert later is mine
+
+
+def test_only_networks_that_predict_images_give_drawings_a_base(tiny: UniMedVL) -> None:
+    sample = [canvas(1, 2), text(1), canvas(1, 2, seed=5, noisy=True)]
+    assert pack(tiny.encode([sample]), MARKS).bases is None
+    seq = pack(tiny_network(prediction="image").encode([sample, sample[2:]]), MARKS)
+    assert seq.based.tolist() == [False, False, True, True, False, False]
+    assert torch.equal(seq.bases[2:4], sample[0].latents) and not seq.bases[[0, 1, 4, 5]].any()
 
 
 @pytest.mark.parametrize(

@@ -253,5 +253,16 @@ def test_a_network_that_predicts_images_learns_the_same_flow() -> None:
     times, noise = torch.full((2,), 0.5), numbers(2, 12, seed=7)
     losses = Objective().measure(network, seq, Draw(times, noise))
     noised = seq.with_latents(flow.add_noise(seq.latents, noise, times.unsqueeze(-1)), times)
-    image = network.latent_out(network(noised).hidden[seq.latent_at])
+    guess = 0.5 / (0.5**2 + 0.5**2 + 1e-6) * noised.latents
+    image = guess + network.latent_out(network(noised).hidden[seq.latent_at])
     assert_close(losses.flow, ((image - seq.latents) / 0.5).square().mean().float(), check_dtype=False)
+
+
+def test_a_drawing_that_starts_from_its_condition_learns_through_the_gate() -> None:
+    network = tiny_network(prediction="image")
+    copied = [[canvas(1, 2), text(1), canvas(1, 2, noisy=True)]]  # the target is the condition
+    Objective()(network, copied, MARKS, seeded(1)).loss.backward()
+    assert network.latent_gate.bias.grad.abs().max() > 0
+    network.requires_grad_(False).latent_gate.bias.fill_(50), network.latent_gate.weight.zero_()
+    network.latent_out.weight.zero_(), network.latent_out.bias.zero_()
+    assert Objective()(network, copied, MARKS, seeded(1)).flow < 1e-8

@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One packed sequence of segments: everything that the model reads or writes.
+"""Samples laid side by side in one sequence. `visible` is the one rule of attention; this is bookkeeping.
 
-A sample is a list of segments; `pack` lays the samples side by side and says, in five numbers a token
-(`Layout`), who is who. `visible` is the one rule of attention; the rest of this file is bookkeeping.
-
-Order in memory is expert-major: first every token of the understanding expert, then those of the
-generation expert, so that routing is two slices. `Plan.arrival` leads back to the order of reading.
-  L tokens   V view patches   Z latent tokens   S samples
+  L tokens   T words   V view patches   Z latent tokens   C numbers a latent token   S samples
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,137 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-CAUSAL = -1  # the span of a token that belongs to no image
-
-
-class Marks(NamedTuple):
-    """Ids of the four control tokens, in the order of BAGEL's `new_token_ids`."""
-
-    text_start: int
-    text_end: int
-    image_start: int
-    image_end: int
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One turn of a dialogue: who speaks and what, text and images (3, H, W) in [0, 1] in order."""
-
-    role: str
-    parts: list[str | Tensor]
-
-    def __post_init__(self) -> None:
-        if self.role not in ("user", "assistant"):
-            raise ValueError(f"Turn got role {self.role!r}, expected 'user' or 'assistant': use one of them.")
-
-
-Prompt = Sequence["str | Tensor | Turn"]  # a user turn, or a dialogue of `Turn`s
-
-
-@dataclass(frozen=True)
-class Text:
-    """Words: ids (n,) without marks; `pack` adds text_start and text_end. A dropped text leaves no trace."""
-
-    ids: Tensor
-    loss: bool = False
-    dropped: bool = False
-
-
-@dataclass(frozen=True)
-class View:
-    """An image to understand: patches (h*w, p*p*3) in [-1, 1], each in the order row, column, channel.
-
-    A dropped view leaves no tokens, but its place: the next position moves by one.
-    """
-
-    patches: Tensor
-    grid: tuple[int, int]
-    dropped: bool = False
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """An image in latent space: a clean condition, or a noisy target that only itself can read.
-
-    Args:
-        grid: latent tokens down and across.
-        latents: (h*w, q*q*C); None until `UniMedVL.encode` has turned `image` into them.
-        image: (3, H, W) in [-1, 1], or None.
-        noisy: it is being drawn; it takes no position, and no other token ever sees it.
-        time: 0 is the image, 1 is noise.
-    """
-
-    grid: tuple[int, int]
-    latents: Tensor | None = None
-    image: Tensor | None = None
-    noisy: bool = False
-    time: float = 0.0
-    dropped: bool = False
-
-
-Segment = Text | View | Canvas
-Samples = Sequence[Sequence[Segment]]
-
-
-class Layout(NamedTuple):
-    """Five numbers a token, each (L,): sample, order of arrival, rotary position, image span, noisy."""
-
-    sample: Tensor
-    order: Tensor
-    position: Tensor
-    span: Tensor
-    noisy: Tensor
-
-    def query(self) -> Layout:
-        """The same with an extra axis (L, 1), to be set against keys (L,)."""
-        return Layout(*(x.unsqueeze(-1) for x in self))
-
-
-def visible(query: Layout, key: Layout) -> Tensor:
-    """Which keys each query may attend to. The one rule of attention."""
-    same_sample = query.sample == key.sample
-    earlier = key.order <= query.order
-    same_image = (query.span == key.span) & (key.span != CAUSAL)
-    return same_sample & (same_image | (earlier & ~key.noisy))
-
-
-class Routes(NamedTuple):
-    """How many tokens each expert has; the understanding tokens come first in memory.
-
-    `detach_understanding` is the reference's `freeze_und`: no gradient through understanding states.
-    """
-
-    understanding: int
-    generation: int
-    detach_understanding: bool = False
-
-
-class Block(NamedTuple):
-    """Samples that share one attention pattern: `count` of them, `length` new tokens each.
-
-    `mask` is None (everything visible), "causal", or (length, length) bool.
-    """
-
-    samples: tuple[int, ...]
-    length: int
-    mask: Tensor | str | None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What attention needs to know: layout (L,) in memory order, routes, and blocks in reading order.
-
-    Args:
-        arrival: (L,) memory places in the order of `blocks`; None when the two orders are the same.
-        home: (L,) the inverse of `arrival`.
-    """
-
-    layout: Layout
-    routes: Routes
-    blocks: tuple[Block, ...]
-    arrival: Tensor | None
-    home: Tensor | None
-    next_position: dict[int, int]  # rotary position after this pack, by sample
+from monai_unimedvl.sequence.layout import CAUSAL, Block, Layout, Plan, Routes, visible
+from monai_unimedvl.sequence.segments import Canvas, Marks, Samples, Segment, Text, View
 
 
 @dataclass(frozen=True)
@@ -160,6 +27,7 @@ class PackedSequence:
         text_ids: (T,), marks included, at `text_at`.
         patches: (V, p*p*3) at `view_at`; `view_cells` (V, 2) row and column; `view_lengths` patches an image.
         latents: (Z, C) at `latent_at`; `latent_cells` (Z, 2); `times` (Z,); `noisy` (Z,) bool, has a target.
+        bases: (Z, C) where a drawing may start from, zeros elsewhere, or None; `based` (Z,) bool says where.
         labels: (N,) next ids at `label_at`; `label_weights` (N,) 1/sqrt(labels of the segment).
     """
 
@@ -175,6 +43,8 @@ class PackedSequence:
     latent_cells: Tensor
     times: Tensor
     noisy: Tensor
+    bases: Tensor | None
+    based: Tensor
     labels: Tensor
     label_at: Tensor
     label_weights: Tensor
@@ -227,7 +97,7 @@ class _Piece(NamedTuple):
         """Tokens, marks included."""
         if isinstance(self.segment, Text):
             return len(self.segment.ids) + 2
-        return self.segment.grid[0] * self.segment.grid[1] + 2
+        return math.prod(self.segment.grid) + 2
 
     @property
     def kind(self) -> str:
@@ -244,7 +114,7 @@ def pack(samples: Samples, marks: Marks, start: Sequence[int] | None = None) -> 
         start: the rotary position at which each sample goes on; 0 when omitted.
 
     Raises:
-        ValueError: a canvas has not been encoded yet, or an image does not fill its grid.
+        ValueError: a canvas has not been encoded yet, an image does not fill its grid, or a base its canvas.
     """
     pieces, next_position = _place(samples, start)
     taught = [p.segment for p in pieces if isinstance(p.segment, Text) and p.segment.loss]
@@ -290,8 +160,10 @@ def pack(samples: Samples, marks: Marks, start: Sequence[int] | None = None) -> 
         latents=torch.cat(latents) if latents else None,
         latent_at=place[generation],
         latent_cells=_cells(canvases),
-        times=torch.tensor([c.time for c in canvases for _ in range(c.grid[0] * c.grid[1])]),
+        times=torch.tensor([c.time for c in canvases for _ in range(math.prod(c.grid))]),
         noisy=noisy[generation].bool(),
+        bases=_bases(canvases, latents),
+        based=torch.tensor([c.base is not None for c in canvases for _ in range(math.prod(c.grid))]).bool(),
         labels=torch.tensor([i for t in taught for i in _ids(t, marks)[1:]], dtype=torch.long),
         label_at=place[has_label],
         label_weights=(length[has_label] - 1).float().rsqrt(),
@@ -314,6 +186,22 @@ def step(ids: Tensor, samples: Sequence[int], positions: Sequence[int]) -> Packe
         text_at=torch.arange(count, device=device),
         last_at=tuple(range(count)),
     )
+
+
+def _bases(canvases: Sequence[Canvas], latents: Sequence[Tensor]) -> Tensor | None:
+    """(Z, C) bases, zeros where a canvas has none; None where none has one."""
+    if all(canvas.base is None for canvas in canvases):
+        return None
+    bases = []
+    for canvas, x in zip(canvases, latents, strict=True):
+        base = torch.zeros_like(x) if canvas.base is None else canvas.base.to(x)
+        if base.shape != x.shape:
+            raise ValueError(
+                f"pack got a Canvas with a base of shape {tuple(base.shape)}, expected {tuple(x.shape)} like "
+                "its latents: take the latents of an image of the same size."
+            )
+        bases.append(base)
+    return torch.cat(bases)
 
 
 @lru_cache(maxsize=8)
