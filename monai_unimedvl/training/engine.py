@@ -48,7 +48,7 @@ class PreparePrompts(PrepareBatch):
         ValueError: the text is empty.
     """
 
-    def __init__(self, text: str, *, image: str | None = CommonKeys.IMAGE, key: str = "text") -> None:
+    def __init__(self, text: str, *, image: str | None = "image", key: str = "text") -> None:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"PreparePrompts got text={text!r}, expected some words: say what is asked.")
         self.text, self.image, self.key = text, image, key
@@ -91,7 +91,7 @@ class SaveResults:
 
     def __init__(
         self, folder: str | Path, name: str, *, weights: str, task: str | None = None,
-        image: str = CommonKeys.IMAGE,
+        image: str = "image",
     ) -> None:  # fmt: skip
         self.folder, self.name, self.weights = Path(folder), name, weights
         self.task, self.image = task or name, image
@@ -109,7 +109,7 @@ class SaveResults:
         prompts, predictions = output[CommonKeys.IMAGE], output[CommonKeys.PRED]
         for place, (prompt, made) in enumerate(zip(prompts, predictions, strict=True)):
             file, index = sources[place] if sources else _NOWHERE
-            facts = self._facts(engine.inferer, prompt, file, index)  # type: ignore[attr-defined]
+            facts = self._facts(engine.inferer, place, prompt, file, index)  # type: ignore[attr-defined]
             parts = [file.name.split(".")[0] if file else "", f"{index:03d}" if index >= 0 else "", self.name]
             path = self._free("-".join(filter(None, parts)), made)
             if isinstance(made, Tensor):
@@ -120,11 +120,11 @@ class SaveResults:
                 logger.info("%s %s -> %s", file.name if file else "", facts.prompt, made)
             self.written.append(path)
 
-    def _facts(self, inferer: Any, prompt: Prompt, file: Path | None, index: int) -> Facts:
+    def _facts(self, inferer: Any, place: int, prompt: Prompt, file: Path | None, index: int) -> Facts:
         guidance, seed = getattr(inferer, "guidance", None), getattr(inferer, "seed", 0)
         return Facts(
             prompt=" ".join(part for part in prompt if isinstance(part, str)),
-            seed=seed if isinstance(seed, int) else 0,
+            seed=seed if isinstance(seed, int) else seed[place],
             weights=self.weights,
             task=self.task,
             inputs=[sha256(file)] if file is not None and file.exists() else [],
@@ -202,7 +202,7 @@ class IterationUpdate:
         engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
         losses.loss.backward()
         engine.optimizer.step()
-        return {CommonKeys.LOSS: float(losses.loss), "text": float(losses.text), "flow": float(losses.flow)}
+        return {"loss": losses.loss.item(), "text": losses.text.item(), "flow": losses.flow.item()}
 
 
 def list_images(folder: str | Path) -> list[dict[str, str]]:

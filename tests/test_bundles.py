@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every folder of bundles/: papers in order, configs that MONAI accepts, and results that come out marked.
+
+The network is a random one of the right kind, saved into a copy of the bundle; where trained weights lie in
+the bundle, they are run too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+import jsonschema
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
+from PIL import Image
+
+from monai_unimedvl import __version__, bundle, provenance, weights
+from monai_unimedvl.data.atlas import AtlasDataset, licences
+from monai_unimedvl.evaluation import Report, Row
+from monai_unimedvl.networks.autoencoder import PatchCodec
+from monai_unimedvl.networks.unimedvl import nano
+from monai_unimedvl.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+BUNDLES = sorted(path.parent for path in (ROOT / "bundles").glob("*/configs"))
+CONFIGS = [pytest.param(file, id=f"{file.parent.parent.name}/{file.name}") for folder in BUNDLES
+           for file in sorted((folder / "configs").glob("*.json"))]  # fmt: skip
+TRAINED = [folder for folder in BUNDLES if (folder / "models" / "config.json").is_file()]
+
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")  # before it reads any
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights folder of a random nano with one layer."""
+    torch.manual_seed(0)
+    words = ["Which plane is this? Segment grey matter, white matter and CSF. Axial T1 MRI"] * 3
+    tokenizer = Tokenizer.train(words, 300)
+    codec = PatchCodec.fit(torch.rand(4, 3, 64, 64) * 2 - 1, patch=8, channels=12)
+    network = nano(codec, vocab_size=len(tokenizer), hidden_size=32, num_layers=1)
+    torch.nn.init.normal_(network.latent_out.weight, std=0.3)
+    folder = tmp_path_factory.mktemp("weights")
+    weights.save(network, tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(params=BUNDLES, ids=lambda folder: folder.name)
+def copied(request: pytest.FixtureRequest, random_weights: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle with the random network in it."""
+    shutil.copytree(request.param, tmp_path / "copy", ignore=shutil.ignore_patterns("models"))
+    shutil.copytree(random_weights, tmp_path / "copy" / "models")
+    return tmp_path / "copy"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Another working directory; MONAI's additions to sys.path do not stay."""
+    place = tmp_path / "elsewhere"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield place
+
+
+def workflow(folder: Path, *names: str, kind: str = "inference", **overrides: Any) -> ConfigWorkflow:
+    """The workflow of some config files laid over each other, as `monai.bundle run` makes it."""
+    files = [str(folder / "configs" / f"{name}.json") for name in names]
+    made = ConfigWorkflow(files, workflow_type=kind, logging_file=False, **overrides)
+    made.initialize()
+    return made
+
+
+def targets(config: Any) -> Iterator[str]:
+    """Every `_target_` in a config."""
+    if isinstance(config, dict):
+        yield from [config["_target_"]] if "_target_" in config else []
+        config = list(config.values())
+    if isinstance(config, list):
+        for part in config:
+            yield from targets(part)
+
+
+def test_there_is_a_bundle() -> None:
+    assert BUNDLES and [folder.name for folder in BUNDLES] == bundle.available()
+
+
+@pytest.mark.parametrize("folder", BUNDLES, ids=lambda folder: folder.name)
+def test_metadata_fits_the_schema_and_the_tested_versions(folder: Path) -> None:
+    schema = json.loads((ROOT / "bundles" / "meta_schema_20240725.json").read_text("utf8"))
+    meta = json.loads((folder / "configs" / "metadata.json").read_text("utf8"))
+    jsonschema.validate(meta, schema)
+    assert meta["schema"].endswith("meta_schema_20240725.json") and meta["version"] in meta["changelog"]
+    assert next(iter(meta["network_data_format"]["inputs"])) == "image"
+    assert next(iter(meta["network_data_format"]["outputs"])) == "pred"
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "constraints.txt").read_text("utf8"), re.M))
+    pins["monai-unimedvl"] = __version__
+    needed = {**meta["required_packages_version"], "monai": meta["monai_version"]}
+    needed |= {"torch": meta["pytorch_version"], "numpy": meta["numpy_version"]}
+    for name, version in needed.items():
+        assert pins[name] == version, f"{name}: metadata says {version}, constraints.txt {pins[name]}"
+
+
+@pytest.mark.parametrize("file", CONFIGS)
+def test_configs_parse_and_name_only_what_there_is(file: Path) -> None:
+    for name in targets(ConfigParser.load_config_file(file)):
+        assert "." in name and locate(name) is not None, f"{name} does not exist under its full name"
+
+
+@pytest.mark.parametrize("folder", BUNDLES, ids=lambda folder: folder.name)
+def test_the_papers_are_there_and_hold_no_path_of_a_machine(folder: Path) -> None:
+    assert "Apache License" in (folder / "LICENSE").read_text("utf8")
+    assert not list(folder.rglob("*.py")), "a bundle holds no Python"
+    named = (folder / "docs" / "data_license.txt").read_text("utf8")
+    free = {name for name, *_ in licences(permissive_only=True)}
+    for name, _, licence, used in licences():
+        entry = named.split(f"\n{name} ")[1].split("\n\n")[0]
+        assert licence in entry and used in entry
+        assert ("not in the permissive-only" in entry) == (name not in free)
+    samples = (folder / "samples" / "README.md").read_text("utf8")
+    for image in (folder / "samples").rglob("*.png"):
+        name = image.relative_to(folder / "samples").as_posix()
+        assert f"| {name} |" in samples, "name it with its licence"
+        assert image.stat().st_size < 100_000
+    for file in folder.rglob("*"):
+        if file.suffix in (".json", ".md", ".txt", ".conf") and "models" not in file.parts:
+            assert not re.search(r"/(home|root|work|tmp|Users)/", file.read_text("utf8")), file
+        assert not file.is_file() or file.stat().st_size < 25_000_000
+
+
+@pytest.mark.parametrize(
+    "names, kind",
+    [
+        (["inference"], "inference"),
+        (["inference", "evaluate"], "evaluation"),
+        pytest.param(["train"], "train", marks=pytest.mark.slow),  # MONAI builds what it checks: the corpus
+        pytest.param(["train", "train_permissive"], "train", marks=pytest.mark.slow),
+    ],
+)
+def test_monai_finds_every_property(copied: Path, names: list[str], kind: str) -> None:
+    made = workflow(copied, *names, kind=kind)
+    assert made.check_properties() == []
+    assert made.parser.get("permissive_only", False) == ("train_permissive" in names)
+
+
+def test_inference_answers_and_draws_and_marks_what_it_made(copied: Path, elsewhere: Path) -> None:
+    made = workflow(copied, "inference", question="Which plane is this?", seed=3, steps=2)
+    assert Path(made.bundle_root) == copied, "a copy works with its own files"
+    assert made.evaluator.__class__.__module__.startswith("monai."), "the engine is MONAI's own"
+    made.run()
+    made.finalize()
+    stems = sorted(path.stem for path in (copied / "samples" / "brain").glob("*.png"))
+    written = {path.name for path in (elsewhere / "eval").iterdir()}
+    drawn = {f"{stem}-drawing.png" for stem in stems} | {"imagined.png"}
+    assert written == drawn | {f"{n}.json" for n in drawn} | {f"{stem}-answer.json" for stem in stems}
+    for name in drawn:
+        manifest = provenance.verify(elsewhere / "eval" / name)
+        assert (manifest["seed"], manifest["steps"]) == (3, 2)
+        assert manifest["weights"] == bundle.digest(copied)
+    assert provenance.verify(elsewhere / "eval" / "imagined.png")["text_guidance"] == 2.0
+    answer = json.loads((elsewhere / "eval" / f"{stems[0]}-answer.json").read_text("utf8"))
+    assert answer["synthetic"] is True and answer["prompt"] == "Which plane is this?" and "text" in answer
+    assert answer["inputs"] == [provenance.sha256(copied / "samples" / "brain" / f"{stems[0]}.png")]
+
+
+def test_what_the_user_overrides_reaches_the_result(copied: Path, elsewhere: Path, tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    volume = np.random.default_rng(0).random((20, 24, 12), dtype=np.float32) * 900
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "scans" / "case.nii.gz")
+    Image.fromarray(np.full((40, 30), 99, np.uint8)).save(tmp_path / "scans" / "wide.png")
+    options = {"instruction": "white matter", "displayable_configs#steps": 1, "output_dir": "out"}
+    made = workflow(copied, "inference", dataset_dir=str(tmp_path / "scans"), modality="mri", **options)
+    made.run_id = "draw"
+    made.run()
+    names = sorted(path.name for path in (elsewhere / "out").glob("*.png"))
+    assert len(names) == 8 + 1 and names[-1] == "wide-drawing.png"
+    assert re.fullmatch(r"case-\d{3}-drawing\.png", names[0])
+    manifest = provenance.verify(elsewhere / "out" / names[0])
+    assert manifest["prompt"] == "white matter" and manifest["steps"] == 1
+    assert manifest["slices"] == [int(names[0].split("-")[1])]
+    assert Image.open(elsewhere / "out" / "wide-drawing.png").size == (40, 40), "the padded square"
+    empty = workflow(copied, "inference", dataset_dir=str(elsewhere / "nowhere"))
+    with pytest.raises(RuntimeError) as caught:
+        empty.run()
+    assert "does not exist, expected a folder of images" in str(reasons(caught.value))
+
+
+def reasons(error: BaseException | None) -> list[str]:
+    """The messages of an error and of its causes: MONAI wraps what a component raises."""
+    return [] if error is None else [str(error), *reasons(error.__cause__)]
+
+
+def test_the_network_is_a_tensor_path_that_monai_can_verify(copied: Path) -> None:
+    configs = copied / "configs"
+    verify_net_in_out("network_def", str(configs / "metadata.json"), str(configs / "inference.json"))
+
+
+def test_bundle_root_is_the_working_directory_or_the_shipped_bundle(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bundle.running(BUNDLES[0].name) == str(BUNDLES[0])
+    monkeypatch.chdir(copied)
+    assert bundle.running(BUNDLES[0].name) == str(copied)
+
+
+def test_scores_are_filled_into_the_papers_by_a_command(copied: Path, tmp_path: Path) -> None:
+    row = Row("sr4", "test", "all", "4 steps", "PSNR", 7, 31.25, 30.0, 32.0, {"bicubic": 28.0}, 40.0)
+    Report([row], [], {}).save(tmp_path / "scores")
+    made = workflow(copied, "inference", "evaluate", kind="evaluation", output_dir=str(tmp_path / "scores"))
+    made.run_id = "document"
+    made.run()
+    readme = (copied / "docs" / "README.md").read_text("utf8")
+    assert "31.25" in readme.split("<!-- scores -->")[1].split("<!-- /scores -->")[0]
+    assert bundle.metadata(copied)["eval_metrics"] == {"sr4, PSNR, test, 4 steps": 31.25}
+    assert bundle.metadata(copied)["version"] == bundle.metadata(BUNDLES[0])["version"]
+
+
+@pytest.mark.parametrize("folder", TRAINED, ids=lambda folder: folder.name)
+def test_the_trained_network_knows_the_planes_of_its_samples(folder: Path, elsewhere: Path) -> None:
+    made = workflow(folder, "inference")
+    made.run()
+    for plane in ("axial", "coronal"):
+        answer = json.loads((elsewhere / "eval" / f"icbm152_{plane}-answer.json").read_text("utf8"))
+        assert answer["text"] == plane
+    assert len(list((elsewhere / "eval").glob("*.png"))) == 3
+
+
+@pytest.mark.slow
+def test_training_runs_and_writes_weights_that_load(copied: Path, elsewhere: Path) -> None:
+    made = workflow(copied, "train", kind="train", max_steps=2, budget=600)
+    made.run()
+    network, tokenizer = bundle.load(elsewhere / "runs" / "weights")
+    trained = made.network_def.state_dict()
+    assert len(tokenizer) == network.decoder.embed.weight.shape[0]
+    for name, x in network.state_dict().items():
+        torch.testing.assert_close(x, trained[name].float(), atol=0, rtol=2**-8)
+
+
+@pytest.mark.slow
+def test_evaluation_scores_the_frozen_items(copied: Path, elsewhere: Path) -> None:
+    made = workflow(copied, "inference", "evaluate", kind="evaluation", limit=1, tasks=["sr4"])
+    made.run()
+    assert Report.load(elsewhere / "eval" / "scores").find("sr4", "PSNR").n == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", BUNDLES, ids=lambda folder: folder.name)
+def test_the_samples_are_free_pictures_of_the_test_part(folder: Path) -> None:
+    held_out = AtlasDataset(section="test", permissive_only=True, progress=False)
+    pictures = {picture.id: picture for picture in held_out.pictures if picture.section == "test"}
+    named = (folder / "samples" / "README.md").read_text("utf8")
+    rows = re.findall(r"^\| (\S+\.png) \|[^|]*\| (\S+) \|", named, re.M)
+    assert len(rows) == len(list((folder / "samples").rglob("*.png")))
+    for name, item in rows:
+        sample = np.asarray(Image.open(folder / "samples" / name))
+        np.testing.assert_array_equal(sample, pictures[item].pixels)
