@@ -82,7 +82,7 @@ EXTRAS = {
 
 # transforms/ and bundles/ hold no Python: they ride in the wheel as data, under the package.
 RECIPES, BUNDLES = "monai_unimedvl.transforms.recipes", "monai_unimedvl.bundles"
-BUNDLE_FILES = ["json", "safetensors", "md", "txt"]
+BUNDLE_FILES = ["json", "safetensors", "md", "txt", "png"]
 
 setup(
     name="monai-unimedvl",
