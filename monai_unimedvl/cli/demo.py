@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_unimedvl import __version__, bundle, provenance
-from monai_unimedvl.cli.main import Result
+from monai_unimedvl.cli.command import Result
 from monai_unimedvl.cli.page import Card, Figure, Section, markdown_tables, page
 from monai_unimedvl.cli.reading import device
 from monai_unimedvl.cli.stage import ABOUT, NAMES, SECTIONS, STEPS, TASKS, Item, Stage, score, scored

@@ -7,7 +7,7 @@ import sys
 from argparse import Namespace
 from dataclasses import asdict
 
-from monai_unimedvl.cli.main import Result
+from monai_unimedvl.cli.command import Result
 
 
 def data(options: Namespace) -> Result:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from monai_unimedvl import bundle, provenance
-from monai_unimedvl.cli.main import Result
+from monai_unimedvl.cli.command import Result
 from monai_unimedvl.cli.reading import Reading, device, place, read_images
 from monai_unimedvl.data.atlas_tasks import INSTRUCTIONS, LEGENDS
 from monai_unimedvl.evaluation.benchmarks import EDIT_STEPS, Drawing
@@ -26,8 +26,7 @@ from monai_unimedvl.provenance import Facts
 from monai_unimedvl.tokenizer import Tokenizer
 
 # Where the command line names nothing: as the bundle's scores were measured.
-DRAWING = {"steps": Drawing().steps, "text": Drawing().guidance}
-EDITING = {"steps": EDIT_STEPS[0], "text": 1.0}
+DRAWING, EDITING = Drawing(), Drawing(EDIT_STEPS[0], 1.0)
 
 
 def ask(options: Namespace) -> Result:
@@ -50,12 +49,11 @@ def draw(options: Namespace) -> Result:
     if not options.words.strip():
         raise ValueError("the words are empty, but a description of the image is expected: say what to draw.")
     paths = _outputs(options, "drawn", options.count)
+    steps, guidance = _settings(options, DRAWING)
     network, tokenizer = _open(options)
-    settings = _settings(options, DRAWING)
     infer = ImageInferer(
-        tokenizer, size=options.size, steps=settings["steps"],
-        guidance=Guidance(text=settings["text"]), seed=[options.seed + i for i in range(options.count)],
-        progress=not options.quiet,
+        tokenizer, size=options.size, steps=steps, guidance=guidance, progress=not options.quiet,
+        seed=[options.seed + i for i in range(options.count)],
     )  # fmt: skip
     images = infer([[options.words]] * options.count, network)
     values: dict[str, Any] = {"outputs": []}
@@ -63,7 +61,7 @@ def draw(options: Namespace) -> Result:
     for i, (image, path) in enumerate(zip(images, paths, strict=True)):
         facts = Facts(
             options.words, options.seed + i, bundle.digest(options.model), "draw",
-            steps=settings["steps"], text_guidance=settings["text"],
+            steps=steps, text_guidance=guidance.text, image_guidance=guidance.image,
         )  # fmt: skip
         provenance.save_image(image, path, facts)
         lines.append(f"wrote {path} (synthetic, seed {facts.seed}) and {provenance.manifest_path(path).name}")
@@ -151,18 +149,16 @@ def _answer(options: Namespace, question: str, task: str) -> Result:
 
 def _edited(options: Namespace, instruction: str, task: str) -> tuple[UniMedVL, Reading, Tensor, Facts]:
     """The one picture that was read, what was drawn from it (3, h, w), and its facts."""
+    steps, guidance = _settings(options, EDITING)
     network, tokenizer = _open(options)
     reading = _read(options, [options.image], network, one=True)
-    settings = _settings(options, EDITING)
-    image_guidance = options.image_guidance or 1.0
     infer = ImageInferer(
-        tokenizer, steps=settings["steps"], seed=options.seed,
-        guidance=Guidance(text=settings["text"], image=image_guidance), progress=not options.quiet,
-    )  # fmt: skip
+        tokenizer, steps=steps, seed=options.seed, guidance=guidance, progress=not options.quiet
+    )
     (drawn,) = infer([[reading.images[0], instruction]], network)
     facts = Facts(
         instruction, options.seed, bundle.digest(options.model), task, reading.inputs, reading.slices,
-        settings["steps"], settings["text"], image_guidance,
+        steps, guidance.text, guidance.image,
     )  # fmt: skip
     return network, reading, drawn, facts
 
@@ -179,10 +175,17 @@ def _read(options: Namespace, paths: list[str], network: UniMedVL, one: bool = F
     return reading
 
 
-def _settings(options: Namespace, defaults: dict[str, float]) -> dict[str, Any]:
-    steps = defaults["steps"] if options.steps is None else options.steps
-    text = defaults["text"] if options.guidance is None else options.guidance
-    return {"steps": int(steps), "text": float(text)}
+def _settings(options: Namespace, default: Drawing) -> tuple[int, Guidance]:
+    """Steps and guidance.
+
+    Raises:
+        ValueError: a weight below 1, or one for the image alone, which would do nothing.
+    """
+    text = default.guidance if options.guidance is None else options.guidance
+    image = 1.0 if options.image_guidance is None else options.image_guidance
+    if image > 1 and text == 1:
+        raise ValueError(f"--image-guidance {image:g} acts only with --guidance above 1: raise both or none.")
+    return options.steps or default.steps, Guidance(text=text, image=image)
 
 
 def _outputs(options: Namespace, name: str, count: int, endings: tuple[str, ...] = (".png",)) -> list[Path]:

@@ -225,10 +225,7 @@ def _drawing(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--guidance", type=float, help="weight of the words, from 1 = off (default: the model's)"
     )
-    if verb.prog.split()[-1] != "draw":
-        verb.add_argument(
-            "--image-guidance", type=float, help="weight of the image, from 1 = off (default: 1)"
-        )
+    verb.add_argument("--image-guidance", type=float, help="weight of the image, from 1 = off (default: 1)")
 
 
 def _whole(least: int) -> Callable[[str], int]:
