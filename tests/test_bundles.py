@@ -8,8 +8,10 @@ the bundle, they are run too.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -232,6 +234,29 @@ def test_the_trained_network_knows_the_planes_of_its_samples(folder: Path, elsew
         answer = json.loads((elsewhere / "eval" / f"icbm152_{plane}-answer.json").read_text("utf8"))
         assert answer["text"] == plane
     assert len(list((elsewhere / "eval").glob("*.png"))) == 3
+
+
+@pytest.mark.slow
+def test_monais_command_runs_and_verifies_the_bundle_from_another_directory(
+    copied: Path, elsewhere: Path
+) -> None:
+    words = ["--question", "Which plane is this?", "--instruction", "grey matter"]
+    words += ["--seed", "3", "--steps", "1"]
+    config, meta = str(copied / "configs" / "inference.json"), str(copied / "configs" / "metadata.json")
+    schema = str(ROOT / "bundles" / "meta_schema_20240725.json")
+    for command in (
+        ["run", "--config_file", config, "--dataset_dir", str(copied / "samples" / "eye"), *words],
+        ["verify_metadata", "--meta_file", meta, "--filepath", schema],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "monai.bundle", *command], capture_output=True, text=True, cwd=elsewhere,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert "metadata is verified with no error" in done.stdout + done.stderr
+    manifest = provenance.verify(elsewhere / "eval" / "retina-drawing.png")
+    assert (manifest["prompt"], manifest["seed"], manifest["steps"]) == ("grey matter", 3, 1)
+    assert (elsewhere / "eval" / "retina-answer.json").is_file()
 
 
 @pytest.mark.slow
