@@ -214,7 +214,6 @@ class InterleavedInferer(_Drawing):
             texts = texts or instruction is not None
             if kind == "image":
                 self._check_guidance(n, texts, images)
-                images = True
             texts = texts or kind == "text"
 
 
