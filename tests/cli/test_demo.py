@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo's page on a random network and a handful of made-up items: every section is there, and it is one file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from PIL import Image
+
+from monai_unimedvl import bundle
+from monai_unimedvl.cli import demo as pages
+from monai_unimedvl.cli.demo import every_section, foot, glance, lead
+from monai_unimedvl.cli.page import Card, Figure, Section, markdown_tables, page
+from monai_unimedvl.cli.stage import NAMES, PACKAGES, TASKS, Stage
+from monai_unimedvl.data.atlas import INSTRUCTIONS, LEGENDS
+from monai_unimedvl.data.fetch import licences
+from monai_unimedvl.evaluation import AtlasBenchmark
+from monai_unimedvl.evaluation.image import paint
+from monai_unimedvl.provenance import Facts
+from monai_unimedvl.sequence import Turn
+
+SECTIONS = ("train", "test", "test_subject")
+ASKED = ("vqa", "caption", "text-to-image", "seg-tissue", "sr4", "t1-to-gm", "h-to-ihc")
+
+
+def items(section):
+    """One item of each of some tasks on each of three pictures."""
+    generator = torch.Generator().manual_seed(SECTIONS.index(section))
+    found = []
+    for n in range(3):
+        picture = torch.rand(3, 8, 8, generator=generator).repeat_interleave(8, 1).repeat_interleave(8, 2)
+        plane = ("axial", "coronal")[n % 2]
+        mask = (picture[0] > 0.5).to(torch.uint8) + (picture[1] > 0.8)
+        caption = f"{plane.capitalize()} T1 MRI of the head <b>."
+        truths = {"vqa": plane, "caption": caption, "seg-tissue": paint(mask[None], LEGENDS["seg-tissue"])[0]}
+        for task in ASKED:
+            words = {"vqa": "Which plane is this?", "text-to-image": caption}.get(task) or INSTRUCTIONS[task]
+            truth = truths.get(task, picture.flip(0))
+            shown = [] if task == "text-to-image" else [picture]
+            name = f"{task}/icbm09a/{section}-{n}" + ("/plane" if task == "vqa" else "")
+            found.append(
+                {
+                    "id": name, "task": task, "section": section, "source": "icbm09a", "subject": "s",
+                    "modality": "MRI", "contrast": "T1", "plane": plane, "balanced": task == "vqa",
+                    "question": "plane" if task == "vqa" else "", "truth": truth,
+                    "turns": [Turn("user", [*shown, words]), Turn("assistant", [truth])],
+                    "kind": "text" if isinstance(truth, str) else "image",
+                    "baseline": picture * 0.5 if task == "sr4" else None,
+                    "mask": mask if task == "seg-tissue" else None,
+                }
+            )  # fmt: skip
+    return found
+
+
+@pytest.fixture(scope="module")
+def stage(model):
+    data = {section: items(section) for section in SECTIONS}
+    bench = AtlasBenchmark(datasets=data, tasks=ASKED, progress=False)
+    bench.missing = ["spm-runtime", "stardist"]
+    network, tokenizer = bundle.load(model)
+    tokens = pages.TextInferer.__init__.__kwdefaults__
+    assert tokens is None or True
+    return Stage(network, tokenizer, str(model), seed=0, shown=1, benchmark=bench)
+
+
+@pytest.fixture(scope="module")
+def html(stage):
+    return page("Demo", lead(stage), every_section(stage), foot(stage, 1.0))
+
+
+def test_every_section_is_on_the_page(html):
+    headings = re.findall(r"<h2>(.+?)</h2>", html)
+    wanted = ["At a glance", "Questions", "One unified case", "Descriptions", "Drawn from words", *TASKS]
+    assert headings == [*wanted, "Where it fails", "Where the scans come from"]
+    assert set(re.findall(r'href="#([\w-]+)"', html)) == set(re.findall(r'section id="([\w-]+)"', html))
+
+
+def test_the_page_is_one_well_formed_file_that_loads_nothing(html):
+    assert not re.search(r"https?://|<script|<link|url\(|@import", html)
+    assert set(re.findall(r'src="(data:image/png;base64)?', html)) == {"data:image/png;base64"}
+
+    class Reader(HTMLParser):
+        open_tags: list[str] = []
+
+        def handle_starttag(self, tag, attrs):
+            if tag not in ("meta", "img"):
+                self.open_tags.append(tag)
+
+        def handle_endtag(self, tag):
+            assert self.open_tags.pop() == tag
+
+    reader = Reader()
+    reader.feed(html)
+    assert not reader.open_tags
+    assert "head &lt;b&gt;." in html and "head <b>." not in html
+
+
+def test_what_the_model_drew_is_marked_outside_and_inside_and_nothing_else_is(html, stage):
+    figures = re.findall(r'<figure class="(\w+)">(.+?)</figure>', html, re.S)
+    assert {kind for kind, _ in figures} == {"made", "real"}
+    for kind, body in figures:
+        text = Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^\"]+)", body)[1]))).text
+        assert (">synthetic<" in body) == (kind == "made") == (text.get("Synthetic") == "true")
+        if kind == "made":
+            assert text["Weights"] == stage.hash and text["Prompt"] and text["Seed"].isdigit()
+
+
+def test_scores_stand_beside_baselines_credits_and_absent_sources(html, stage):
+    rows = glance(stage)
+    assert len(rows) == 1 + 2 * len(ASKED)
+    assert {row[0] for row in rows[1:]} == {NAMES[task] for task in ASKED}
+    for word in ("lookup", "bicubic", "identity", "blind", "ceiling", "usual answer", "nearest"):
+        assert word in html, word
+    assert html.count('class="credit"') >= 8 and "nilearn" in html
+    assert "2 sources are absent here" in html and "unimedvl data fetch-atlas" in html
+    assert html.count(">absent<") == 2 and "Not here, because their scans are absent" in html
+    assert (
+        "seed 0" in html
+        and stage.hash[:16] in html
+        and "not for diagnosis" in html.lower().replace("nothing here is for diagnosis", "not for diagnosis")
+    )
+
+
+def test_the_seed_in_a_picture_is_the_seed_it_was_drawn_with(stage):
+    found = stage.of("sr4")[0]
+    item = stage.items[found["id"]]
+    again = pages.ImageInferer(stage.tokenizer, size=(64, 64), steps=4, seed=stage.facts(found).seed)
+    drawn = again([item["turns"][0].parts], stage.network)[0]
+    assert (drawn - stage.image(found)).abs().max() <= 0.5 / 255 + 1e-5
+
+
+def test_the_worst_case_of_each_task_is_among_the_failures(stage):
+    failures = pages.failures(stage)
+    for task in ("seg-tissue", "sr4"):
+        metric = "Dice" if task in LEGENDS else "PSNR"
+        worst = min(stage.of(task), key=lambda found: found["scores"][metric] - stage.baseline(found)[1])
+        assert any(card.credit.startswith(worst["id"]) for card in failures.cards)
+    assert any(card.title == "Wrong answers" for card in failures.cards)
+
+
+def test_the_demo_writes_the_page_and_its_manifest(command, stage, monkeypatch, tmp_path):
+    monkeypatch.setattr(pages, "Stage", lambda *arguments: stage)
+    code, out, _ = command("demo", "--out", tmp_path / "demo", "--quiet")
+    assert code == 0 and "index.html" in out and "absent sources: spm-runtime, stardist" in out
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"index.html", "index.html.json"}
+
+
+def test_tables_of_the_papers_come_over_and_nothing_else():
+    text = (
+        "# Nano\n\nWords.\n\n## Scores <a>\n\n| task | value |\n|---|--:|\n| `vqa` | 0.7 |\n\nMore | words.\n"
+    )
+    html = markdown_tables(text)
+    assert html.count("<table>") == 1 and "Scores &lt;a&gt;" in html and '<td class="">vqa</td>' in html
+    assert "Words." not in html and "---" not in html
+    assert "Measured" in page("t", [], [Section("Measured", "about", markdown=html)], [])
+
+
+def test_every_source_of_the_corpus_has_a_credit():
+    known = {row[0] for row in licences()}
+    assert set(PACKAGES.values()) <= known
+
+
+def test_a_score_says_in_signs_whether_it_beats_the_baseline():
+    image = torch.zeros(3, 8, 8)
+    facts = Facts("p", 0, "w")
+    figures = [
+        Figure(image, "a", "1.0", True, facts),
+        Figure(image, "b", "0.5", False),
+        Figure(image, "c", "x"),
+    ]
+    html = page("t", [], [Section("s", "a", [Card("c", figures)])], [])
+    assert re.findall(r'score( good| bad|)">(\u25b2 |\u25bc |)', html) == [
+        (" good", "\u25b2 "),
+        (" bad", "\u25bc "),
+        ("", ""),
+    ]

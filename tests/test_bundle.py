@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening a bundle, whatever it is called by; its hash; copies of it. What lies in it: test_bundles.py."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from monai_unimedvl import bundle, weights
+from monai_unimedvl.networks.autoencoder import PatchCodec
+from monai_unimedvl.networks.unimedvl import nano
+from monai_unimedvl.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle's folder with the weights of a random network, in bfloat16."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train(["Which plane is this?"] * 4, 270)
+    network = nano(PatchCodec(8, 12), vocab_size=len(tokenizer), hidden_size=32, num_layers=1)
+    path = tmp_path_factory.mktemp("bundle")
+    (path / "configs").mkdir()
+    (path / "configs" / "metadata.json").write_text('{"version": "1"}')
+    weights.save(network, tokenizer, path / "models", dtype=torch.bfloat16)
+    return path
+
+
+@pytest.fixture
+def shipped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of that bundle, as if it had come with the package."""
+    monkeypatch.setattr(bundle, "BUNDLES", folder.parent)
+    return folder.name
+
+
+def test_a_name_a_bundle_and_its_weights_open_the_same_network(folder, shipped):
+    states = [bundle.load(path)[0].state_dict() for path in (shipped, folder, folder / "models", str(folder))]
+    for state in states[1:]:
+        assert all(torch.equal(state[key], states[0][key]) for key in states[0])
+    network, tokenizer = bundle.load(folder)
+    assert not network.training and network.decoder.embed.weight.dtype == torch.float32
+    assert tokenizer.decode(tokenizer.encode("Which plane?")) == "Which plane?"
+    assert bundle.load(folder, dtype=torch.bfloat16)[0].decoder.embed.weight.dtype == torch.bfloat16
+
+
+def test_the_shipped_bundles_are_those_of_the_checkout(root):
+    assert bundle.BUNDLES == root / "bundles"
+    assert bundle.DEFAULT in bundle.available()
+
+
+def test_the_hash_follows_the_weights_and_nothing_else(folder, tmp_path):
+    before = bundle.digest(folder)
+    assert bundle.digest(folder / "models") == before and len(before) == 64
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "models" / "notes.txt").write_text("x")
+    assert bundle.digest(tmp_path / "copy") == before
+    network, tokenizer = bundle.load(tmp_path / "copy")
+    network.decoder.embed.weight.data[0, 0] += 1
+    weights.save(network, tokenizer, tmp_path / "copy" / "models", dtype=torch.bfloat16)
+    assert bundle.digest(tmp_path / "copy") != before
+
+
+def test_metadata_is_empty_for_bare_weights(folder):
+    assert bundle.metadata(folder) == {"version": "1"} and bundle.metadata(folder / "models") == {}
+
+
+def test_a_shipped_bundle_is_copied_whole_and_never_over_something(shipped, folder, tmp_path):
+    path = bundle.copy(shipped, tmp_path / "deep" / "mine")
+    assert bundle.digest(path) == bundle.digest(folder) and bundle.metadata(path) == bundle.metadata(folder)
+    with pytest.raises(ValueError, match="mine exists already, but a new folder is expected"):
+        bundle.copy(shipped, path)
+    with pytest.raises(ValueError, match="there is no bundle 'other', expected one of"):
+        bundle.copy("other", tmp_path / "other")
+    assert [entry.name for entry in (tmp_path / "deep").iterdir()] == ["mine"]
+
+
+def test_what_cannot_be_opened_is_named_in_one_line(folder, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"model 'nowhere' is neither a folder nor a shipped bundle \(.*unimedvl"
+    ):
+        bundle.load("nowhere")
+    shutil.copytree(folder / "models", tmp_path / "mute")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "mute" / name).unlink()
+    with pytest.raises(ValueError, match="mute has weights but no tokenizer.json"):
+        bundle.load(tmp_path / "mute")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(ValueError, match="bare holds no model"):
+        bundle.load(tmp_path / "bare")
+    (tmp_path / "notes").write_text("x")
+    with pytest.raises(ValueError, match="notes is a file, expected the folder"):
+        bundle.load(tmp_path / "notes")
