@@ -305,6 +305,9 @@ def nano(autoencoder: nn.Module, *, vocab_size: int, hidden_size: int = 160, num
             k.weight.data.copy_(q.weight.data)
         for residual in _residual_outputs(layer):
             residual.weight.data.mul_((2 * num_layers) ** -0.5)
+    first, second = network.connector.fc1, network.connector.fc2  # type: ignore[union-attr]
+    nn.init.normal_(first.weight, std=vision_size**-0.5)
+    nn.init.normal_(second.weight, std=(0.425 * hidden_size) ** -0.5)  # E[gelu(z)^2] = 0.425
     nn.init.normal_(vision.position.weight, std=0.02)
     vision.position.weight.data += grid_table(vision.grid_side, vision_size, 50.0, 0.7)
     return network

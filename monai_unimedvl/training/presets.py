@@ -21,6 +21,7 @@ from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.unimedvl import UniMedVL, nano
 from monai_unimedvl.sequence import Turn
 from monai_unimedvl.tokenizer import Tokenizer
+from monai_unimedvl.training.vision import pretrain_vision
 from monai_unimedvl.transforms.segments import Rule, ToSegments
 
 # share of draws; drawing needs more looks at a picture than answering does
@@ -51,11 +52,13 @@ def nano_training(
     seed: int = 0,
     hidden_size: int = 160,
     num_layers: int = 4,
+    vision_steps: int = 600,
 ) -> NanoTraining:
     """The network, tokenizer and mixture of the nano model, from the atlas packages.
 
     Args:
         root: the atlas cache; None is the default one.
+        vision_steps: of pretraining the vision encoder; 0 when weights are loaded afterwards anyway.
         permissive_only: leave out sources under GPL.
         budget: tokens a pack.
     """
@@ -67,6 +70,8 @@ def nano_training(
     network = nano(codec, vocab_size=len(tokenizer), hidden_size=hidden_size, num_layers=num_layers)
     latents = codec.encode_stage_2_inputs(pictures)  # (N, C, h, w)
     network.latent_variance.copy_(latents.var(dim=(0, 2, 3)))  # type: ignore[operator]
+    if vision_steps:
+        pretrain_vision(network, dataset, steps=vision_steps, seed=seed)
     return NanoTraining(network, tokenizer, nano_mixture(dataset, tokenizer, budget=budget, seed=seed))
 
 
