@@ -222,7 +222,7 @@ def drawing(stage: Stage, found: Mapping[str, Any]) -> Card:
         Figure(
             stage.image(found),
             "model",
-            f"{SIGNS[good]} {named}",
+            f"named {named or 'nothing'}",
             good,
             stage.facts(found),
         ),
@@ -238,7 +238,7 @@ def drawing(stage: Stage, found: Mapping[str, Any]) -> Card:
             f"correlation {found['nearest']:.2f} to the nearest training picture (above 0.98: a copy)",
         ),
     ]
-    return Card(stage.title(item), figures, lines, credit=stage.credit(item))
+    return Card(stage.title(item, NAMES["text-to-image"]), figures, lines, credit=stage.credit(item))
 
 
 def edits(stage: Stage, title: str, tasks: Sequence[str]) -> Section | None:

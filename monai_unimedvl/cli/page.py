@@ -91,7 +91,7 @@ def page(title: str, lead: Sequence[str], sections: Sequence[Section], foot: Seq
 
 
 def markdown_tables(text: str) -> str:
-    """The pipe tables of a Markdown text as HTML, with the headings above them; all else is left out."""
+    """The tables of scores (with a column "metric") in a Markdown text as HTML, with their headings."""
     found: list[str] = []
     heading, rows = "", []
     for line in [*text.splitlines(), ""]:
@@ -100,9 +100,10 @@ def markdown_tables(text: str) -> str:
             if not all(re.fullmatch(r":?-+:?", cell) for cell in cells):
                 rows.append(cells)
             continue
-        if rows:
+        if rows and "metric" in rows[0]:
             found += [f"<h3>{escape(heading)}</h3>" if heading else "", _table(rows)]
-            heading, rows = "", []
+            heading = ""
+        rows = []
         if line.startswith("#"):
             heading = line.lstrip("#").strip()
     return "\n".join(filter(None, found))

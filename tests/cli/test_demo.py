@@ -144,13 +144,12 @@ def test_the_demo_writes_the_page_and_its_manifest(command, stage, monkeypatch, 
     assert {path.name for path in (tmp_path / "demo").iterdir()} == {"index.html", "index.html.json"}
 
 
-def test_tables_of_the_papers_come_over_and_nothing_else():
-    text = (
-        "# Nano\n\nWords.\n\n## Scores <a>\n\n| task | value |\n|---|--:|\n| `vqa` | 0.7 |\n\nMore | words.\n"
-    )
+def test_tables_of_scores_come_over_and_nothing_else():
+    text = "# Nano\n\nWords.\n\n## Scores <a>\n\n| task | metric |\n|---|--:|\n| `vqa` | 0.7 |\n\n"
+    text += "| part | of |\n|---|---|\n| no | score |\n"
     html = markdown_tables(text)
     assert html.count("<table>") == 1 and "Scores &lt;a&gt;" in html and '<td class="">vqa</td>' in html
-    assert "Words." not in html and "---" not in html
+    assert "Words." not in html and "score<" not in html and "---" not in html
     assert "Measured" in page("t", [], [Section("Measured", "about", markdown=html)], [])
 
 
@@ -173,3 +172,16 @@ def test_a_score_says_in_signs_whether_it_beats_the_baseline():
         (" bad", "\u25bc "),
         ("", ""),
     ]
+
+
+@pytest.mark.slow
+def test_the_demo_needs_nothing_but_nilearn_and_scikit_image(command, monkeypatch, tmp_path):
+    pytest.importorskip("nilearn")
+    pytest.importorskip("skimage")
+    monkeypatch.setenv("UNIMEDVL_CACHE", str(tmp_path / "cache"))
+    code, out, err = command("demo", "--out", tmp_path / "demo", "--cases", "1")
+    assert code == 0, err
+    html = (tmp_path / "demo" / "index.html").read_text("utf8")
+    for title in ("Questions", "One unified case", "Drawn from words", *TASKS, "Where it fails"):
+        assert f"<h2>{title}</h2>" in html
+    assert "spm-runtime" in out and "GPL-2.0" in html and html.count(">absent<") >= 8
