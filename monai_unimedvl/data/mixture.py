@@ -118,7 +118,7 @@ class Mixture(IterableDataset):
                 return Pack(samples, origins, tokens, self.state_dict())
             samples.append(segments)
             origins.append(origin)
-            tokens += length
+            tokens, misses = tokens + length, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Counters that say exactly where the mixture stands."""
