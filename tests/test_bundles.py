@@ -149,7 +149,7 @@ def test_the_papers_are_there_and_hold_no_path_of_a_machine(folder: Path) -> Non
     ],
 )
 def test_monai_finds_every_property(copied: Path, names: list[str], kind: str) -> None:
-    made = workflow(copied, *names, kind=kind)
+    made = workflow(copied, *names, kind=kind, vision_steps=0)
     assert made.check_properties() == []
     assert made.parser.get("permissive_only", False) == ("train_permissive" in names)
 
@@ -261,7 +261,7 @@ def test_monais_command_runs_and_verifies_the_bundle_from_another_directory(
 
 @pytest.mark.slow
 def test_training_runs_and_writes_weights_that_load(copied: Path, elsewhere: Path) -> None:
-    made = workflow(copied, "train", kind="train", max_steps=2, budget=600)
+    made = workflow(copied, "train", kind="train", max_steps=2, budget=600, vision_steps=0)
     made.run()
     network, tokenizer = bundle.load(elsewhere / "runs" / "weights")
     trained = made.network_def.state_dict()
