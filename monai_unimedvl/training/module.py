@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import inf
 from typing import Any
 
 import pytorch_lightning as pl
@@ -24,7 +25,7 @@ class UniMedVLModule(pl.LightningModule):
         marks: control tokens of the tokenizer that made the packs.
         matrix_lr, lr: rates of Muon (matrices inside layers) and AdamW (the rest).
         warmup: steps of linear warm-up. decay: last share of the steps, over which the rate falls to 0.
-        seed: of times and noise; each step has a generator of its own, so a resumed run draws the same.
+        seed: of times and noise; each pack has a generator of its own, so a resumed run draws the same.
     """
 
     def __init__(
@@ -48,7 +49,8 @@ class UniMedVLModule(pl.LightningModule):
 
     def training_step(self, batch: Pack, batch_idx: int) -> Tensor:
         """The loss of one pack."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
+        drawn = self.trainer.fit_loop.total_batch_idx  # not the step: accumulated packs must differ in noise
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + drawn)
         losses = self.objective(self.network, batch.samples, self.marks, generator)
         self.log_dict(
             {"text": losses.text, "flow": losses.flow, "loss": losses.loss, "tokens": float(batch.tokens)},
@@ -57,9 +59,18 @@ class UniMedVLModule(pl.LightningModule):
         return losses.loss
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """MuonAdamW with warm-up, a stable stretch, and linear decay, stepped every batch."""
+        """MuonAdamW with warm-up, a stable stretch, and linear decay, stepped every batch.
+
+        Raises:
+            ValueError: the packs never end and the trainer has no `max_steps` to say when the rate falls.
+        """
+        total = self.trainer.estimated_stepping_batches
+        if not 0 < total < inf:
+            raise ValueError(
+                f"The trainer has max_steps={self.trainer.max_steps}, expected the number of steps, because"
+                " packs never end: set it."
+            )
         optimizer = MuonAdamW(self.network, **self.rates)
-        total = int(self.trainer.estimated_stepping_batches)
-        factor = partial(warmup_stable_decay, warmup=self.warmup, total=total, decay=self.decay)
+        factor = partial(warmup_stable_decay, warmup=self.warmup, total=int(total), decay=self.decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -19,6 +19,10 @@ class MuonAdamW(torch.optim.Optimizer):
         network: its trainable parameters; 2-D weights inside layers go to Muon.
         matrix_lr: rate of Muon, whose updates are scaled to AdamW's size.
         lr: rate of AdamW.
+        weight_decay: of the matrices alone.
+
+    Raises:
+        ValueError: no matrices, or nothing besides them, is trainable.
     """
 
     def __init__(self, network: nn.Module, *, matrix_lr: float, lr: float, weight_decay: float = 0.0) -> None:
@@ -30,9 +34,8 @@ class MuonAdamW(torch.optim.Optimizer):
             raise ValueError(
                 "MuonAdamW found no matrices or nothing else to train: unfreeze layers or use AdamW."
             )
-        self.parts: list[torch.optim.Optimizer] = []
         super().__init__([{"params": matrices, "lr": matrix_lr}, {"params": others, "lr": lr}], {})
-        self.parts = [
+        self.parts: list[torch.optim.Optimizer] = [
             torch.optim.Muon(
                 matrices, lr=matrix_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
             ),
@@ -50,6 +53,10 @@ class MuonAdamW(torch.optim.Optimizer):
             part.param_groups[0]["lr"] = group["lr"]
             part.step()
         return loss
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along; torch's own knows nothing of the parts."""
+        return {**super().__getstate__(), "parts": self.parts}
 
     def state_dict(self) -> dict[str, Any]:
         """Both states and the current rates."""
