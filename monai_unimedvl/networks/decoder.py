@@ -7,7 +7,8 @@ There is one forward for training, prefill, decoding and guidance; a cache is an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -20,6 +21,8 @@ from monai_unimedvl.sequence import CAUSAL, Block, Layout, Plan
 Rope = tuple[Tensor, Tensor]
 LayerCache = tuple[Tensor, Tensor]
 Mask: TypeAlias = Tensor | str | None
+Window: TypeAlias = "Alone | Together"
+Past: TypeAlias = "tuple[Sequence[Window], int]"  # and the layer
 
 
 class KVCache:
@@ -68,6 +71,35 @@ class KVCache:
         for s, position in plan.next_position.items():
             self.positions[s] = position
 
+    def windows(self, blocks: Sequence[Block]) -> list[Window]:
+        """Where the new tokens of each sample, or of several that say one word each, meet their past."""
+        found: list[Window] = []
+        at, device = 0, self.keys.device
+        for block in blocks:
+            past, n = [self.lengths[s] for s in block.samples], block.length
+            if n == 1 and len(past) > 1:
+                found.append(self._together(block.samples, past, slice(at, at + len(past))))
+                at += len(past)
+                continue
+            for s, before in zip(block.samples, past, strict=True):
+                new = [x[:, s, :, before : before + n].transpose(1, 2) for x in (self.keys, self.values)]
+                seen = [x[:, s : s + 1, :, : before + n] for x in (self.keys, self.values)]
+                views = [x.unbind(0) for x in (*new, *seen)]
+                mask = _with_past(block.mask, before, n, device)
+                found.append(Alone(slice(at, at + n), views[0], views[1], views[2], views[3], mask))
+                at += n
+        return found
+
+    def _together(self, samples: tuple[int, ...], past: list[int], rows: slice) -> Together:
+        device, longest = self.keys.device, max(past) + 1
+        at, before = torch.tensor([samples, past], device=device).unbind(0)
+        everyone = samples == tuple(range(len(self.lengths)))
+        mask = None
+        if min(past) + 1 < longest:
+            mask = (torch.arange(longest, device=device) <= before.unsqueeze(-1))[:, None, None]
+        layers = list(zip(self.keys, self.values, strict=True))
+        return Together(rows, layers, slice(None) if everyone else at, at, before, longest, mask)
+
     def fork(self, samples: Sequence[int]) -> KVCache:
         """A copy that holds the given samples, in that order; a sample may be named more than once."""
         copy = object.__new__(KVCache)
@@ -85,7 +117,7 @@ class Attention(nn.Module):
         self, hidden_size: int, num_heads: int, num_kv_heads: int, *, norm_eps: float, qk_norm: bool
     ) -> None:
         super().__init__()
-        self.head_size = hidden_size // num_heads
+        self.num_heads, self.num_kv_heads, self.head_size = num_heads, num_kv_heads, hidden_size // num_heads
         narrow = num_kv_heads * self.head_size
         self.q = PerExpert(lambda: nn.Linear(hidden_size, hidden_size))
         self.k = PerExpert(lambda: nn.Linear(hidden_size, narrow))
@@ -95,20 +127,20 @@ class Attention(nn.Module):
         self.q_norm = PerExpert(norm)
         self.k_norm = PerExpert(norm)
 
-    def forward(self, x: Tensor, plan: Plan, rope: Rope, cache: tuple[LayerCache, KVCache] | None) -> Tensor:
+    def forward(self, x: Tensor, plan: Plan, rope: Rope, past: Past | None) -> Tensor:
         """(L, D) -> (L, D)"""
-        routes = plan.routes
-        q = self.q(x, routes).unflatten(-1, (-1, self.head_size))  # (L, H, E)
-        k = self.k(x, routes).unflatten(-1, (-1, self.head_size))  # (L, K, E)
-        v = self.v(x, routes).unflatten(-1, (-1, self.head_size))
+        routes, narrow = plan.routes, (len(x), self.num_kv_heads, self.head_size)
+        q = self.q(x, routes).view(len(x), self.num_heads, self.head_size)  # (L, H, E)
+        k = self.k(x, routes).view(narrow)  # (L, K, E)
+        v = self.v(x, routes).view(narrow)
         cos, sin = rope
         q = rotate(self.q_norm(q, routes), cos, sin)
         k = rotate(self.k_norm(k, routes), cos, sin)
         if plan.arrival is not None:
-            q, k, v = q[plan.arrival], k[plan.arrival], v[plan.arrival]  # in order of reading
-        y = attend(q, k, v, plan.blocks) if cache is None else attend_cached(q, k, v, plan.blocks, *cache)
+            q, k, v = (x.index_select(0, plan.arrival) for x in (q, k, v))  # in order of reading
+        y = attend(q, k, v, plan.blocks) if past is None else attend_cached(q, k, v, *past)
         if plan.home is not None:
-            y = y[plan.home]
+            y = y.index_select(0, plan.home)
         return self.out(y, routes)
 
 
@@ -131,9 +163,9 @@ class Layer(nn.Module):
         self.norm2 = PerExpert(lambda: RMSNorm(hidden_size, norm_eps))
         self.mlp = PerExpert(lambda: SwiGLU(hidden_size, mlp_dim))
 
-    def forward(self, x: Tensor, plan: Plan, rope: Rope, cache: tuple[LayerCache, KVCache] | None) -> Tensor:
+    def forward(self, x: Tensor, plan: Plan, rope: Rope, past: Past | None) -> Tensor:
         """(L, D) -> (L, D)"""
-        x = x + self.attention(self.norm1(x, plan.routes), plan, rope, cache)
+        x = x + self.attention(self.norm1(x, plan.routes), plan, rope, past)
         return x + self.mlp(self.norm2(x, plan.routes), plan.routes)
 
 
@@ -187,7 +219,7 @@ class Decoder(nn.Module):
 
         Args:
             x: (L, D) embedded tokens in memory order.
-            cache: the past of the samples; new keys and values are written into it.
+            cache: the past of the samples; new keys and values are written into it. It carries no gradient.
             keep: count the new tokens as past; False leaves the cache as it was.
 
         Raises:
@@ -209,19 +241,18 @@ class Decoder(nn.Module):
                     "in the context of this model: shorten the text, or give fewer or smaller images."
                 )
             cache.reserve(longest)
-        for layer, slot in zip(self.layers, self._slots(cache), strict=True):
-            x = layer(x, plan, rope, slot)
+        windows = None if cache is None else cache.windows(plan.blocks)
+        with torch.set_grad_enabled(cache is None and torch.is_grad_enabled()):
+            for n, layer in enumerate(self.layers):
+                x = layer(x, plan, rope, None if windows is None else (windows, n))
+            x = self.norm(x, plan.routes)
         if cache is not None and keep:
             cache.advance(plan)
-        return self.norm(x, plan.routes)
+        return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., vocabulary)"""
         return F.linear(hidden, self.embed.weight) if self.head is None else self.head(hidden)
-
-    def _slots(self, cache: KVCache | None) -> Iterator[tuple[LayerCache, KVCache] | None]:
-        for n in range(len(self.layers)):
-            yield None if cache is None else ((cache.keys[n], cache.values[n]), cache)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, blocks: tuple[Block, ...]) -> Tensor:
@@ -231,53 +262,68 @@ def attend(q: Tensor, k: Tensor, v: Tensor, blocks: tuple[Block, ...]) -> Tensor
         count, length = len(block.samples), block.length
         rows = slice(at, at + count * length)
         at += count * length
-        each = [x[rows].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v)]
-        y = _softmax_attention(each[0], each[1], each[2], block.mask)  # (count, H, length, E)
-        outputs.append(y.transpose(1, 2).flatten(2).flatten(0, 1))
+        each = [x[rows].unflatten(0, (count, length)) for x in (q, k, v)]
+        y = _softmax_attention(each[0], each[1].transpose(1, 2), each[2].transpose(1, 2), block.mask)
+        outputs.append(y.flatten(0, 1))  # (count * length, H*E)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs) if outputs else q.flatten(1)
 
 
-def attend_cached(
-    q: Tensor, k: Tensor, v: Tensor, blocks: tuple[Block, ...], slot: LayerCache, cache: KVCache
-) -> Tensor:
-    """Attention over the past and the new tokens of each sample; writes the new ones behind the past."""
-    keys, values = slot
-    outputs, at = [], 0
-    for block in blocks:
-        past = [cache.lengths[s] for s in block.samples]
-        if block.length == 1 and len(past) > 1:
-            rows = slice(at, at + len(past))
-            outputs.append(_decode_together(q[rows], k[rows], v[rows], block.samples, past, slot))
-            at += len(past)
-            continue
-        for s, before in zip(block.samples, past, strict=True):
-            rows, end = slice(at, at + block.length), before + block.length
-            at += block.length
-            keys[s, :, before:end] = k[rows].transpose(0, 1)
-            values[s, :, before:end] = v[rows].transpose(0, 1)
-            mask = _with_past(block.mask, before, block.length, q.device)
-            y = _softmax_attention(
-                q[rows].transpose(0, 1)[None], keys[s, None, :, :end], values[s, None, :, :end], mask
-            )
-            outputs.append(y[0].transpose(0, 1).flatten(1))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs) if outputs else q.flatten(1)
+def attend_cached(q: Tensor, k: Tensor, v: Tensor, windows: Sequence[Window], n: int) -> Tensor:
+    """Attention of layer n over the past and the new tokens; writes the new ones behind the past."""
+    if len(windows) == 1:
+        return windows[0].attend(n, q, k, v)
+    outputs = [window.attend(n, q[window.rows], k[window.rows], v[window.rows]) for window in windows]
+    return torch.cat(outputs) if outputs else q.flatten(1)
 
 
-def _decode_together(
-    q: Tensor, k: Tensor, v: Tensor, samples: tuple[int, ...], past: list[int], slot: LayerCache
-) -> Tensor:
-    """One new token for each of several samples in one call: q (B, H, E) -> (B, H*E)."""
-    keys, values = slot
-    at, before = torch.tensor(samples, device=q.device), torch.tensor(past, device=q.device)
-    keys[at, :, before], values[at, :, before] = k, v
-    longest = max(past) + 1
-    everyone = list(samples) == list(range(keys.shape[0]))
-    keys = keys[:, :, :longest] if everyone else keys[at, :, :longest]
-    values = values[:, :, :longest] if everyone else values[at, :, :longest]
-    mask = None
-    if min(past) + 1 < longest:
-        mask = (torch.arange(longest, device=q.device) <= before.unsqueeze(-1))[:, None, None]
-    return _softmax_attention(q.unsqueeze(2), keys, values, mask).flatten(1)
+@dataclass(frozen=True)
+class Alone:
+    """One sample: views of the cache in every layer, made once a forward.
+
+    Args:
+        rows: of its new tokens, in order of reading.
+        new_keys, new_values: (n, K, E) a layer, where the new ones go.
+        keys, values: (1, K, N, E) a layer, the past and the new ones.
+    """
+
+    rows: slice
+    new_keys: Sequence[Tensor]
+    new_values: Sequence[Tensor]
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
+    mask: Mask
+
+    def attend(self, n: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (n, H, E), k and v (n, K, E) -> (n, H*E)"""
+        self.new_keys[n].copy_(k)
+        self.new_values[n].copy_(v)
+        return _softmax_attention(q.unsqueeze(0), self.keys[n], self.values[n], self.mask).squeeze(0)
+
+
+@dataclass(frozen=True)
+class Together:
+    """One new token for each of several samples, in one call.
+
+    Args:
+        samples: (B,) numbers in the cache, or a slice where these are all of it.
+        at: (B,) the same as numbers; `before`: (B,) tokens of the past.
+        mask: (B, 1, 1, N) or None, where their pasts are of one length.
+    """
+
+    rows: slice
+    layers: Sequence[LayerCache]
+    samples: Tensor | slice
+    at: Tensor
+    before: Tensor
+    longest: int
+    mask: Tensor | None
+
+    def attend(self, n: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (B, H, E), k and v (B, K, E) -> (B, H*E)"""
+        keys, values = self.layers[n]  # (S, K, capacity, E)
+        keys[self.at, :, self.before], values[self.at, :, self.before] = k, v
+        seen = [x[self.samples, :, : self.longest] for x in (keys, values)]
+        return _softmax_attention(q.unsqueeze(1), seen[0], seen[1], self.mask).squeeze(1)
 
 
 def _with_past(mask: Mask, past: int, length: int, device: torch.device) -> Mask:
@@ -289,12 +335,13 @@ def _with_past(mask: Mask, past: int, length: int, device: torch.device) -> Mask
 
 
 def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    """q (B, H, n, E), k and v (B, K, N, E) -> (B, H, n, E)"""
-    groups = q.shape[1] // k.shape[1]
-    if q.shape[2] == 1 and groups > 1 and (mask is None or isinstance(mask, Tensor)):
-        y = scaled_dot_product(q.squeeze(2).unflatten(1, (-1, groups)), k, v, mask)
-        return y.flatten(1, 2).unsqueeze(2)  # the heads of a group are query rows: no copy of keys
-    causal = isinstance(mask, str) and q.shape[2] > 1
-    return scaled_dot_product(
-        q, k, v, None if isinstance(mask, str) else mask, is_causal=causal, enable_gqa=groups > 1
-    )
+    """q (B, n, H, E), k and v (B, K, N, E) -> (B, n, H*E)"""
+    if q.shape[1] == 1 and not isinstance(mask, str):  # the heads of a group are query rows: no copy of keys
+        y = scaled_dot_product(q.view(len(q), k.shape[1], -1, q.shape[3]), k, v, mask)
+        return y.reshape(len(q), 1, -1)
+    causal = isinstance(mask, str) and q.shape[1] > 1
+    y = scaled_dot_product(
+        q.transpose(1, 2), k, v, None if isinstance(mask, str) else mask,
+        is_causal=causal, enable_gqa=q.shape[2] > k.shape[1],
+    )  # fmt: skip
+    return y.transpose(1, 2).flatten(2)

@@ -7,6 +7,7 @@ L tokens   D hidden size   H heads   E head size
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -116,17 +117,23 @@ def scaled_dot_product(
 
 
 def rotary(position: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin, each (L, 1, E) in float32, of rotary positions (L,); both halves repeat."""
-    index = torch.arange(0, head_size, 2, dtype=torch.float32, device=position.device)
-    angle = position.float().unsqueeze(-1) * theta ** (-index / head_size)
-    angle = torch.cat([angle, angle], dim=-1).unsqueeze(1)
-    return angle.cos(), angle.sin()
+    """cos and signed sin, each (L, 1, E) in float32, of rotary positions (L,), for `rotate`."""
+    frequency = _frequencies(head_size, theta, position.device)
+    angle = (position.float().unsqueeze(-1) * frequency).unsqueeze(1)  # (L, 1, E/2)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (L, H, E) turned by its position, "rotate half" style."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    """x (L, H, E) turned by its position, "rotate half" style; the minus of that style is in `sin`."""
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
+
+
+@lru_cache(maxsize=16)
+def _frequencies(head_size: int, theta: float, device: torch.device) -> Tensor:
+    """(E/2,) in float32"""
+    index = torch.arange(0, head_size, 2, dtype=torch.float32, device=device)
+    return theta ** (-index / head_size)
 
 
 def grid_table(side: int, size: int, base: float = 10000.0, scale: float = 1.0) -> Tensor:

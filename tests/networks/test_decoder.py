@@ -217,6 +217,13 @@ def test_a_fork_goes_its_own_way(tiny: UniMedVL, prompt: list[Segment]) -> None:
         close(fork.values[:, s, :, :n], apart.values[:, s, :, :n])
 
 
+def test_a_cache_carries_no_gradient(tiny: UniMedVL) -> None:
+    cache = KVCache(tiny.decoder, 1, capacity=4)
+    first, second = (tiny(pack([[text(n)]], MARKS, start=[3 * n]), cache).hidden for n in (0, 1))
+    assert not first.requires_grad and not second.requires_grad and not cache.keys.requires_grad
+    assert tiny(pack([[text(1)]], MARKS)).hidden.requires_grad
+
+
 def test_reserving_room_keeps_what_is_cached(tiny: UniMedVL, prompt: list[Segment]) -> None:
     cache = KVCache(tiny.decoder, 1, capacity=20)
     tiny(pack([prompt], MARKS), cache)
