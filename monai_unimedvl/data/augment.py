@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small changes to training dialogues that keep every word true: the same geometry for all images of a sample.
+"""Small changes to training dialogues that keep every word true; all images of a sample move alike.
 
 What may change is a matter of the task: masks keep their colours, translations their intensities, drawn
 images their place; nothing is mirrored where words say left or right.
@@ -24,8 +24,8 @@ class Change:
 
     Args:
         angle: degrees. scale: relative. shift: share of the side.
-        gamma: log-scale deviation of an intensity gamma, on images the user gives.
-        gain: relative deviation of a gain, on all images.
+        gamma: of images the user gives; log of the exponent, up to 1.5 times this either way.
+        gain: of all images but masks; the factor is 1 - 1.5 gain to 1 + 0.5 gain.
         mirror: left-right flips. turn: quarter turns and flips.
     """
 

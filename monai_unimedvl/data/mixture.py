@@ -49,7 +49,7 @@ class Stream:
 
 
 class Pack(NamedTuple):
-    """Samples that fit the budget together, where they came from ("stream/index/epoch"), and the state after."""
+    """Samples that fit the budget together, their origins ("stream/index/epoch"), and the state after."""
 
     samples: list[list[Segment]]
     origins: list[str]
@@ -66,6 +66,9 @@ class Mixture(IterableDataset):
     Args:
         to_segments: (dialogue, draw) -> segments; `transforms.ToSegments`.
         budget: tokens a pack, marks included.
+
+    Raises:
+        ValueError: no stream, or one without samples or weight.
     """
 
     def __init__(
@@ -81,12 +84,11 @@ class Mixture(IterableDataset):
         if empty or not streams:
             raise ValueError(
                 f"Mixture got streams without samples or weight: {', '.join(empty) or 'none at all'}; "
-                "expected at least one sample and a positive weight in each: fetch the data or leave them out."
+                "expected a sample and a positive weight in each: fetch the data or leave them out."
             )
         self.streams, self.to_segments = list(streams), to_segments
         self.budget, self.seed = budget, seed
         self.taken = [0] * len(self.streams)  # samples taken from each stream
-        self.draws = 0
         self.held: tuple[int, int] | None = None  # stream and place of the sample that begins the next pack
         self.rejected: Counter[str] = Counter()
         self._orders: dict[tuple[int, int], list[int]] = {}
@@ -96,7 +98,11 @@ class Mixture(IterableDataset):
             yield self.next_pack()
 
     def next_pack(self) -> Pack:
-        """The next pack; moves the state."""
+        """The next pack; moves the state.
+
+        Raises:
+            ValueError: 1000 samples in a row are longer than the budget.
+        """
         samples: list[list[Segment]] = []
         origins: list[str] = []
         tokens, misses = 0, 0
@@ -110,7 +116,8 @@ class Mixture(IterableDataset):
                 misses += 1
                 if misses > 1000:
                     raise ValueError(
-                        f"Mixture found 1000 samples in a row longer than budget={self.budget} tokens: raise budget."
+                        f"Mixture found 1000 samples in a row longer than budget={self.budget} tokens:"
+                        " raise budget."
                     )
                 continue
             if tokens + length > self.budget:
@@ -124,26 +131,29 @@ class Mixture(IterableDataset):
         """Counters that say exactly where the mixture stands."""
         return {
             "names": [s.name for s in self.streams], "seed": self.seed, "taken": list(self.taken),
-            "draws": self.draws, "held": self.held, "rejected": dict(self.rejected),
+            "held": self.held, "rejected": dict(self.rejected),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state; the streams must be the same."""
+        """Go on from a state.
+
+        Raises:
+            ValueError: it is of other streams or another seed.
+        """
         names = [s.name for s in self.streams]
         if state["names"] != names or state["seed"] != self.seed:
             raise ValueError(
-                f"The saved mixture has streams {state['names']} and seed {state['seed']}, this one has {names} "
-                f"and {self.seed}: resume with the configuration that wrote the state."
+                f"The saved mixture has streams {state['names']} and seed {state['seed']}, this one has "
+                f"{names} and {self.seed}: resume with the configuration that wrote the state."
             )
-        self.taken, self.draws = list(state["taken"]), state["draws"]
+        self.taken = list(state["taken"])
         self.held = tuple(state["held"]) if state["held"] is not None else None
         self.rejected = Counter(state["rejected"])
 
     def _draw(self) -> tuple[int, int]:
-        generator = _generator(self.seed, -1, self.draws, 0)
+        generator = _generator(self.seed, -1, sum(self.taken), 0)
         weights = torch.tensor([s.weight for s in self.streams], dtype=torch.float64)
         stream = int(torch.multinomial(weights, 1, generator=generator))
-        self.draws += 1
         self.taken[stream] += 1
         return stream, self.taken[stream] - 1
 
