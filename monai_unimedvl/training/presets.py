@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ WEIGHTS = {
     "seg-tumour": 0.03, "seg-bone": 0.02, "seg-nuclei": 0.02, "sr4": 0.10, "t1-to-t2": 0.03, "t1-to-pd": 0.03,
     "t2-to-t1": 0.02, "t1-to-gm": 0.02, "ct-to-bone": 0.01, "h-to-he": 0.02, "h-to-ihc": 0.02,
 }  # fmt: skip
+DROPOUTS = {"caption": Dropout(), "text-to-image": Dropout(text=0.1)}  # edits: 5 % of each condition
 QUESTIONS_A_DIALOGUE = 6
 NANO_RULE = Rule(max_size=64, min_size=64, stride=8)
 VOCABULARY = 640
@@ -82,8 +84,8 @@ def nano_mixture(dataset: AtlasDataset, tokenizer: Tokenizer, *, budget: int, se
     return Mixture(streams, to_segments, budget=budget, seed=seed)
 
 
-def atlas_streams(dataset: AtlasDataset, weights: dict[str, float] | None = None) -> list[Stream]:
-    """One stream a task; some questions about a picture are asked in one dialogue, others next time."""
+def atlas_streams(dataset: AtlasDataset) -> list[Stream]:
+    """One stream for each task of `WEIGHTS`; each dialogue asks some of the questions about a picture."""
     places: dict[str, list[int]] = defaultdict(list)
     asked: dict[str, list[int]] = defaultdict(list)
     for i, entry in enumerate(dataset.entries):
@@ -106,21 +108,12 @@ def atlas_streams(dataset: AtlasDataset, weights: dict[str, float] | None = None
             turns += [Turn("user", item["turns"][0].parts[1:]), item["turns"][1]]
         return augment(turns, generator, task="vqa")
 
-    chosen = weights or WEIGHTS
-    streams = []
-    if pictures and "vqa" in chosen:
-        streams.append(Stream("vqa", questions, len(pictures), chosen["vqa"]))
+    streams = [Stream("vqa", questions, len(pictures), WEIGHTS["vqa"])] if pictures else []
     for task, found in places.items():
-        if task in chosen:
-            drawing = task != "caption"
-            dropout = Dropout(0.05, 0.05, 0.05) if drawing else Dropout()
-            if task == "text-to-image":
-                dropout = Dropout(text=0.1)
-
-            def read(index: int, generator: torch.Generator, task: str = task) -> list[Turn]:
-                return one(task, index, generator)
-
-            streams.append(Stream(task, read, len(found), chosen[task], dropout, draws=drawing))
+        if task in WEIGHTS:
+            dropout = DROPOUTS.get(task, Dropout(0.05, 0.05, 0.05))
+            read, drawing = partial(one, task), task != "caption"
+            streams.append(Stream(task, read, len(found), WEIGHTS[task], dropout, draws=drawing))
     return streams
 
 
