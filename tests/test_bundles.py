@@ -155,7 +155,7 @@ def test_monai_finds_every_property(copied: Path, names: list[str], kind: str) -
 
 
 def test_inference_answers_and_draws_and_marks_what_it_made(copied: Path, elsewhere: Path) -> None:
-    made = workflow(copied, "inference", question="Which plane is this?", seed=3, steps=2)
+    made = workflow(copied, "inference", question="Which plane is this?", seed=3, steps=2, drawing_steps=3)
     assert Path(made.bundle_root) == copied, "a copy works with its own files"
     assert made.evaluator.__class__.__module__.startswith("monai."), "the engine is MONAI's own"
     made.run()
@@ -166,7 +166,7 @@ def test_inference_answers_and_draws_and_marks_what_it_made(copied: Path, elsewh
     assert written == drawn | {f"{n}.json" for n in drawn} | {f"{stem}-answer.json" for stem in stems}
     for name in drawn:
         manifest = provenance.verify(elsewhere / "eval" / name)
-        assert (manifest["seed"], manifest["steps"]) == (3, 2)
+        assert (manifest["seed"], manifest["steps"]) == (3, 3 if name == "imagined.png" else 2)
         assert manifest["weights"] == bundle.digest(copied)
     assert provenance.verify(elsewhere / "eval" / "imagined.png")["text_guidance"] == 2.0
     answer = json.loads((elsewhere / "eval" / f"{stems[0]}-answer.json").read_text("utf8"))
