@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guided drawing of 64 latent tokens: ours against a plain transcription of the public code's scheme.
+
+Three contexts (300 tokens; 240 without the last words; 60 without images) guide each step. The public code
+runs them one after the other, each with its own deep copy of the cache, sorts tokens to experts anew in every
+projection, and copies past and new keys into a fresh tensor in every layer. Written here from a description
+of it; both use the same weights and must draw the same. A unit is one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from _timing import HEAD, Side, arguments, load_average, report, rows, take_turns
+from torch import Tensor, nn
+
+from monai_unimedvl import flow
+from monai_unimedvl.flow import Guidance
+from monai_unimedvl.inferers import Branches, flow_steps
+from monai_unimedvl.networks.unimedvl import UniMedVL, from_config
+from monai_unimedvl.sequence import Canvas, Marks, Text
+
+GRID, STEPS, SHIFT = (8, 8), 6, 3.0
+GUIDANCE = Guidance(text=4.0, image=2.0, renorm="text_channel")  # the public generator's
+MARKS = Marks(636, 637, 638, 639)
+SHAPES: dict[str, tuple[dict[str, Any], int]] = {
+    "nano: hidden 160, 4 layers": (
+        {"hidden_size": 160, "mlp_dim": 480, "num_layers": 4, "num_heads": 5, "num_kv_heads": 5},
+        10,
+    ),
+    "hidden 512, 8 layers": (  # 27 M understanding parameters, as in the prototypes
+        {"hidden_size": 512, "mlp_dim": 1408, "num_layers": 8, "num_heads": 8, "num_kv_heads": 2},
+        5,
+    ),
+}
+
+
+def network(shape: dict[str, Any], dtype: torch.dtype) -> UniMedVL:
+    """Random weights that make a velocity of about the size of noise."""
+    torch.manual_seed(0)
+    made = from_config(
+        {
+            "decoder": {"vocab_size": 640, "rope_theta": 1e4, **shape},
+            "vision": None,
+            "autoencoder": {"kind": "patch", "patch": 8, "latent_channels": 96},
+            "latent_patch": 1,
+        }
+    )
+    nn.init.normal_(made.latent_out.weight, std=shape["hidden_size"] ** -0.5)
+    return made.to(dtype).eval()
+
+
+def ours(network: UniMedVL, branches: Branches, noise: Tensor, drawn: list[Tensor]) -> Side:
+    """Through `flow_steps`, as the inferers do."""
+
+    def side(tick: Callable[[], None]) -> None:
+        tick()
+        loop = flow_steps(branches.context, [GRID], GUIDANCE, steps=STEPS, shift=SHIFT, noise=[noise])
+        for _, latents in loop:
+            tick()
+            drawn[:] = latents
+
+    return side
+
+
+Past = list[tuple[Tensor, Tensor]]  # keys and values (N, K, E) of each layer
+
+
+def theirs(network: UniMedVL, branches: Branches, noise: Tensor, drawn: list[Tensor]) -> Side:
+    """Three forwards a step."""
+    cache = branches.context.cache
+    pasts: list[Past] = []
+    for s, n in enumerate(cache.lengths):
+        layers = zip(cache.keys[:, s, :, :n], cache.values[:, s, :, :n], strict=True)
+        pasts.append([(k.transpose(0, 1).contiguous(), v.transpose(0, 1).contiguous()) for k, v in layers])
+
+    @torch.no_grad()
+    def side(tick: Callable[[], None]) -> None:
+        tick()
+        contexts = [deepcopy(past) for past in pasts]
+        x, times = noise, flow.schedule(STEPS, SHIFT).tolist()
+        for t, t_next in zip(times[:-1], times[1:], strict=True):
+            v = [velocity(network, x, t, p, at) for p, at in zip(contexts, cache.positions, strict=True)]
+            x = flow.step(x, GUIDANCE.combine(*v), t, t_next)
+            tick()
+        drawn[:] = [x]
+
+    return side
+
+
+def velocity(network: UniMedVL, x: Tensor, t: float, past: Past, position: int) -> Tensor:
+    """The velocity (Z, C) of one branch: start mark, latents, end mark; all see each other and the past."""
+    count = len(x)
+    words, latents = torch.tensor([0, count + 1]), torch.arange(1, count + 1)
+    dtype = network.decoder.embed.weight.dtype
+    cells = torch.cartesian_prod(*map(torch.arange, GRID)) @ torch.tensor([network.latent_side, 1])
+    width = network.decoder.embed.embedding_dim
+    sequence = torch.zeros(count + 2, width, dtype=dtype)
+    sequence[words] = network.decoder.embed(torch.tensor([MARKS.image_start, MARKS.image_end]))
+    time = network.time_embed(torch.full((count,), t))
+    sequence[latents] = network.latent_in(x.to(dtype)) + time + network.latent_table[cells].to(dtype)
+    angle = position * network.decoder.rope_theta ** (-torch.arange(0, 1, 2 / network.decoder.head_size))
+    angle = torch.cat([angle, angle]).expand(count + 2, 1, -1)
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+
+    def routed(twins: Any, h: Tensor, *shape: int) -> Tensor:
+        """Tokens sorted to the experts, and the results written back."""
+        found = h.new_zeros(len(h), *shape)
+        found[words] = twins.understanding(h[words]).view(-1, *shape)
+        found[latents] = twins.generation(h[latents]).view(-1, *shape)
+        return found
+
+    def rotated(h: Tensor) -> Tensor:
+        first, second = h.chunk(2, dim=-1)
+        return h * cos + torch.cat([-second, first], dim=-1) * sin
+
+    for layer, (old_keys, old_values) in zip(network.decoder.layers, past, strict=True):
+        own, h = layer.attention, routed(layer.norm1, sequence, width)
+        size = own.head_size
+        q, k, v = (routed(twins, h, twins.generation.out_features) for twins in (own.q, own.k, own.v))
+        q, k, v = (part.view(count + 2, -1, size) for part in (q, k, v))
+        q = rotated(routed(own.q_norm, q, *q.shape[1:]))
+        k = rotated(routed(own.k_norm, k, *k.shape[1:]))
+        total = len(old_keys) + count + 2
+        old, new = torch.arange(len(old_keys)), torch.arange(len(old_keys), total)
+        keys, values = k.new_zeros(total, *k.shape[1:]), v.new_zeros(total, *v.shape[1:])
+        keys[new], keys[old], values[new], values[old] = k, old_keys, v, old_values
+        y = F.scaled_dot_product_attention(
+            *(part.transpose(0, 1)[None] for part in (q, keys, values)), enable_gqa=q.shape[1] > k.shape[1]
+        )
+        y = y[0].transpose(0, 1).flatten(1)
+        sequence = sequence + routed(own.out, y, width)
+        sequence = sequence + routed(layer.mlp, routed(layer.norm2, sequence, width), width)
+    return network.latent_out(routed(network.decoder.norm, sequence, width)[latents]).float()
+
+
+def main() -> None:
+    """Both shapes in both precisions."""
+    options, load = arguments(__doc__ or ""), load_average()
+    names = ["public scheme", "flow_steps"]
+    cells = [["shape", "weights", *HEAD]]
+    chance = torch.Generator().manual_seed(1)
+    condition, noise = torch.randn(14 * 17, 96, generator=chance), torch.randn(64, 96, generator=chance)
+    prompt = [Canvas((14, 17), condition), Text(torch.randint(0, 636, (58,), generator=chance))]
+    for label, (shape, rounds) in SHAPES.items():
+        for dtype in (torch.float32, torch.bfloat16):
+            made = network(shape, dtype)
+            segments = SimpleNamespace(tokenizer=SimpleNamespace(marks=MARKS))
+            branches = Branches(made, segments, prompts=1, guidance=GUIDANCE)
+            branches.read([prompt])
+            assert branches.context.cache.lengths == [300, 240, 60]
+            drawn: list[list[Tensor]] = [[], []]
+            sides = {
+                names[0]: theirs(made, branches, noise, drawn[0]),
+                names[1]: ours(made, branches, noise, drawn[1]),
+            }
+            watches = take_turns(sides, options.rounds or rounds)
+            error = float((drawn[0][0] - drawn[1][0]).abs().max() / drawn[0][0].abs().max())
+            assert error < (1e-4 if dtype == torch.float32 else 0.1), f"drawings differ by {error:.1g}"
+            name = str(dtype).removeprefix("torch.")
+            agree = f"within {error:.0e}" if error else "equal"
+            cells += rows([label, f"{name}, drawings {agree}"], watches)
+    about = "A guided step, 64 latent tokens, contexts of 300, 240 and 60: milliseconds a step."
+    report(about, cells, options, load)
+
+
+if __name__ == "__main__":
+    main()
