@@ -28,7 +28,8 @@ TITLE = """# Results
 
 Written by `make bench`; each section by its script. Sides take turns in one process; numbers are medians of
 all units (quartiles in brackets), ratios are the baseline's median over ours: above 1 we are faster. `CPU` is
-the processor time of the process, which a busy machine cannot inflate by making us wait.
+the processor time of the process, which a busy machine cannot inflate by making us wait: where the load is
+above the number of cores, the wall clock says little.
 What did not help is in LOG.md.
 """
 
