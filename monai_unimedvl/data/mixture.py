@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from monai_unimedvl.sequence import Canvas, Prompt, Segment, Text, View
 
@@ -94,6 +94,12 @@ class Mixture(IterableDataset):
         self._orders: dict[tuple[int, int], list[int]] = {}
 
     def __iter__(self) -> Iterator[Pack]:
+        worker = get_worker_info()
+        if worker is not None and worker.num_workers > 1:
+            raise ValueError(
+                f"Mixture got {worker.num_workers} loader workers, each of which would give the same packs: "
+                "use num_workers=0 or 1."
+            )
         while True:
             yield self.next_pack()
 

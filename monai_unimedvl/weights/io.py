@@ -253,6 +253,7 @@ def _write(
     for name, shard in zip(names, shards, strict=True):
         content = {key: weights[key].detach().to("cpu", dtypes[key]).contiguous() for key in shard}
         save_file(content, folder / name, metadata={"format": "pt"})
+        (folder / name).chmod(0o644)  # safetensors writes for the owner alone; weights are for everybody
 
 
 def _move(aside: Path, folder: Path, *, last: tuple[str, ...], stems: tuple[str, ...]) -> None:

@@ -147,3 +147,9 @@ def test_no_dropout_drops_nothing_and_a_dropped_segment_costs_nothing() -> None:
     assert all(drop_conditions(sample, Dropout(), generator) == sample for _ in range(50))
     assert count_tokens(sample) == 4 + 4 + 5
     assert count_tokens(drop_conditions(sample, Dropout(1.0, 0.0, 1.0), generator)) == 4
+
+
+def test_several_workers_would_double_packs_and_are_refused() -> None:
+    loader = torch.utils.data.DataLoader(mixture(stream("one", 5)), batch_size=None, num_workers=2)
+    with pytest.raises(ValueError, match="2 loader workers.*use num_workers=0 or 1"):
+        next(iter(loader))

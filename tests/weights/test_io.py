@@ -57,6 +57,10 @@ def edit(folder: Path, change) -> None:
     save_file(content, folder / "model.safetensors")
 
 
+def test_saved_weights_can_be_read_by_others(saved: Path) -> None:
+    assert all(file.stat().st_mode & 0o044 == 0o044 for file in saved.glob("*.safetensors"))
+
+
 def test_save_then_load_gives_the_same_bits(saved: Path, network: UniMedVL, tokenizer: Tokenizer) -> None:
     again, words = weights.load(saved)
     assert_same(again, network)
