@@ -2,7 +2,7 @@
 """The only place where a loss is written: cross entropy by token, flow by latent patch.
 
 The losses are BAGEL's (arXiv 2505.14683), their weights UniMedVL's (arXiv 2510.15710, Table 12).
-  L tokens   N labels   Z latent tokens   C numbers a latent token
+  L tokens   N labels   Z latent tokens   M noisy ones   C numbers a latent token   S samples
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,16 +22,21 @@ from monai_unimedvl.sequence import Marks, PackedSequence, Segment, pack
 if TYPE_CHECKING:
     from monai_unimedvl.networks.unimedvl import UniMedVL
 
+REWEIGHTINGS = ("token", "root", "segment")
+NORMALISERS = ("pack", "ranks")
+
 
 class Losses(NamedTuple):
     """Scalars: `text`, mean over labels; `flow`, mean over noisy patches and channels; their weighted sum.
 
-    A pack without labels, or without noisy canvases, has 0 there.
+    A pack without labels, or without noisy canvases, has 0 there. `by_sample` (S, 4), without gradient: of
+    each sample the sum of its label losses, its labels, the sum of its patch losses, its noisy patches.
     """
 
     text: Tensor
     flow: Tensor
     loss: Tensor
+    by_sample: Tensor
 
 
 class Draw(NamedTuple):
@@ -42,16 +48,44 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights of the two losses.
+    """Weights of the two losses, and what the means are taken over.
 
     Args:
         text_weight, flow_weight: 0.25 and 1 in UniMedVL (paper, Table 12).
-        reweight_text: weigh each label by 1/sqrt(labels of its segment), so that long answers do not rule.
+        reweight_text: what a label weighs. "token" (or False): 1. "root" (or True): 1/sqrt(n) of the n labels
+            of its segment, so that long answers do not rule (the reference's `ce_loss_reweighting`).
+            "segment": 1/n, each answer counts the same.
+        normalise: "pack": means are over this pack, so that two ranks are one rank that accumulates two
+            packs. "ranks": means are over the packs of all ranks of the step, as in the reference.
+        detach_understanding: no gradient through understanding states (the reference's `freeze_und`).
+        touch: give every parameter a gradient, zero if need be: sharded and data-parallel training wait for
+            all of them, also where a pack has no image or no words to learn.
+
+    Raises:
+        ValueError: an unknown reweighting or normaliser, or a weight below 0.
     """
 
     text_weight: float = 0.25
     flow_weight: float = 1.0
-    reweight_text: bool = False
+    reweight_text: bool | str = False
+    normalise: str = "pack"
+    detach_understanding: bool = False
+    touch: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.reweight_text, bool):
+            object.__setattr__(self, "reweight_text", REWEIGHTINGS[self.reweight_text])
+        for name, known in (("reweight_text", REWEIGHTINGS), ("normalise", NORMALISERS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"Objective got {name}={getattr(self, name)!r}, expected one of {', '.join(known)}: "
+                    "use one of them."
+                )
+        if self.text_weight < 0 or self.flow_weight < 0:
+            raise ValueError(
+                f"Objective got text_weight={self.text_weight}, flow_weight={self.flow_weight}, expected at "
+                "least 0: 0 switches a loss off."
+            )
 
     def __call__(
         self,
@@ -67,30 +101,65 @@ class Objective:
             generator: source of times and noise, on the CPU.
         """
         seq = pack(network.encode(samples), marks).to(network.decoder.embed.weight.device)
-        return self.measure(network, seq, draw(seq, network.timestep_shift, generator))
+        return self.measure(network, seq, draw(seq, network.timestep_shift, generator), len(samples))
 
-    def measure(self, network: UniMedVL, seq: PackedSequence, chance: Draw | None) -> Losses:
+    def measure(
+        self, network: UniMedVL, seq: PackedSequence, chance: Draw | None, num_samples: int | None = None
+    ) -> Losses:
         """Losses of a pack for given times and noise; None where the pack has no canvases."""
-        clean = seq.latents
+        clean, noisy = seq.latents, seq.noisy
         if clean is not None and chance is not None:
             noised = flow.add_noise(clean, chance.noise, chance.times.unsqueeze(-1))
             seq = seq.with_latents(noised, chance.times)
+        if self.detach_understanding:
+            seq = seq.detached()
         prediction = network(seq)
-        text = self._text(network, prediction.hidden, seq)
-        drawn = prediction.hidden.new_zeros(())
-        if clean is not None and chance is not None and bool(seq.noisy.any()):
-            target = flow.velocity(clean, chance.noise)[seq.noisy]
-            drawn = (prediction.velocity[seq.noisy].float() - target.float()).square().mean()  # type: ignore[index]
-        return Losses(text, drawn, self.text_weight * text + self.flow_weight * drawn)
+        count = (num_samples or int(seq.layout.sample.max()) + 1) if len(seq) else 0
+        by_sample = prediction.hidden.new_zeros(count, 4, dtype=torch.float32)
 
-    def _text(self, network: UniMedVL, hidden: Tensor, seq: PackedSequence) -> Tensor:
+        each, weights = self._text(network, prediction.hidden, seq)  # (N,), (N,)
+        _collect(by_sample, 0, each, seq.layout.sample[seq.label_at])
+        text = self._mean(each * weights, weights)
+        error = prediction.hidden.new_zeros(0, dtype=torch.float32)  # (M,)
+        if clean is not None and chance is not None and bool(noisy.any()):
+            target = flow.velocity(clean, chance.noise)[noisy]
+            squares = (prediction.velocity[noisy].float() - target.float()).square()  # type: ignore[index]
+            error = squares.mean(-1)
+            _collect(by_sample, 2, error, seq.layout.sample[seq.latent_at[noisy]])
+        drawn = self._mean(error, torch.ones_like(error))
+        loss = self.text_weight * text + self.flow_weight * drawn
+        if self.touch:
+            loss = loss + 0 * _everything(network, prediction.hidden, prediction.velocity)
+        return Losses(text, drawn, loss, by_sample)
+
+    def _text(self, network: UniMedVL, hidden: Tensor, seq: PackedSequence) -> tuple[Tensor, Tensor]:
+        """Cross entropy (N,) of each label, and its weight."""
         if not len(seq.labels):
-            return hidden.new_zeros(())
+            return hidden.new_zeros(0, dtype=torch.float32), seq.label_weights
         logits = network.logits(hidden[seq.label_at]).float()
-        each = F.cross_entropy(logits, seq.labels, reduction="none")  # (N,)
-        if self.reweight_text:
-            return (each * seq.label_weights).sum() / seq.label_weights.sum()
-        return each.mean()
+        power = REWEIGHTINGS.index(str(self.reweight_text))  # the pack has 1/sqrt(n)
+        return F.cross_entropy(logits, seq.labels, reduction="none"), seq.label_weights**power
+
+    def _mean(self, weighted: Tensor, weights: Tensor) -> Tensor:
+        """The weighted mean over the pack, or this rank's share of that over all ranks; 0 of nothing."""
+        total = weights.sum()
+        if self.normalise == "ranks" and dist.is_available() and dist.is_initialized():
+            dist.all_reduce(total)
+            total = total / dist.get_world_size()  # gradients of the ranks are averaged afterwards
+        return weighted.sum() / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def _collect(by_sample: Tensor, column: int, values: Tensor, sample: Tensor) -> None:
+    """Add values and their number to the row of their sample."""
+    values = values.detach().to(by_sample.dtype)
+    by_sample[:, column].index_add_(0, sample, values)
+    by_sample[:, column + 1].index_add_(0, sample, torch.ones_like(values))
+
+
+def _everything(network: UniMedVL, hidden: Tensor, velocity: Tensor | None) -> Tensor:
+    """A sum that every parameter of the forward has a part in."""
+    total = hidden.float().sum() + network.logits(hidden[:1]).float().sum()
+    return total if velocity is None else total + velocity.float().sum()
 
 
 def draw(seq: PackedSequence, shift: float, generator: torch.Generator | None = None) -> Draw | None:

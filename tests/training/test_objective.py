@@ -266,3 +266,52 @@ def test_a_drawing_that_starts_from_its_condition_learns_through_the_gate() -> N
     network.requires_grad_(False).latent_gate.bias.fill_(50), network.latent_gate.weight.zero_()
     network.latent_out.weight.zero_(), network.latent_out.bias.zero_()
     assert Objective()(network, copied, MARKS, seeded(1)).flow < 1e-8
+
+
+def test_an_answer_may_count_by_its_words_their_root_or_as_one(tiny: UniMedVL) -> None:
+    one, two = [text(1), text(2, loss=True)], [text(1), text(3, 4, 5, 6, 7, loss=True)]
+    short, long = (Objective()(tiny, [s], MARKS).text for s in (one, two))
+    for name, power in (("token", 1.0), ("root", 0.5), ("segment", 0.0)):  # 2 and 6 labels
+        both = Objective(reweight_text=name)(tiny, [one, two], MARKS).text
+        assert_close(both, (short * 2**power + long * 6**power) / (2**power + 6**power))
+    with pytest.raises(ValueError, match="reweight_text='word', expected one of token, root, segment"):
+        Objective(reweight_text="word")
+    with pytest.raises(ValueError, match="normalise='world'"):
+        Objective(normalise="world")
+    with pytest.raises(ValueError, match="flow_weight=-1"):
+        Objective(flow_weight=-1)
+
+
+def test_losses_are_also_told_by_sample(tiny: UniMedVL, samples: list[list[Segment]]) -> None:
+    losses = Objective()(tiny, samples, MARKS, seeded(1))
+    texts, labels, flows, patches = losses.by_sample.unbind(1)
+    assert labels.tolist() == [3, 0, 2] and patches.tolist() == [0, 4, 2]
+    assert_close(texts.sum() / labels.sum(), losses.text, check_dtype=False)
+    assert_close(flows.sum() / patches.sum(), losses.flow, check_dtype=False)
+    alone = Objective()(tiny, samples[:1], MARKS, seeded(1))
+    assert_close(texts[0] / labels[0], alone.text, check_dtype=False)
+    assert not losses.by_sample.requires_grad
+
+
+def test_touched_parameters_all_have_a_gradient_and_the_others_keep_theirs(tiny: UniMedVL) -> None:
+    samples = [[text(1), text(2, loss=True)], [view(1, 1), canvas(1, 1)]]  # no canvas is drawn
+    found = []
+    for touch in (False, True):
+        tiny.zero_grad()
+        losses = Objective(touch=touch)(tiny, samples, MARKS, seeded(1))
+        losses.loss.backward()
+        found.append((losses.loss.detach(), {n: p.grad for n, p in tiny.named_parameters()}))
+    (plain, few), (touched, all_) = found
+    assert torch.equal(plain, touched)
+    trained = [n for n, p in tiny.named_parameters() if p.requires_grad]
+    assert all(all_[n] is not None for n in trained) and any(few[n] is None for n in trained)
+    assert all(torch.equal(grad, all_[n]) for n, grad in few.items() if grad is not None)
+
+
+def test_detached_understanding_is_a_switch_of_the_objective(
+    tiny: UniMedVL, samples: list[list[Segment]]
+) -> None:
+    Objective(detach_understanding=True)(tiny, samples, MARKS, seeded(1)).loss.backward()
+    moved = {n for n, p in tiny.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert not [n for n in moved if "understanding" in n or n.startswith(("vision", "connector"))]
+    assert {n.split(".")[0] for n in moved} == {"decoder", "latent_in", "latent_out", "time_embed"}
