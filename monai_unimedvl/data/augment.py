@@ -25,7 +25,7 @@ class Change:
     Args:
         angle: degrees. scale: relative. shift: share of the side.
         gamma: of images the user gives; log of the exponent, up to 1.5 times this either way.
-        gain: of all images but masks; the factor is 1 - 1.5 gain to 1 + 0.5 gain.
+        gain: of all images but masks; the factor is 1 - gain to 1 + gain.
         mirror: left-right flips. turn: quarter turns and flips.
     """
 
@@ -97,5 +97,5 @@ def _shade(image: Tensor, change: Change, draw: list[float], *, given: bool) -> 
     if change.gamma and given:
         image = image.clamp(min=0) ** math.exp(change.gamma * 1.5 * draw[7])
     if change.gain:
-        image = image * (1 + change.gain * (draw[8] - 0.5))
+        image = image * (1 + change.gain * draw[8])
     return image.clamp(0, 1)

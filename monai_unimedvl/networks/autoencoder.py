@@ -262,6 +262,15 @@ class PatchCodec(Autoencoder):
         x = rows.unflatten(-1, (self.patch, self.patch, 3))  # (B, h, w, p, p, 3)
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # (B, 3, h*p, w*p)
 
+    def pixels(self, z: Tensor) -> Tensor:
+        """Pixels of latent tokens: (Z, K) -> (Z, p*p, 3), row by row, not clamped."""
+        rows = (z * self.deviation.to(z)) @ self.basis.to(z).T + self.mean.to(z)
+        return rows.unflatten(-1, (-1, 3))
+
+    def project(self, change: Tensor) -> Tensor:
+        """What a change of pixels is in latents: (Z, p*p, 3) -> (Z, K); linear, the mean plays no part."""
+        return change.flatten(1) @ self.basis.to(change) / self.deviation.to(change)
+
     def _patches(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, h, w, p*p*3), each row in the order row, column, channel."""
         x = x.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))  # (B, 3, h, p, w, p)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_unimedvl.networks.layers import PerExpert, RMSNorm, SwiGLU, rotary, rotate, scaled_dot_product
-from monai_unimedvl.sequence import CAUSAL, Block, Layout, Plan
+from monai_unimedvl.sequence import CAUSAL, Block, Layout, Part, Plan
 
 Rope = tuple[Tensor, Tensor]
 LayerCache = tuple[Tensor, Tensor]
@@ -257,15 +257,30 @@ class Decoder(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, blocks: tuple[Block, ...]) -> Tensor:
     """Attention inside each sample: q (L, H, E), k and v (L, K, E) in order of reading -> (L, H*E)."""
-    outputs, at = [], 0
-    for block in blocks:
-        count, length = len(block.samples), block.length
-        rows = slice(at, at + count * length)
-        at += count * length
-        each = [x[rows].unflatten(0, (count, length)) for x in (q, k, v)]
-        y = _softmax_attention(each[0], each[1].transpose(1, 2), each[2].transpose(1, 2), block.mask)
+    outputs = []
+    tokens = [len(block.samples) * block.length for block in blocks]
+    parts = zip(*(x.split(tokens) for x in (q, k, v)), strict=True)  # split: its backward is one cat
+    for block, part in zip(blocks, parts, strict=True):
+        q, k, v = (x.unflatten(0, (len(block.samples), block.length)) for x in part)
+        y = _part_by_part(q, k, v, block.parts) if block.parts else _softmax(q, k, v, block.mask)
         outputs.append(y.flatten(0, 1))  # (count * length, H*E)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs) if outputs else q.flatten(1)
+
+
+def _part_by_part(q: Tensor, k: Tensor, v: Tensor, parts: tuple[Part, ...]) -> Tensor:
+    """q (B, n, H, E), k and v (B, n, K, E) -> (B, n, H*E): what a part cannot see is not computed."""
+    queries, keys, values = (x.split([part.length for part in parts], dim=1) for x in (q, k, v))
+    outputs = []
+    for i, part in enumerate(parts):
+        seen = (*part.sees, i)
+        k, v = (x[i] if len(seen) == 1 else torch.cat([x[j] for j in seen], dim=1) for x in (keys, values))
+        outputs.append(_softmax(queries[i], k, v, part.mask))
+    return torch.cat(outputs, dim=1)
+
+
+def _softmax(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+    """q (B, n, H, E), k and v (B, N, K, E) -> (B, n, H*E)"""
+    return _softmax_attention(q, k.transpose(1, 2), v.transpose(1, 2), mask)
 
 
 def attend_cached(q: Tensor, k: Tensor, v: Tensor, windows: Sequence[Window], n: int) -> Tensor:

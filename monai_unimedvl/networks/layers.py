@@ -37,10 +37,11 @@ class PerExpert(nn.Module):
             return y.detach() if routes.detach_understanding else y
         if routes.understanding == 0:
             return self.generation(x)
-        words = self.understanding(x[: routes.understanding])
+        read, drawn = x.split([routes.understanding, routes.generation])  # its backward is one cat
+        words = self.understanding(read)
         if routes.detach_understanding:
             words = words.detach()
-        return torch.cat([words, self.generation(x[routes.understanding :])])
+        return torch.cat([words, self.generation(drawn)])
 
 
 class SwiGLU(nn.Module):

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.decoder import Decoder, KVCache
 from monai_unimedvl.networks.layers import MLP, TimeEmbed, grid_table, patchify, unpatchify
+from monai_unimedvl.networks.tones import Tones
 from monai_unimedvl.networks.vision import Vision
 from monai_unimedvl.sequence import Canvas, PackedSequence, Segment
 
@@ -44,6 +46,7 @@ class UniMedVL(nn.Module):
         table_base, table_scale: wavelength and amplitude of the fixed position tables.
         prediction: what the head says: "velocity" as released, or "image": a correction to a first guess of
             the image, turned into a velocity here (see `_from_image`).
+        tones: levels of the curve through which an edit may send its source (see `Tones`); 0 for none.
         timestep_shift: shift of training times.
         grids: sizes that images are fitted to, {"view": [longest side, shortest side, stride], ...} and
             the same for "canvas", in pixels; None takes the released rules, 980/378 and 1024/512, as far as
@@ -61,6 +64,7 @@ class UniMedVL(nn.Module):
         table_base: float = 10000.0,
         table_scale: float = 1.0,
         prediction: str = "velocity",
+        tones: int = 0,
         timestep_shift: float = 1.0,
         grids: dict[str, list[int]] | None = None,
     ) -> None:
@@ -68,6 +72,12 @@ class UniMedVL(nn.Module):
         if prediction not in PREDICTIONS:
             raise ValueError(
                 f"UniMedVL got prediction={prediction!r}, expected 'velocity' or 'image': use one."
+            )
+        linear = latent_patch == 1 and isinstance(autoencoder, PatchCodec)
+        if tones and not (linear and prediction == "image"):
+            raise ValueError(
+                f"UniMedVL got tones={tones}, expected them with prediction='image', latent_patch=1 and a "
+                "PatchCodec: set tones=0 or these."
             )
         hidden_size = decoder.embed.embedding_dim
         self.decoder, self.vision, self.autoencoder = decoder, vision, autoencoder
@@ -90,6 +100,7 @@ class UniMedVL(nn.Module):
             self.latent_gate = nn.Linear(hidden_size, self.latent_size)
             nn.init.zeros_(self.latent_gate.weight)
             nn.init.zeros_(self.latent_gate.bias)
+            self.tones = Tones(hidden_size, tones) if tones else None
             self.register_buffer("latent_variance", torch.ones(self.latent_size))
         autoencoder.requires_grad_(False)
         self.grids = {**self._released_grids(), **(grids or {})}
@@ -194,6 +205,7 @@ class UniMedVL(nn.Module):
             "table_base": self.table_base,
             "table_scale": self.table_scale,
             "prediction": self.prediction,
+            "tones": 0 if self.prediction != "image" or self.tones is None else self.tones.levels,
             "timestep_shift": self.timestep_shift,
             "grids": {name: list(rule) for name, rule in self.grids.items()},
         }
@@ -222,7 +234,8 @@ class UniMedVL(nn.Module):
         """The velocity (Z, C) that leads to the image this network predicts from h (Z, D).
 
         The head corrects a guess: the best linear one from x_t alone (Wiener's, for independent latents of
-        `latent_variance`), or, as far as a gate opens, the base of the canvas: an edit begins at its source.
+        `latent_variance`), or, as far as a gate opens, the base of the canvas: an edit begins at its source,
+        recoloured by `tones`.
         """
         noisy = seq.latents if seq.latents.dtype == torch.float64 else seq.latents.float()  # type: ignore
         t = seq.times.unsqueeze(-1).to(noisy)
@@ -231,6 +244,9 @@ class UniMedVL(nn.Module):
         if seq.bases is not None:
             gate = self.latent_gate(h).to(noisy).sigmoid() * seq.based.unsqueeze(-1)
             guess = guess + gate * (seq.bases - guess)
+            if self.tones is not None:
+                source = seq.bases.to(noisy)
+                guess = guess + self.tones(h, source, self.autoencoder) * seq.based.unsqueeze(-1)
         image = guess + self.latent_out(h).to(noisy)
         return (noisy - image) / t.clamp(min=SMALLEST_TIME)
 
@@ -295,7 +311,7 @@ def nano(autoencoder: nn.Module, *, vocab_size: int, hidden_size: int = 160, num
     vision = Vision(vision_size, 3 * vision_size, 3, heads, patch_size=8, grid_side=16)
     network = UniMedVL(
         decoder, vision, autoencoder, latent_patch=1, latent_side=16, table_base=50.0, table_scale=1.0,
-        prediction="image", timestep_shift=2.0,
+        prediction="image", tones=16 if isinstance(autoencoder, PatchCodec) else 0, timestep_shift=2.0,
         grids={"view": [64, 64, 8], "canvas": [64, 64, autoencoder.downsample]},
     )  # fmt: skip
     nn.init.normal_(decoder.embed.weight, std=0.05)

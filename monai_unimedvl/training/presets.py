@@ -27,8 +27,8 @@ from monai_unimedvl.transforms.segments import Rule, ToSegments
 
 # share of draws; drawing needs more looks at a picture than answering does
 WEIGHTS = {
-    "vqa": 0.30, "caption": 0.07, "text-to-image": 0.18, "seg-tissue": 0.09, "seg-lobes": 0.04,
-    "seg-tumour": 0.03, "seg-bone": 0.02, "seg-nuclei": 0.02, "sr4": 0.10, "t1-to-t2": 0.03, "t1-to-pd": 0.03,
+    "vqa": 0.26, "caption": 0.06, "text-to-image": 0.16, "seg-tissue": 0.12, "seg-lobes": 0.05,
+    "seg-tumour": 0.02, "seg-bone": 0.02, "seg-nuclei": 0.03, "sr4": 0.13, "t1-to-t2": 0.03, "t1-to-pd": 0.03,
     "t2-to-t1": 0.02, "t1-to-gm": 0.02, "ct-to-bone": 0.01, "h-to-he": 0.02, "h-to-ihc": 0.02,
 }  # fmt: skip
 DROPOUTS = {"caption": Dropout(), "text-to-image": Dropout(text=0.1)}  # edits: 5 % of each condition
