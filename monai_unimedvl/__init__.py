@@ -17,6 +17,7 @@ _ROOMS = {
     "InterleavedInferer": "inferers",
     "evaluate": "evaluation.benchmarks",
     "AtlasDataset": "data.atlas",
+    "Record": "data.record",
     "UniMedVLModule": "training.module",
     "UniMedVLDataModule": "training.datamodule",
 }
