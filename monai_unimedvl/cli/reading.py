@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the user named -> pictures for the model, with a note on each choice that was made on the way.
 
-A model that knows only squares (the nano: 64 x 64) gets the picture framed: a grey one is cut to what is
-bright and put on a black square, a coloured one is cut to its middle square. What it draws is put back the
-same way.
+A model that knows only squares (the nano: 64 x 64) gets what `recipe(modality, field="square")` gives; what it
+draws is put back the same way.
 """
 
 from __future__ import annotations
@@ -18,13 +17,11 @@ import pydicom
 import torch
 from monai.data import MetaTensor
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.provenance import sha256
 from monai_unimedvl.transforms import recipe
 from monai_unimedvl.transforms.dicom import is_dicom
-from monai_unimedvl.transforms.image import MIN_SIDE, resize
 from monai_unimedvl.transforms.read import PICTURES
 from monai_unimedvl.transforms.volume import SelectSlices
 
@@ -38,48 +35,6 @@ FROM_DICOM = {
     "SM": "histopathology",
 }
 SHORT_CONTEXT = 4096  # tokens; a model below that gets one slice of a volume, not eight
-FIELD = 192.0  # mm; the field of the nano's brain images
-MARGIN = 1.06  # of the side of a frame around what is bright
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A square on a picture (3, H, W): where it begins, may be negative, and its side, in pixels."""
-
-    top: int
-    left: int
-    side: int
-    height: int
-    width: int
-
-    def cut(self, image: Tensor) -> Tensor:
-        """(3, H, W) -> (3, side, side); black where the square leaves the picture."""
-        square = image.new_zeros(image.shape[0], self.side, self.side)
-        rows, columns, inside = self._overlap()
-        square[:, inside[0], inside[1]] = image[:, rows, columns]
-        return square
-
-    def back(self, drawn: Tensor) -> Tensor:
-        """What was drawn on the square, (3, h, w) or labels (h, w), at its place on the picture."""
-        rows, columns, inside = self._overlap()
-        if drawn.ndim == 2:
-            square = interpolate(drawn[None, None].float(), (self.side, self.side), mode="nearest-exact")[
-                0, 0
-            ].to(drawn)
-            whole = drawn.new_zeros(self.height, self.width)
-            whole[rows, columns] = square[inside]
-            return whole
-        square = resize(drawn, (self.side, self.side), (0.0, 1.0))
-        whole = drawn.new_zeros(3, self.height, self.width)
-        whole[:, rows, columns] = square[:, inside[0], inside[1]]
-        return whole
-
-    def _overlap(self) -> tuple[slice, slice, tuple[slice, slice]]:
-        """Rows and columns of the picture that the square covers, and the same inside the square."""
-        top, left = max(self.top, 0), max(self.left, 0)
-        bottom, right = min(self.top + self.side, self.height), min(self.left + self.side, self.width)
-        inside = slice(top - self.top, bottom - self.top), slice(left - self.left, right - self.left)
-        return slice(top, bottom), slice(left, right), inside
 
 
 @dataclass(frozen=True)
@@ -87,18 +42,19 @@ class Reading:
     """Pictures as the model gets them, and what is known about each.
 
     Args:
-        pictures: as read, (3, H, W) in [0, 1] with `meta["source"]`.
-        images: the same, framed for the model.
-        frames: None where nothing was framed.
+        pictures: of the recipe, (3, H, W) in [0, 1] with `meta["source"]`.
         inputs: sha256 of the files.
         notes: what was chosen, a sentence each.
     """
 
     pictures: list[MetaTensor]
-    images: list[Tensor]
-    frames: list[Frame | None]
     inputs: list[str]
     notes: list[str]
+
+    @property
+    def images(self) -> list[Tensor]:
+        """The pictures as plain tensors, for a prompt."""
+        return [picture.as_tensor() for picture in self.pictures]
 
     @property
     def slices(self) -> list[int]:
@@ -121,19 +77,15 @@ def read_images(paths: Sequence[str], options: Namespace, network: UniMedVL, *, 
     if one and (options.count or 1) > 1:
         raise ValueError(f"--count {options.count} came, but one slice is edited at a time: use --slice.")
     few = one or network.decoder.max_context < SHORT_CONTEXT
+    field = "square" if _square_only(network) else None
     for path in map(Path, paths):
-        found, said = _read(path, options, 1 if few else 8)
+        found, said = _read(path, options, 1 if few else 8, field)
         pictures += found
         notes += said
-    frames = [_frame(picture) if _square_only(network) else None for picture in pictures]
-    if any(frames):
+    if field is not None:
         side = network.grids["canvas"][0]
-        notes.append(f"framed to a square, because this model was trained on {side} x {side} pixels")
-    images = [
-        p.as_subclass(Tensor) if f is None else f.cut(p.as_subclass(Tensor))
-        for p, f in zip(pictures, frames, strict=True)
-    ]
-    return Reading(pictures, images, frames, [sha256(path) for path in paths], notes)
+        notes.append(f"made square, because this model was trained on {side} x {side} pixels")
+    return Reading(pictures, [sha256(path) for path in paths], notes)
 
 
 def place(source: dict[str, Any]) -> str:
@@ -148,11 +100,15 @@ def place(source: dict[str, Any]) -> str:
     return f"{what} {source['index']} of 0 to {source['count'] - 1}{where}"
 
 
-def _read(path: Path, options: Namespace, count: int) -> tuple[list[MetaTensor], list[str]]:
+def _read(
+    path: Path, options: Namespace, count: int, field: str | None
+) -> tuple[list[MetaTensor], list[str]]:  # fmt: skip
     modality, guessed = options.modality, ""
     if modality is None:
         modality, guessed = _modality(path)
     settings: dict[str, Any] = {"policy": "all"}
+    if field:
+        settings["field"] = field
     if options.plane:
         settings["plane"] = options.plane
     if options.window:
@@ -214,32 +170,6 @@ def _modality(path: Path) -> tuple[str, str]:
 
 def _square_only(network: UniMedVL) -> bool:
     return all(rule[0] == rule[1] for rule in network.grids.values())
-
-
-def _frame(picture: MetaTensor) -> Frame | None:
-    """The square around what is bright in a grey picture; the middle square of a coloured one.
-
-    An MRI of known pixel size gets a square of `FIELD` mm around the middle of what is bright.
-    """
-    image = picture.as_subclass(Tensor)
-    height, width = image.shape[1:]
-    coloured = bool((image.amax(0) - image.amin(0)).max() > 0.05)
-    top, bottom, left, right = 0, height, 0, width
-    if coloured:
-        side = min(height, width)
-    else:
-        bright = image.amax(0) > 0.1 * image.max().clamp(min=1e-6)  # (H, W)
-        rows, columns = ((bright.float().mean(axis) > 0.02).nonzero().flatten() for axis in (1, 0))
-        if len(rows) and len(columns):
-            top, bottom = int(rows[0]), int(rows[-1]) + 1
-            left, right = int(columns[0]), int(columns[-1]) + 1
-        side = min(round(max(bottom - top, right - left) * MARGIN), max(height, width))
-        if picture.meta.get("recipe") == "mri" and picture.meta["source"]["spacing"] is not None:
-            side = round(FIELD / float(picture.affine[:3, 0].norm()))  # pixels are square after the recipe
-    side = max(side, MIN_SIDE)
-    if (side, side) == (height, width):
-        return None
-    return Frame((top + bottom - side) // 2, (left + right - side) // 2, side, height, width)
 
 
 def device(name: str) -> torch.device:

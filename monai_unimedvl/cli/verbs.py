@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from torch import Tensor
 
 from monai_unimedvl import bundle, provenance
@@ -24,6 +25,7 @@ from monai_unimedvl.inferers import ImageInferer, TextInferer
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.provenance import Facts
 from monai_unimedvl.tokenizer import Tokenizer
+from monai_unimedvl.transforms.geometry import put_back
 
 # Where the command line names nothing: as the bundle's scores were measured.
 DRAWING, EDITING = Drawing(), Drawing(EDIT_STEPS[0], 1.0)
@@ -79,11 +81,12 @@ def edit(options: Namespace) -> Result:
         raise ValueError("the instruction is empty, but some words are expected: say what to do.")
     (path,) = _outputs(options, "edited", 1, (".png", ".nii", ".nii.gz"))
     network, reading, drawn, facts = _edited(options, instruction, options.task or "edit")
-    whole = _in_place(reading, drawn)
+    picture = reading.pictures[0]
     if path.suffix == ".png":
-        provenance.save_image(whole, path, facts)
+        provenance.save_image(put_back(drawn, picture, until="SquarePixels"), path, facts)
     else:
-        provenance.save_volume(whole.mean(0)[..., None], _affine(reading), path, facts)
+        whole = put_back(drawn, picture)
+        provenance.save_volume(whole.mean(0)[..., None], _affine(whole), path, facts)
     return [_wrote(path)], {"outputs": [str(path)], **_told(reading), "manifest": facts.manifest()}
 
 
@@ -92,16 +95,16 @@ def segment(options: Namespace) -> Result:
     task = f"seg-{options.task}"
     (path,) = _outputs(options, "mask", 1, (".png", ".nii", ".nii.gz"))
     network, reading, drawn, facts = _edited(options, INSTRUCTIONS[task], task)
-    labels = _place_back(
-        reading, labels_from_colours(drawn.unsqueeze(0), LEGENDS[task])[0].to(torch.uint8)
-    )  # (H, W)
+    picture, drawn_labels = reading.pictures[0], labels_from_colours(drawn.unsqueeze(0), LEGENDS[task])[0]
     stem = path.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".png")
     coloured = path.with_name(f"{stem}-colours.png")
-    provenance.save_image(_in_place(reading, drawn), coloured, facts)
+    provenance.save_image(put_back(drawn, picture, until="SquarePixels"), coloured, facts)
     if path.suffix == ".png":
+        labels = put_back(drawn_labels, picture, until="SquarePixels").to(torch.uint8)  # (H, W)
         provenance.save_image(labels, path, facts)
     else:
-        provenance.save_volume(labels[..., None], _affine(reading), path, facts)
+        labels = put_back(drawn_labels, picture).to(torch.uint8)
+        provenance.save_volume(labels[..., None], _affine(labels), path, facts)
     names = list(LEGENDS[task])
     counted = Counter(labels.flatten().tolist())
     legend = {names[n - 1]: n for n in range(1, len(names) + 1)}
@@ -218,32 +221,15 @@ def _outputs(options: Namespace, name: str, count: int, endings: tuple[str, ...]
     return [first.with_name(f"{first.name.removesuffix(ending)}-{i}{ending}") for i in range(count)]
 
 
-def _in_place(reading: Reading, drawn: Tensor) -> Tensor:
-    """What was drawn (3, h, w), on the picture that it was drawn from; as it is where nothing was framed."""
-    return drawn if reading.frames[0] is None else reading.frames[0].back(drawn)
-
-
-def _place_back(reading: Reading, labels: Tensor) -> Tensor:
-    """Labels (h, w) at the size (H, W) of the picture that was read."""
-    frame, (height, width) = reading.frames[0], reading.pictures[0].shape[1:]
-    if frame is not None:
-        return frame.back(labels)
-    resized = torch.nn.functional.interpolate(
-        labels[None, None].float(), (height, width), mode="nearest-exact"
-    )
-    return resized[0, 0].to(torch.uint8)
-
-
-def _affine(reading: Reading) -> np.ndarray:
-    """From (row, column, 0) of the picture to RAS mm.
+def _affine(whole: Tensor) -> np.ndarray:
+    """From (row, column, 0) of what was put back on its slice to RAS mm.
 
     Raises:
-        ValueError: the picture has no place in space.
+        ValueError: the slice has no place in space.
     """
-    picture = reading.pictures[0]
-    if picture.meta["source"]["affine"] is None:
+    if not isinstance(whole, MetaTensor) or whole.meta["source"]["affine"] is None:
         raise ValueError("a NIfTI was asked for, but the input has no place in mm: write a .png.")
-    return picture.affine.numpy()
+    return whole.affine.numpy()
 
 
 def _told(reading: Reading) -> dict[str, Any]:

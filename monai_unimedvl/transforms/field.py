@@ -1,58 +1,81 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A square field of stated width: what a model trained on square pictures of one scale expects."""
+"""A square field of stated width: what a model trained on square pictures of one scale expects.
+
+There is one way of squaring a picture: a recipe's last step, for Python, the command line and the bundles.
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import numpy as np
-import torch.nn.functional as F
-from monai.config import NdarrayOrTensor
 from monai.data import MetaTensor
-from monai.transforms import Transform
-from monai.utils import TransformBackends
 from torch import Tensor
 
-from monai_unimedvl.transforms.image import PerKey, as_picture, like, meta_of
+from monai_unimedvl.transforms.geometry import Box, Geometry, GeometryPerKey, Plan, bright_box
+from monai_unimedvl.transforms.image import MIN_SIDE, meta_of
+
+BRIGHT = 0.1  # of the maximum, in 2 % of a row or column: the patient, and not the air around
 
 
-class SquareField(Transform):
-    """Pad with zeros, or cut, around the centre until the picture is square.
+class SquareField(Geometry):
+    """Pad, or cut, until the picture is square; `inverse` puts what was drawn back.
 
     Args:
-        width: side of the field in mm, for pictures whose source says how large a pixel is; a picture
-            without pixel size is padded to its longer side, and so is every one for "square". None leaves
-            pictures as they are.
+        width: None leaves pictures as they are. A number is the side of the field in mm, for pictures whose
+            source says how large a pixel is. "square" is the side `square`. A picture without pixel size is
+            padded to its longer side.
+        centre: of a field in mm: "middle" of the picture, or of the box around what is "bright" in it.
+        square: what "square" means: mm as above, or None for the longer side, which cuts nothing.
+        fill: what is padded with, in [0, 1].
     """
 
-    backend: ClassVar = [TransformBackends.TORCH]
+    centres: ClassVar = ("middle", "bright")
 
-    def __init__(self, width: float | str | None = None) -> None:
-        if isinstance(width, str) and width != "square" or isinstance(width, int | float) and width <= 0:
+    def __init__(
+        self, width: float | str | None = None, centre: str = "middle", square: float | None = None,
+        fill: float = 0.0, lazy: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(lazy)
+        for side in (width, square):
+            if isinstance(side, str) and side != "square" or isinstance(side, int | float) and not side > 0:
+                raise ValueError(
+                    f"SquareField got width={side!r}, expected mm above 0, 'square' or null: change field."
+                )
+        if centre not in self.centres:
             raise ValueError(
-                f"SquareField got width={width!r}, expected mm above 0, 'square' or null: change field."
+                f"SquareField got centre={centre!r}, expected one of {', '.join(self.centres)}: name one."
             )
-        self.width = width
+        self.width, self.centre, self.square, self.fill = width, centre, square, fill
 
-    def __call__(self, image: NdarrayOrTensor) -> Tensor:
-        """(C, H, W) -> (C, S, S)"""
-        x = as_picture(image)
-        if self.width is None:
-            return x
-        height, across = x.shape[-2:]
+    def marks(self) -> dict[str, Any]:
+        """A picture that was squared once is not squared again in the same way."""
+        return {} if self.width is None else {"field": self._rule}
+
+    @property
+    def _rule(self) -> str:
+        side = self.square if self.width == "square" else self.width
+        return f"{side or 'longer side'} around {self.centre}"
+
+    def plan(self, image: Tensor, size: tuple[int, int]) -> Plan:
+        """The square."""
+        height, across = size
+        if self.width is None or meta_of(image, "field") == self._rule:
+            return Box(0, 0, height, across)
         side = max(height, across)
-        known = (meta_of(x, "source") or {}).get("spacing") is not None
-        if not isinstance(self.width, str) and known and isinstance(x, MetaTensor):
-            pixel = float(x.affine[:3, 1].norm())  # mm; SquarePixels has made both sides the same
-            side = max(1, round(self.width / pixel))
-        top, left = (side - height) // 2, (side - across) // 2
-        to_source = np.eye(4)
-        to_source[:2, 3] = -top, -left
-        padding = (left, side - across - left, top, side - height - top)  # negative cuts
-        return like(x, F.pad(x.as_subclass(Tensor), padding), to_source)
+        top, left, bottom, right = 0, 0, height, across
+        width = self.square if self.width == "square" else self.width
+        known = (meta_of(image, "source") or {}).get("spacing") is not None
+        if width is not None and known and isinstance(image, MetaTensor):
+            pixel = float(image.peek_pending_affine()[:3, 1].norm())  # mm; SquarePixels made both sides equal
+            side = max(MIN_SIDE, round(float(width) / pixel))
+            shown = image.as_subclass(Tensor).amax(0)  # (H, W)
+            box = bright_box(shown > BRIGHT * float(shown.max()), 0.02) if self.centre == "bright" else None
+            if box is not None:
+                top, left, bottom, right = box.top, box.left, box.top + box.height, box.left + box.width
+        return Box((top + bottom - side) // 2, (left + right - side) // 2, side, side, self.fill)
 
 
-class SquareFieldd(PerKey):
+class SquareFieldd(GeometryPerKey):
     """Dictionary form of `SquareField`."""
 
     array = SquareField

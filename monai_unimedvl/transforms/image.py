@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to one picture: its colours, its border, its size.
+"""What a picture is here: its checks, its colours, PIL's resize and the released resize rule.
 
-Every transform takes (C, H, W), keeps the range of values, and a MetaTensor stays one: its affine follows its
-pixels (`intensity.py` brings values to [0, 1]).
+Every transform takes (C, H, W), keeps the range of values, and a MetaTensor stays one (`intensity.py` brings
+values to [0, 1], `geometry.py` moves pixels).
 Each class `Name` has a dictionary form `Named` (also `NameD`, `NameDict`), `keys` before the same arguments.
   C channels   H rows   W columns   w, h target columns and rows (PIL's order)
 """
@@ -181,111 +181,6 @@ class ToRGB(Transform):
         return like(x, x[:3] * x[3:] + (1 - x[3:]))
 
 
-class CropDarkBorder(Transform):
-    """Cut off the black frame around a bright field, such as the mask of a fundus camera.
-
-    A row or column stays when at least `share` of its pixels are above `threshold` of the maximum; this is
-    repeated until nothing changes, so cropping twice is cropping once. An all-dark picture is left as it is.
-    """
-
-    backend: ClassVar = [TransformBackends.TORCH]
-
-    def __init__(self, threshold: float = 0.06, share: float = 0.02) -> None:
-        self.threshold, self.share = threshold, share
-
-    def __call__(self, image: NdarrayOrTensor) -> Tensor:
-        """(C, H, W) -> (C, h, w), h <= H, w <= W"""
-        x = as_picture(image)
-        brightest = x.as_subclass(Tensor).float().amax(0)  # (H, W)
-        bright = brightest > self.threshold * float(brightest.max())
-        top, left, bottom, right = 0, 0, int(bright.shape[0]), int(bright.shape[1])
-        while True:
-            box = bright[top:bottom, left:right].float()
-            rows = (box.mean(1) >= self.share).nonzero().flatten()
-            columns = (box.mean(0) >= self.share).nonzero().flatten()
-            if not len(rows) or not len(columns):
-                return x
-            new = (
-                top + int(rows[0]),
-                left + int(columns[0]),
-                top + int(rows[-1]) + 1,
-                left + int(columns[-1]) + 1,
-            )
-            if new == (top, left, bottom, right):
-                break
-            top, left, bottom, right = new
-        if (bottom - top, right - left) == tuple(bright.shape) or min(bottom - top, right - left) < MIN_SIDE:
-            return x
-        shift = np.eye(4)
-        shift[:2, 3] = top, left
-        return like(x, x.as_subclass(Tensor)[:, top:bottom, left:right].contiguous(), shift)
-
-
-def _rescaling(image: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """(4, 4) from (row, column, 0) of the resized picture to those of `image`; pixel edges meet."""
-    down, across = image.shape[1] / size[1], image.shape[2] / size[0]
-    matrix = np.diag([down, across, 1.0, 1.0])
-    matrix[:2, 3] = (down - 1) / 2, (across - 1) / 2
-    return matrix
-
-
-class SquarePixels(Transform):
-    """Stretch a picture with oblong pixels (thick slices seen from the side) until they are square.
-
-    Pixel sizes are read from the affine; the smaller one stays. Values in [0, 1] stay there.
-    """
-
-    backend: ClassVar = [TransformBackends.TORCH]
-
-    def __init__(self, tolerance: float = 0.01) -> None:
-        self.tolerance = tolerance
-
-    def __call__(self, image: NdarrayOrTensor) -> Tensor:
-        """(C, H, W) -> (C, h, w); without an affine, or with square pixels, the image itself."""
-        x = as_picture(image)
-        if not isinstance(x, MetaTensor) or x.affine.shape[-1] != 4:
-            return x
-        down, across = (float(x.affine[:3, axis].norm()) for axis in (0, 1))
-        if min(down, across) == 0 or abs(down / across - 1) <= self.tolerance:
-            return x
-        side = min(down, across)
-        size = round(x.shape[2] * across / side), round(x.shape[1] * down / side)
-        limits = (0.0, 1.0) if meta_of(x, "unit") else None
-        return like(x, resize(x.as_subclass(Tensor), size, limits), _rescaling(x, size))
-
-
-class FitToGrid(Transform):
-    """The released model's resize: sides become multiples of `stride`, by PIL's bicubic.
-
-    uint8 comes out as in the reference, byte for byte; other types are resized in float and keep their range.
-
-    Args:
-        max_size: of the longer side; `min_size`: of the shorter side; both in pixels.
-        max_pixels: of one picture; divided by `num_images` where several share it.
-        limits: cut the overshoot of a float picture to these two values.
-    """
-
-    backend: ClassVar = [TransformBackends.TORCH]
-
-    def __init__(
-        self, max_size: int, min_size: int, stride: int, max_pixels: int = MAX_PIXELS, num_images: int = 1,
-        limits: tuple[float, float] | None = None,
-    ) -> None:  # fmt: skip
-        self.rule, self.num_images, self.limits = (
-            Rule(max_size, min_size, stride, max_pixels),
-            num_images,
-            limits,
-        )
-
-    def __call__(self, image: NdarrayOrTensor) -> Tensor:
-        """(C, H, W) -> (C, h, w)"""
-        x = as_picture(image)
-        size = self.rule.size(x.shape[2], x.shape[1], self.num_images)
-        if size == (x.shape[2], x.shape[1]):
-            return x
-        return like(x, resize(x.as_subclass(Tensor), size, self.limits), _rescaling(x, size))
-
-
 class PerKey(MapTransform):
     """The dictionary form of a transform: `array(*args, **kwargs)` on the value of each key."""
 
@@ -312,25 +207,4 @@ class ToRGBd(PerKey):
     array = ToRGB
 
 
-class CropDarkBorderd(PerKey):
-    """Dictionary form of `CropDarkBorder`."""
-
-    array = CropDarkBorder
-
-
-class SquarePixelsd(PerKey):
-    """Dictionary form of `SquarePixels`."""
-
-    array = SquarePixels
-
-
-class FitToGridd(PerKey):
-    """Dictionary form of `FitToGrid`."""
-
-    array = FitToGrid
-
-
 ToRGBD = ToRGBDict = ToRGBd
-CropDarkBorderD = CropDarkBorderDict = CropDarkBorderd
-SquarePixelsD = SquarePixelsDict = SquarePixelsd
-FitToGridD = FitToGridDict = FitToGridd

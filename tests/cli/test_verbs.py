@@ -8,7 +8,6 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-import pytest
 import torch
 from cli.conftest import NAME
 from PIL import Image
@@ -16,14 +15,14 @@ from PIL import Image
 from monai_unimedvl import bundle, provenance
 from monai_unimedvl.cli import verbs
 from monai_unimedvl.cli.command import parser
-from monai_unimedvl.cli.reading import Frame, read_images
+from monai_unimedvl.cli.reading import read_images
 
 
 def test_ask_answers_and_says_which_slice_was_taken(command, scan):
     code, out, err = command("ask", scan, "Which plane is this?", "--modality", "mri", "--max-words", "5")
     assert code == 0 and out.endswith("\n")
     assert "axial slice 10 of 0 to 19, at S +50.0 mm" in err
-    assert "framed to a square" in err
+    assert "made square" in err
 
 
 def test_json_is_one_object_and_nothing_else(command, scan):
@@ -68,8 +67,7 @@ def test_an_edit_has_the_size_and_place_of_its_picture(command, picture, tmp_pat
     out = tmp_path / "out.png"
     assert command("edit", picture, "--task", "h-to-he", "--out", out)[0] == 0
     assert Image.open(out).size == (48, 32)
-    edges = np.asarray(Image.open(out))[:, [0, 47]]  # the middle square was edited
-    assert (edges == 0).all()
+    assert (np.asarray(Image.open(out)).max(axis=(0, 2)) > 0).all(), "nothing was cut off"
 
 
 def test_a_mask_lies_where_the_slice_lies(command, scan, tmp_path, monkeypatch):
@@ -131,26 +129,11 @@ def test_without_out_a_free_name_is_taken(command, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.glob("*.png")} == {"drawn.png", "drawn1.png"}
 
 
-@pytest.mark.parametrize(
-    "frame", [Frame(2, 5, 8, 20, 30), Frame(-4, -2, 40, 20, 30), Frame(10, -3, 16, 20, 30)]
-)
-def test_what_is_cut_out_goes_back_to_its_place(frame):
-    image = torch.rand(3, frame.height, frame.width)
-    square = frame.cut(image)
-    assert square.shape == (3, frame.side, frame.side)
-    back = frame.back(square)
-    covered = frame.back(torch.ones_like(square)) > 0
-    assert back.shape == image.shape and covered.any()
-    assert torch.equal(back, torch.where(covered, image, torch.zeros(())))
-    labels = (image[0] > 0.5).to(torch.uint8)
-    assert torch.equal(frame.back(frame.cut(labels[None])[0]), torch.where(covered[0], labels, 0))
-
-
 def test_a_brain_is_framed_in_the_field_of_the_training_images(model, scan):
     network, _ = bundle.load(model)
     options = parser().parse_args(["ask", str(scan), "?", "--modality", "mri"])
     reading = read_images([str(scan)], options, network)
-    assert reading.frames[0].side == round(192 / 5)
+    assert reading.images[0].shape == (3, round(192 / 5), round(192 / 5))
 
 
 def test_a_large_network_gets_eight_slices_as_they_are(model, scan):
@@ -161,7 +144,7 @@ def test_a_large_network_gets_eight_slices_as_they_are(model, scan):
         [str(scan)], parser().parse_args(["ask", str(scan), "?", "--modality", "mri"]), network
     )
     assert reading.slices == [1, 3, 6, 8, 11, 13, 16, 18]
-    assert all(frame is None for frame in reading.frames) and reading.images[0].shape == (3, 40, 30)
+    assert all(image.shape == (3, 40, 30) for image in reading.images)
 
 
 def test_the_demo_files_are_written_to_no_other_place(command, picture, tmp_path):

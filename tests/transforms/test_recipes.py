@@ -110,7 +110,7 @@ def test_an_own_yaml_is_a_recipe(tmp_path: Path) -> None:
         "  - _target_: monai_unimedvl.transforms.read.Read\n"
         "  - _target_: monai_unimedvl.transforms.volume.SelectFrames\n"
         "  - _target_: monai_unimedvl.transforms.image.ToRGB\n"
-        "  - _target_: monai_unimedvl.transforms.image.FitToGrid\n"
+        "  - _target_: monai_unimedvl.transforms.geometry.FitToGrid\n"
         "    max_size: '@side'\n    min_size: '@side'\n    stride: 14\n"
         "  - _target_: monai_unimedvl.transforms.intensity.ToUnit\n"
     )

@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 from monai_unimedvl.networks.layers import unpatchify
 from monai_unimedvl.sequence import Canvas, Segment, Text, Turn, View
-from monai_unimedvl.transforms.image import FitToGrid, Rule
+from monai_unimedvl.transforms.geometry import FitToGrid
+from monai_unimedvl.transforms.image import Rule
 from monai_unimedvl.transforms.segments import ToSegments
 
 VIEW, CANVAS = Rule(84, 28, 14), Rule(96, 32, 16)
