@@ -30,8 +30,8 @@ def test_a_picture_holds_its_mark_and_its_pixels(tmp_path):
     image = torch.rand(3, 12, 20)
     path = save_image(image, tmp_path / "a.png", FACTS)
     mark = read_mark(path)
-    assert mark["synthetic"] == "true" and mark["software"] == f"monai_unimedvl {__version__}"
-    assert (mark["prompt"], mark["seed"], mark["weights"]) == (FACTS.prompt, "7", FACTS.weights)
+    assert mark["synthetic"] is True and mark["software"] == f"monai_unimedvl {__version__}"
+    assert (mark["prompt"], mark["seed"], mark["weights"]) == (FACTS.prompt, 7, FACTS.weights)
     pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) / 255
     assert (pixels - image).abs().max() <= 0.5 / 255 + 1e-6
 

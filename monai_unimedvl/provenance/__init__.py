@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the model makes is marked as synthetic: in the file, in its pixels, and in a manifest beside it.
+
+`save_*` and `write_*` mark, `examine` and `verify` check; docs/PROVENANCE.md says what each kind carries.
+"""
+
+from monai_unimedvl.provenance.check import Verdict, examine, read_mark, verify
+from monai_unimedvl.provenance.facts import NOTICE, SOFTWARE, Facts, manifest_path, sha256, write
+from monai_unimedvl.provenance.files import (
+    png_mark,
+    save_image,
+    save_page,
+    save_text,
+    save_volume,
+    to_picture,
+)
+
+__all__ = [
+    "NOTICE",
+    "SOFTWARE",
+    "Facts",
+    "Verdict",
+    "examine",
+    "manifest_path",
+    "png_mark",
+    "read_mark",
+    "save_image",
+    "save_page",
+    "save_text",
+    "save_volume",
+    "sha256",
+    "to_picture",
+    "verify",
+    "write",
+]
