@@ -24,7 +24,7 @@ from torch import Tensor
 from monai_unimedvl.data.mixture import Pack
 from monai_unimedvl.provenance import Facts, save_image, save_text, sha256
 from monai_unimedvl.sequence import Marks, Prompt
-from monai_unimedvl.training.objective import Objective
+from monai_unimedvl.training.objective import Objective, pack_generator
 from monai_unimedvl.transforms import recipe
 from monai_unimedvl.transforms.dicom import is_dicom
 from monai_unimedvl.transforms.image import meta_of, resize
@@ -197,7 +197,7 @@ class IterationUpdate:
 
     def __call__(self, engine: Any, batch: Pack) -> dict[str, Any]:
         """The losses of the pack, after the update."""
-        chance = torch.Generator().manual_seed(self.seed * 1_000_003 + engine.state.iteration - 1)
+        chance = pack_generator(self.seed, engine.state.iteration - 1)
         losses = self.objective(engine.network.train(), batch.samples, self.marks, chance)
         engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
         losses.loss.backward()

@@ -1,21 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Lightning module: optimiser, schedule and logging around the one objective."""
+"""The Lightning module: which parameters learn and how fast, around the one objective."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_unimedvl.data.mixture import Pack
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.sequence import Marks
-from monai_unimedvl.training.objective import Objective
-from monai_unimedvl.training.optimizer import MuonAdamW, warmup_stable_decay
+from monai_unimedvl.training.acceleration import compile_layers, is_sharded, recompute_layers, shard_layers
+from monai_unimedvl.training.objective import Objective, pack_generator
+from monai_unimedvl.training.optimizer import Rates
+from monai_unimedvl.training.parts import freeze, understanding
+from monai_unimedvl.training.replay import Guard
+
+VALIDATION = 2_000_003  # seeds of validation packs: the same in every pass, none of a training pack
 
 
 class UniMedVLModule(pl.LightningModule):
@@ -23,9 +29,14 @@ class UniMedVLModule(pl.LightningModule):
 
     Args:
         marks: control tokens of the tokenizer that made the packs.
-        matrix_lr, lr: rates of Muon (matrices inside layers) and AdamW (the rest).
-        warmup: steps of linear warm-up. decay: last share of the steps, over which the rate falls to 0.
+        objective: the losses and their weights.
+        rates: optimiser, rates and their course.
+        frozen: parts or patterns of parameters that do not learn (`training.parts`). An objective that
+            detaches understanding freezes what then gets no gradient.
         seed: of times and noise; each pack has a generator of its own, so a resumed run draws the same.
+        guard: what happens when a loss or a gradient is no number.
+        recompute: run the layers again in the backward pass, for memory.
+        compiled: compile the layers.
     """
 
     def __init__(
@@ -34,35 +45,60 @@ class UniMedVLModule(pl.LightningModule):
         marks: Marks,
         *,
         objective: Objective | None = None,
-        matrix_lr: float = 4e-3,
-        lr: float = 2e-3,
-        weight_decay: float = 0.01,
-        warmup: int = 100,
-        decay: float = 0.4,
+        rates: Rates | None = None,
+        frozen: Sequence[str] = (),
         seed: int = 0,
+        guard: Guard | None = None,
+        recompute: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.network, self.marks = network, marks
-        self.objective = objective or Objective()
-        self.rates = {"matrix_lr": matrix_lr, "lr": lr, "weight_decay": weight_decay}
-        self.warmup, self.decay, self.seed = warmup, decay, seed
+        self.objective, self.rates = objective or Objective(), rates or Rates()
+        self.frozen, self.seed, self.guard = tuple(frozen), seed, guard or Guard()
+        if self.objective.detach_understanding:
+            self.frozen += understanding(network)
+        self.learning = freeze(network, self.frozen)
+        if recompute:
+            recompute_layers(network)
+        if compiled:
+            compile_layers(network)
+        self._last: tuple[Pack, int] | None = None
 
-    def training_step(self, batch: Pack, batch_idx: int) -> Tensor:
-        """The loss of one pack."""
-        drawn = self.trainer.fit_loop.total_batch_idx  # not the step: accumulated packs must differ in noise
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + drawn)
-        losses = self.objective(self.network, batch.samples, self.marks, generator)
+    def configure_model(self) -> None:
+        """Cut the network over the ranks, where the strategy is `ModelParallelStrategy`."""
+        if self.device_mesh is not None:
+            self._refuse_sharded()
+            half = torch.bfloat16 if "bf16" in str(self.trainer.precision) else None
+            shard_layers(self.network, self.device_mesh["data_parallel"], half)
+
+    def training_step(self, batch: Pack, batch_idx: int) -> dict[str, Tensor]:
+        """The losses of one pack."""
+        number = self._number(self.trainer.fit_loop.total_batch_idx)
+        self._last = batch, number
+        losses = self._objective(self.network, batch.samples, self.marks, pack_generator(self.seed, number))
+        self._check(losses.loss, "loss")
         self.log_dict(
             {"text": losses.text, "flow": losses.flow, "loss": losses.loss, "tokens": float(batch.tokens)},
             prog_bar=True, batch_size=1,
         )  # fmt: skip
-        return losses.loss
+        return {"loss": losses.loss, "by_sample": losses.by_sample}
+
+    def validation_step(self, batch: Pack, batch_idx: int) -> None:
+        """The same losses in eval mode, with times and noise that are the same in every pass."""
+        chance = pack_generator(self.seed, VALIDATION + self._number(batch_idx))
+        losses = self._objective(self.network, batch.samples, self.marks, chance)
+        self.log_dict(
+            {"val_text": losses.text, "val_flow": losses.flow, "val_loss": losses.loss},
+            prog_bar=True, batch_size=1, sync_dist=True,
+        )  # fmt: skip
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """MuonAdamW with warm-up, a stable stretch, and linear decay, stepped every batch.
+        """The optimiser and its course, stepped every update.
 
         Raises:
-            ValueError: the packs never end and the trainer has no `max_steps` to say when the rate falls.
+            ValueError: the packs never end and the trainer has no `max_steps` to say when the rate falls; or
+                Muon over sharded matrices.
         """
         total = self.trainer.estimated_stepping_batches
         if not 0 < total < inf:
@@ -70,7 +106,55 @@ class UniMedVLModule(pl.LightningModule):
                 f"The trainer has max_steps={self.trainer.max_steps}, expected the number of steps, because"
                 " packs never end: set it."
             )
-        optimizer = MuonAdamW(self.network, **self.rates)
-        factor = partial(warmup_stable_decay, warmup=self.warmup, total=int(total), decay=self.decay)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        if self.rates.optimizer == "muon" and is_sharded(self.network):
+            raise ValueError(
+                "Muon needs whole matrices, but this strategy cuts them over ranks: use optimizer='adamw'."
+            )
+        optimizer = self.rates.build(self.network)
+        schedule = self.rates.course(optimizer, int(total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm of all gradients, log it, and stop where it is no number."""
+        if gradient_clip_algorithm == "value":
+            return super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        learning = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if gradient_clip_val:
+            norm = nn.utils.clip_grad_norm_(learning, gradient_clip_val)
+        else:
+            norm = nn.utils.get_total_norm([p.grad for p in learning])
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if self.trainer.scaler is None:  # a scaled loss may overflow: the scaler then skips the step
+            self._check(norm, "norm of the gradient")
+        self.log("gradient_norm", norm, batch_size=1)
+
+    @property
+    def _objective(self) -> Objective:
+        """All ranks need all gradients; one alone does not."""
+        return replace(self.objective, touch=True) if self.trainer.world_size > 1 else self.objective
+
+    def _number(self, count: int) -> int:
+        """The number of a pack over all ranks, as if one process had trained on them in turn."""
+        return count * self.trainer.world_size + self.trainer.global_rank
+
+    def _check(self, value: Tensor, what: str) -> None:
+        batch, number = self._last  # type: ignore[misc]
+        self.guard.check(
+            value, self.network, batch, marks=self.marks, objective=self.objective, seed=self.seed,
+            number=number, what=what,
+        )  # fmt: skip
+
+    def _refuse_sharded(self) -> None:
+        """EMA and Muon need whole parameters."""
+        from pytorch_lightning.callbacks import WeightAveraging
+
+        if any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise ValueError(
+                "An average of the weights (ema) was asked for together with sharded parameters, which its "
+                "copy of the model cannot hold: set ema to 0, or use strategy 'ddp'."
+            )

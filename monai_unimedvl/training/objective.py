@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_unimedvl import flow
-from monai_unimedvl.sequence import Marks, PackedSequence, Segment, pack
+from monai_unimedvl.sequence import Canvas, Marks, PackedSequence, Segment, View, pack
+from monai_unimedvl.training.parts import part_of
 
 if TYPE_CHECKING:
     from monai_unimedvl.networks.unimedvl import UniMedVL
@@ -100,7 +101,8 @@ class Objective:
             samples: lists of segments; canvases may still be images.
             generator: source of times and noise, on the CPU.
         """
-        seq = pack(network.encode(samples), marks).to(network.decoder.embed.weight.device)
+        whole = with_all_kinds(network, samples) if self.touch else samples
+        seq = pack(network.encode(whole), marks).to(network.decoder.embed.weight.device)
         return self.measure(network, seq, draw(seq, network.timestep_shift, generator), len(samples))
 
     def measure(
@@ -156,10 +158,26 @@ def _collect(by_sample: Tensor, column: int, values: Tensor, sample: Tensor) -> 
     by_sample[:, column + 1].index_add_(0, sample, torch.ones_like(values))
 
 
+def with_all_kinds(network: UniMedVL, samples: Sequence[Sequence[Segment]]) -> list[Sequence[Segment]]:
+    """The samples, and one more of a blank view or clean canvas if no other sample has one.
+
+    Ranks that gather parameters layer by layer must all come through each layer. No other sample sees the
+    blank one, and it has no loss.
+    """
+    kept = [segment for segments in samples for segment in segments if not segment.dropped]
+    blank: list[Segment] = []
+    if network.vision is not None and not any(isinstance(segment, View) for segment in kept):
+        blank.append(View(torch.zeros(1, network.vision.patch.in_features), (1, 1)))
+    if not any(isinstance(segment, Canvas) for segment in kept):
+        blank.append(Canvas((1, 1), torch.zeros(1, network.latent_size)))
+    return [*samples, blank] if blank else list(samples)
+
+
 def _everything(network: UniMedVL, hidden: Tensor, velocity: Tensor | None) -> Tensor:
-    """A sum that every parameter of the forward has a part in."""
-    total = hidden.float().sum() + network.logits(hidden[:1]).float().sum()
-    return total if velocity is None else total + velocity.float().sum()
+    """A sum that every parameter of the network has a part in."""
+    total = hidden.float().sum() if velocity is None else hidden.float().sum() + velocity.float().sum()
+    heads = (p for name, p in network.named_parameters() if p.requires_grad and part_of(name) == "heads")
+    return total + sum(p.float().sum() for p in heads)
 
 
 def draw(seq: PackedSequence, shift: float, generator: torch.Generator | None = None) -> Draw | None:
@@ -170,3 +188,8 @@ def draw(seq: PackedSequence, shift: float, generator: torch.Generator | None = 
     times = each.repeat_interleave(torch.tensor(seq.canvas_lengths)).to(seq.latents.device)
     noise = torch.randn(seq.latents.shape, generator=generator).to(seq.latents)
     return Draw(times * seq.noisy, noise)
+
+
+def pack_generator(seed: int, number: int) -> torch.Generator:
+    """The source of times and noise of a pack, by its number in the order of training over all ranks."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + number)

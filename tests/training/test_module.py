@@ -23,6 +23,7 @@ from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.training.datamodule import UniMedVLDataModule
 from monai_unimedvl.training.module import UniMedVLModule
 from monai_unimedvl.training.objective import Objective
+from monai_unimedvl.training.optimizer import Rates
 from monai_unimedvl.training.presets import corpus, nano_mixture
 
 STEPS, STOP = 6, 3
@@ -50,7 +51,7 @@ def trained(
         logger=CSVLogger(folder, "log", "run"), callbacks=[keep], default_root_dir=folder,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    module = UniMedVLModule(network, tokenizer.marks, warmup=2)
+    module = UniMedVLModule(network, tokenizer.marks, rates=Rates(warmup=2))
     trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     rows = list(csv.DictReader((folder / "log" / "run" / "metrics.csv").open()))
     return network, datamodule.state_dict(), [row["loss"] for row in rows]
@@ -110,4 +111,6 @@ def test_the_state_of_a_checkpoint_is_that_of_the_last_pack_trained_on() -> None
     read = [next(loader) for _ in range(3)]
     assert module.state_dict() == fresh
     assert module.on_after_batch_transfer(read[1], 0) is read[1]
-    assert module.state_dict() == packs[1].state != module.mixture.state_dict() == packs[2].state
+    assert module.state_dict() == packs[1].state != packs[2].state
+    again = next(iter(module.train_dataloader()))  # a new epoch begins after what was trained on, not read
+    assert again.origins == packs[2].origins == read[2].origins

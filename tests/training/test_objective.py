@@ -294,7 +294,7 @@ def test_losses_are_also_told_by_sample(tiny: UniMedVL, samples: list[list[Segme
 
 
 def test_touched_parameters_all_have_a_gradient_and_the_others_keep_theirs(tiny: UniMedVL) -> None:
-    samples = [[text(1), text(2, loss=True)], [view(1, 1), canvas(1, 1)]]  # no canvas is drawn
+    samples = [[text(1), text(2, loss=True)]]  # nothing to look at, nothing to draw
     found = []
     for touch in (False, True):
         tiny.zero_grad()
@@ -302,10 +302,11 @@ def test_touched_parameters_all_have_a_gradient_and_the_others_keep_theirs(tiny:
         losses.loss.backward()
         found.append((losses.loss.detach(), {n: p.grad for n, p in tiny.named_parameters()}))
     (plain, few), (touched, all_) = found
-    assert torch.equal(plain, touched)
+    assert_close(plain, touched)
     trained = [n for n, p in tiny.named_parameters() if p.requires_grad]
     assert all(all_[n] is not None for n in trained) and any(few[n] is None for n in trained)
-    assert all(torch.equal(grad, all_[n]) for n, grad in few.items() if grad is not None)
+    for name, grad in few.items():
+        assert grad is None or torch.allclose(grad, all_[name], atol=1e-9), name
 
 
 def test_detached_understanding_is_a_switch_of_the_objective(

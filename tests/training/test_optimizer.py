@@ -14,7 +14,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from monai_unimedvl.training.optimizer import MuonAdamW, warmup_stable_decay
+from monai_unimedvl.training.optimizer import MuonAdamW, Rates, warmup_stable_decay
+from monai_unimedvl.training.parts import part_of
 
 RATES = {"matrix_lr": 3e-2, "lr": 1e-2, "weight_decay": 0.1}
 FACTOR = partial(warmup_stable_decay, warmup=2, total=8, decay=0.5)
@@ -117,3 +118,49 @@ def test_the_rate_rises_stays_and_falls_to_nothing() -> None:
     assert warmup_stable_decay(4, warmup=0, total=5, decay=0.0) == 1.0
     assert warmup_stable_decay(0, warmup=0, total=4, decay=1.0) == 1.0
     assert warmup_stable_decay(3, warmup=0, total=4, decay=1.0) == 0.25
+
+
+def test_adamw_has_a_group_for_each_part_at_its_own_rate() -> None:
+    network = tiny_network()
+    rates = Rates(optimizer="adamw", lr=1e-3, parts={"vision": 0.1, "heads": 2.0}, weight_decay=0.0)
+    optimizer = rates.build(network)
+    found = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert found == {
+        "vision": 1e-4,
+        "connector": 1e-3,
+        "understanding": 1e-3,
+        "generation": 1e-3,
+        "heads": 2e-3,
+    }
+    by_part = {id(p): part_of(name) for name, p in network.named_parameters() if p.requires_grad}
+    grouped = {id(p): group["name"] for group in optimizer.param_groups for p in group["params"]}
+    assert grouped == by_part
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.95) and optimizer.param_groups[0]["eps"] == 1e-15
+    network.vision.requires_grad_(False)
+    assert "vision" not in [group["name"] for group in rates.build(network).param_groups]
+
+
+def test_after_the_warmup_the_rate_is_constant_or_falls_like_a_cosine() -> None:
+    constant = [Rates(schedule="constant", warmup=2).factor(step, 6) for step in range(6)]
+    assert constant == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
+    cosine = [Rates(schedule="cosine", warmup=2, floor=0.1).factor(step, 6) for step in range(8)]
+    assert cosine[:3] == [0.5, 1.0, 1.0] and cosine[6] == cosine[7] == pytest.approx(0.1)
+    assert cosine[4] == pytest.approx(0.55)
+    wsd = [Rates(warmup=4, decay=0.25).factor(step, 20) for step in range(20)]
+    assert wsd == [warmup_stable_decay(step, warmup=4, total=20, decay=0.25) for step in range(20)]
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"optimizer": "sgd"}, "optimizer='sgd', expected one of muon, adamw"),
+        ({"schedule": "linear"}, "schedule='linear', expected one of wsd, constant, cosine"),
+        ({"optimizer": "adamw", "parts": {"vit": 1.0}}, "part 'vit', expected some of vision"),
+        ({"parts": {"vision": 1.0}}, "use optimizer='adamw'"),
+        ({"lr": 0.0}, "lr=0.0"),
+        ({"decay": 2.0}, "decay=2.0"),
+    ],
+)
+def test_wrong_rates_are_refused(options: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Rates(**options)
