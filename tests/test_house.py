@@ -25,7 +25,7 @@ NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
 
 ROOMS = (
     "sequence flow tokenizer networks transforms weights compat inferers provenance data training evaluation"
-    " bundle serve label cli"
+    " bundle serve delivery label cli"
 ).split()
 
 # Outside packages that only these files or rooms may name; an empty list means nobody.
@@ -258,6 +258,7 @@ def test_requirements_have_a_lower_bound_that_the_tested_version_meets() -> None
 
 
 DISTRIBUTION = {
+    "dicomweb_client": "dicomweb-client",
     "ignite": "pytorch-ignite",
     "PIL": "pillow",
     "pytorch_lightning": "pytorch-lightning",

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs that run the model: ask, report, draw, edit, segment."""
+"""The verbs that run the model: ask, report, draw, edit, segment; each does one request.
+
+`options` are those of the command line, with `images` and `prompt` of this request.
+"""
 
 from __future__ import annotations
 
 import sys
 from argparse import Namespace
 from collections import Counter
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,40 +33,78 @@ from monai_unimedvl.transforms.geometry import put_back
 
 # Where the command line names nothing: as the bundle's scores were measured.
 DRAWING, EDITING = Drawing(), Drawing(EDIT_STEPS[0], 1.0)
+ENDINGS = {
+    "ask": (".json",),
+    "report": (".json",),
+    "draw": (".png",),
+    "edit": (".png", ".nii", ".nii.gz"),
+    "segment": (".png", ".nii", ".nii.gz"),
+}
+NAMES = {"ask": "ask", "report": "report", "draw": "drawn", "edit": "edited", "segment": "mask"}
+EMPTY = {
+    "ask": "the question is empty, but some words are expected: ask something.",
+    "report": "--prompt is empty, but some words are expected: leave it out for a description.",
+    "draw": "the words are empty, but a description of the image is expected: say what to draw.",
+    "edit": "the instruction is empty, but some words are expected: say what to do.",
+}
 
 
-def ask(options: Namespace) -> Result:
+class Model:
+    """A bundle on a device, opened when it is first needed and then kept.
+
+    Args:
+        name: bundle or folder of weights.
+        where: name of the device.
+    """
+
+    def __init__(self, name: str, where: str = "cpu") -> None:
+        self.name, self.where = name, where
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the weights."""
+        return bundle.digest(self.name)
+
+    @property
+    def network(self) -> UniMedVL:
+        """The network, on its device."""
+        return self._opened[0]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer."""
+        return self._opened[1]
+
+    @cached_property
+    def _opened(self) -> tuple[UniMedVL, Tokenizer]:
+        return bundle.load(self.name, device=device(self.where))
+
+
+def ask(options: Namespace, model: Model) -> Result:
     """An answer to a question about images."""
-    if not options.question.strip():
-        raise ValueError("the question is empty, but some words are expected: ask something.")
-    return _answer(options, options.question, "ask")
+    return _answer(options, model, prompt_of(options))
 
 
-def report(options: Namespace) -> Result:
+def report(options: Namespace, model: Model) -> Result:
     """A description of images."""
-    prompt = INSTRUCTIONS["caption"] if options.prompt is None else options.prompt
-    if not prompt.strip():
-        raise ValueError("--prompt is empty, but some words are expected: leave it out for a description.")
-    return _answer(options, prompt, "report")
+    return _answer(options, model, prompt_of(options))
 
 
-def draw(options: Namespace) -> Result:
+def draw(options: Namespace, model: Model) -> Result:
     """Images from words."""
-    if not options.words.strip():
-        raise ValueError("the words are empty, but a description of the image is expected: say what to draw.")
-    paths = _outputs(options, "drawn", options.count)
-    steps, guidance = _settings(options, DRAWING)
-    network, tokenizer = _open(options)
+    words = prompt_of(options)
+    paths = outputs(options)
+    steps, guidance = settings(options)
     infer = ImageInferer(
-        tokenizer, size=options.size, steps=steps, guidance=guidance, progress=not options.quiet,
+        model.tokenizer, size=options.size, steps=steps, guidance=guidance, progress=not options.quiet,
         seed=[options.seed + i for i in range(options.count)],
     )  # fmt: skip
-    images = infer([[options.words]] * options.count, network)
+    images = infer([[words]] * options.count, model.network)
     values: dict[str, Any] = {"outputs": []}
     lines = []
     for i, (image, path) in enumerate(zip(images, paths, strict=True)):
         facts = Facts(
-            options.words, options.seed + i, bundle.digest(options.model), "draw",
+            words, options.seed + i, model.digest, "draw",
             steps=steps, text_guidance=guidance.text, image_guidance=guidance.image,
         )  # fmt: skip
         provenance.save_image(image, path, facts)
@@ -72,15 +114,11 @@ def draw(options: Namespace) -> Result:
     return lines, values
 
 
-def edit(options: Namespace) -> Result:
+def edit(options: Namespace, model: Model) -> Result:
     """One image out of another."""
-    if (options.instruction is None) == (options.task is None):
-        raise ValueError("give either an instruction in words or --task, and not both.")
-    instruction = INSTRUCTIONS[options.task] if options.task else options.instruction
-    if not instruction.strip():
-        raise ValueError("the instruction is empty, but some words are expected: say what to do.")
-    (path,) = _outputs(options, "edited", 1, (".png", ".nii", ".nii.gz"))
-    network, reading, drawn, facts = _edited(options, instruction, options.task or "edit")
+    instruction = prompt_of(options)
+    (path,) = outputs(options)
+    reading, drawn, facts = _edited(options, model, instruction, options.task or "edit")
     picture = reading.pictures[0]
     if path.suffix == ".png":
         provenance.save_image(put_back(drawn, picture, until="SquarePixels"), path, facts)
@@ -90,11 +128,11 @@ def edit(options: Namespace) -> Result:
     return [_wrote(path)], {"outputs": [str(path)], **_told(reading), "manifest": facts.manifest()}
 
 
-def segment(options: Namespace) -> Result:
+def segment(options: Namespace, model: Model) -> Result:
     """A mask: colours as drawn, and labels."""
     task = f"seg-{options.task}"
-    (path,) = _outputs(options, "mask", 1, (".png", ".nii", ".nii.gz"))
-    network, reading, drawn, facts = _edited(options, INSTRUCTIONS[task], task)
+    (path,) = outputs(options)
+    reading, drawn, facts = _edited(options, model, prompt_of(options), task)
     picture, drawn_labels = reading.pictures[0], labels_from_colours(drawn.unsqueeze(0), LEGENDS[task])[0]
     stem = path.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".png")
     coloured = path.with_name(f"{stem}-colours.png")
@@ -121,21 +159,63 @@ def note(options: Namespace, text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def _answer(options: Namespace, question: str, task: str) -> Result:
-    path = None if options.out is None else _outputs(options, task, 1, (".json",))[0]
-    network, tokenizer = _open(options)
-    reading = _read(options, options.images, network)
-    infer = TextInferer(
+def prompt_of(options: Namespace) -> str:
+    """The words of a request: its own, or those of its task.
+
+    Raises:
+        ValueError: there are none, or two.
+    """
+    words, verb = options.prompt, options.verb
+    if verb == "segment":
+        return INSTRUCTIONS[f"seg-{options.task}"]
+    if verb == "report":
+        words = INSTRUCTIONS["caption"] if words is None else words
+    if verb == "edit":
+        if (words is None) == (options.task is None):
+            raise ValueError("give either an instruction in words or --task, and not both.")
+        words = INSTRUCTIONS[options.task] if options.task else words
+    if words is None or not words.strip():
+        raise ValueError(EMPTY[verb])
+    return words
+
+
+def settings(options: Namespace) -> tuple[int, Guidance]:
+    """Steps and guidance of a drawing.
+
+    Raises:
+        ValueError: a weight below 1, or one for the image alone, which would do nothing.
+    """
+    default = DRAWING if options.verb == "draw" else EDITING
+    text = default.guidance if options.guidance is None else options.guidance
+    image = 1.0 if options.image_guidance is None else options.image_guidance
+    if image > 1 and text == 1:
+        raise ValueError(f"--image-guidance {image:g} acts only with --guidance above 1: raise both or none.")
+    return options.steps or default.steps, Guidance(text=text, image=image)
+
+
+def speaker(options: Namespace, tokenizer: Tokenizer) -> TextInferer:
+    """The inferer of answers.
+
+    Raises:
+        ValueError: a temperature below 0.
+    """
+    return TextInferer(
         tokenizer, max_new_tokens=options.max_words, temperature=options.temperature, seed=options.seed,
         think=options.think,
     )  # fmt: skip
-    (answer,) = infer([[*reading.images, question]], network)
+
+
+def _answer(options: Namespace, model: Model, question: str) -> Result:
+    path = None if options.out is None else outputs(options)[0]
+    infer = speaker(options, model.tokenizer)
+    reading = _read(options, model.network)
+    (answer,) = infer([[*reading.images, question]], model.network)
     if answer.stop_reason != "end":
         note(
             options,
             f"the answer was cut at {len(answer.ids)} tokens ({answer.stop_reason}); --max-words allows more",
         )
-    facts = Facts(question, options.seed, bundle.digest(options.model), task, reading.inputs, reading.slices)
+    facts = Facts(question, options.seed, model.digest, options.verb, reading.inputs, reading.slices)
     values: dict[str, Any] = {
         "answer": answer.text,
         "stop_reason": answer.stop_reason,
@@ -150,53 +230,36 @@ def _answer(options: Namespace, question: str, task: str) -> Result:
     return lines, values
 
 
-def _edited(options: Namespace, instruction: str, task: str) -> tuple[UniMedVL, Reading, Tensor, Facts]:
+def _edited(options: Namespace, model: Model, instruction: str, task: str) -> tuple[Reading, Tensor, Facts]:
     """The one picture that was read, what was drawn from it (3, h, w), and its facts."""
-    steps, guidance = _settings(options, EDITING)
-    network, tokenizer = _open(options)
-    reading = _read(options, [options.image], network, one=True)
+    steps, guidance = settings(options)
+    reading = _read(options, model.network, one=True)
     infer = ImageInferer(
-        tokenizer, steps=steps, seed=options.seed, guidance=guidance, progress=not options.quiet
+        model.tokenizer, steps=steps, seed=options.seed, guidance=guidance, progress=not options.quiet
     )
-    (drawn,) = infer([[reading.images[0], instruction]], network)
+    (drawn,) = infer([[reading.images[0], instruction]], model.network)
     facts = Facts(
-        instruction, options.seed, bundle.digest(options.model), task, reading.inputs, reading.slices,
+        instruction, options.seed, model.digest, task, reading.inputs, reading.slices,
         steps, guidance.text, guidance.image,
     )  # fmt: skip
-    return network, reading, drawn, facts
+    return reading, drawn, facts
 
 
-def _open(options: Namespace) -> tuple[UniMedVL, Tokenizer]:
-    where = device(options.device)
-    return bundle.load(options.model, device=where)
-
-
-def _read(options: Namespace, paths: list[str], network: UniMedVL, one: bool = False) -> Reading:
-    reading = read_images(paths, options, network, one=one)
+def _read(options: Namespace, network: UniMedVL, one: bool = False) -> Reading:
+    reading = read_images(options.images, options, network, one=one)
     for line in reading.notes:
         note(options, line)
     return reading
 
 
-def _settings(options: Namespace, default: Drawing) -> tuple[int, Guidance]:
-    """Steps and guidance.
-
-    Raises:
-        ValueError: a weight below 1, or one for the image alone, which would do nothing.
-    """
-    text = default.guidance if options.guidance is None else options.guidance
-    image = 1.0 if options.image_guidance is None else options.image_guidance
-    if image > 1 and text == 1:
-        raise ValueError(f"--image-guidance {image:g} acts only with --guidance above 1: raise both or none.")
-    return options.steps or default.steps, Guidance(text=text, image=image)
-
-
-def _outputs(options: Namespace, name: str, count: int, endings: tuple[str, ...] = (".png",)) -> list[Path]:
+def outputs(options: Namespace) -> list[Path]:
     """Where to write: --out, numbered where there are several; else a name that is free.
 
     Raises:
         ValueError: an ending that cannot be written, or a file that is an input.
     """
+    name, endings = NAMES[options.verb], ENDINGS[options.verb]
+    count = options.count if options.verb == "draw" else 1
     if options.out is None:
         free = (Path(f"{name}{i or ''}{endings[0]}") for i in range(10_000))
         first = next(path for path in free if not path.exists())
@@ -209,10 +272,7 @@ def _outputs(options: Namespace, name: str, count: int, endings: tuple[str, ...]
         raise ValueError(
             f"--out {first.name} came, but a name in {' or '.join(endings)} is expected: rename it."
         )
-    given = [getattr(options, "image", None), *getattr(options, "images", [])]
-    if any(
-        source and Path(source).exists() and first.resolve() == Path(source).resolve() for source in given
-    ):
+    if any(Path(source).exists() and first.resolve() == Path(source).resolve() for source in options.images):
         raise ValueError(
             f"--out {first.name} is the input itself, which is never overwritten: choose another name."
         )

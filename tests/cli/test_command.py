@@ -137,7 +137,7 @@ def test_a_model_that_is_not_there_or_does_not_fit_is_named(command, model, pict
 
 
 def test_what_nobody_expected_is_one_line_exit_code_1_and_a_hint(command, picture, monkeypatch):
-    def broken(options):
+    def broken(options, model):
         raise RuntimeError("boom\nmore")
 
     monkeypatch.setattr(verbs, "ask", broken)
@@ -149,7 +149,7 @@ def test_what_nobody_expected_is_one_line_exit_code_1_and_a_hint(command, pictur
 
 
 def test_stopping_by_hand_is_exit_code_130(command, picture, monkeypatch):
-    def stopped(options):
+    def stopped(options, model):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(verbs, "ask", stopped)

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options that several verbs share, and how positional words are read. Standard library only."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+RESULTS = "results.jsonl"  # in the folder of a list: one line for each line of it
+USAGE = {
+    "ask": "IMAGE ... QUESTION",
+    "report": "IMAGE ...",
+    "draw": "WORDS",
+    "edit": "IMAGE [INSTRUCTION]",
+    "segment": "IMAGE",
+}
+GIVEN = {
+    "ask": "files or DICOM series folders, then the question; with --input-list the question of all lines",
+    "report": "files or DICOM series folders",
+    "draw": "what to draw; with --input-list of lines that say nothing",
+    "edit": "a file or DICOM series folder, and what to do in words; or give --task",
+    "segment": "a file or DICOM series folder",
+}
+
+
+class Verb(argparse.ArgumentParser):
+    """A parser whose words, where it takes a free number, may stand before, between and after the options."""
+
+    _inside = False
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
+        """As argparse; optional positional words are not used up by the first option."""
+        if self._inside or not any(action.dest == "given" for action in self._actions):
+            return super().parse_known_args(args, namespace)
+        self._inside = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._inside = False
+
+
+def add(verbs: Any, name: str, about: str, example: str, model: bool = True) -> argparse.ArgumentParser:
+    """A verb with the options that all have; `model` adds those of the verbs that run one."""
+    verb: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        usage=f"unimedvl {name} {USAGE[name]} [options]" if name in USAGE else None,
+        help=about,
+        description=f"{about[0].upper()}{about[1:]}.",
+        epilog=f"Example:\n  unimedvl {name} {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verb.add_argument("--out", metavar="PATH", help="where to write; parent folders are made")
+    verb.add_argument("--json", action="store_true", help="print one JSON object")
+    verb.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
+    verb.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    if name in USAGE:
+        verb.add_argument("given", nargs="*", metavar=USAGE[name], help=GIVEN[name])
+    if model:
+        verb.add_argument(
+            "--model", default="unimedvl_nano", help="bundle or folder of weights (default: %(default)s)"
+        )
+        verb.add_argument("--seed", type=int, default=0, help="of the chance in sampling (default: 0)")
+        verb.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
+    return verb
+
+
+def reading(verb: argparse.ArgumentParser) -> None:
+    """Which pictures of a file are read, and how."""
+    group = verb.add_argument_group("reading", "NIfTI, DICOM file or series folder, PNG, JPEG, TIFF")
+    group.add_argument(
+        "--modality", help="mri, ct, xray, histopathology, fundus, or a recipe's YAML (default: see below)"
+    )
+    group.add_argument(
+        "--plane", choices=["axial", "coronal", "sagittal"], help="of a volume's slices (default: axial)"
+    )
+    group.add_argument("--slice", help="its number from 0, or 'middle'")
+    group.add_argument("--count", type=whole(1), help="that many slices, evenly spread")
+    group.add_argument("--window", help="of a CT: brain, lung, bone, abdomen ... (default: abdomen)")
+    verb.epilog = (
+        f"{verb.epilog}\n\nWithout --modality a DICOM file's own modality is used, and 8-bit pictures are"
+        " taken as they are;\nother files need it. Of a volume a model of short context gets the middle"
+        " slice, others 8 slices; which\nwere taken is said on stderr."
+    )
+
+
+def words(verb: argparse.ArgumentParser) -> None:
+    """How an answer is sampled."""
+    verb.add_argument(
+        "--max-words", type=whole(1), default=200, help="tokens of the answer at most (default: 200)"
+    )
+    verb.add_argument(
+        "--temperature", type=float, default=0.0, help="0 takes the likeliest word (default: 0)"
+    )
+    verb.add_argument("--think", action="store_true", help="ask for reasoning first")
+
+
+def drawing(verb: argparse.ArgumentParser) -> None:
+    """How an image is sampled."""
+    verb.add_argument("--steps", type=whole(1), help="network evaluations (default: the model's)")
+    verb.add_argument(
+        "--guidance", type=float, help="weight of the words, from 1 = off (default: the model's)"
+    )
+    verb.add_argument("--image-guidance", type=float, help="weight of the image, from 1 = off (default: 1)")
+
+
+def listing(verb: argparse.ArgumentParser, columns: str = "input, prompt, seed and out") -> None:
+    """One request, or a list of them."""
+    group = verb.add_argument_group(
+        "many at once", f"Results, manifests and {RESULTS} go to the folder --out; run again to go on."
+    )
+    group.add_argument(
+        "--input-list",
+        metavar="FILE",
+        help=f"text (a path a line), CSV or JSONL with {columns}; '-' is stdin",
+    )
+    group.add_argument(
+        "--audit", metavar="FILE", help="add one JSON line per request: who, when, and hashes of what"
+    )
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """A converter for argparse: a whole number from `least`."""
+
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} came, but a whole number from {least} is expected")
+        return value
+
+    return number
+
+
+def size(text: str) -> tuple[int, int]:
+    """A converter for argparse: 64x64 -> (64, 64)."""
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} came, but height x width is expected, as 64x64")
+    return int(height), int(width)
+
+
+def positional(options: argparse.Namespace) -> None:
+    """Sort the words of a verb into `options.images` and `options.prompt`; beside a list stands no image.
+
+    Raises:
+        ValueError: too few words or too many.
+    """
+    given, usage = list(options.given), USAGE[options.verb]
+    images, asked = usage.split()[0].startswith("IMAGE"), usage.split()[-1]
+    spoken = asked.strip("[]") in ("QUESTION", "WORDS", "INSTRUCTION")
+    if options.input_list is not None:
+        if len(given) > spoken:
+            raise ValueError(
+                f"{given[0]!r} came beside --input-list, but images stand in the list: leave it out."
+            )
+        options.images = []
+        if spoken:
+            options.prompt = given[0] if given else None
+        return
+    many = "..." in usage
+    least = images + (spoken and not asked.startswith("["))
+    if len(given) < least or (not many and len(given) > images + spoken):
+        count = f"{len(given)} word{'' if len(given) == 1 else 's'}"
+        raise ValueError(
+            f"{count} came, but `unimedvl {options.verb} {usage}` is expected: put sentences in quotes, or"
+            " name files by --input-list."
+        )
+    if spoken:
+        cut = len(given) - 1 if many or not images else 1
+        options.prompt = given[cut] if cut < len(given) else None
+        given = given[:cut]
+    options.images = given

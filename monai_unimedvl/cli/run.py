@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One request of ask, report, draw, edit or segment, or a list of them; each leaves a line in the audit."""
+
+from __future__ import annotations
+
+import hashlib
+from argparse import Namespace
+
+from monai_unimedvl.cli import verbs
+from monai_unimedvl.cli.batch import run_list
+from monai_unimedvl.cli.command import Result
+from monai_unimedvl.cli.options import positional
+from monai_unimedvl.delivery.audit import Audit
+from monai_unimedvl.provenance import sha256
+
+
+def run(options: Namespace) -> Result:
+    """What the command line asks for."""
+    positional(options)
+    audit = Audit(options.audit) if options.audit else None
+    if options.input_list is not None:
+        return run_list(options, audit)
+    model = verbs.Model(options.model, options.device)
+    if audit is None:
+        return getattr(verbs, options.verb)(options, model)
+    try:
+        lines, values = getattr(verbs, options.verb)(options, model)
+    except BaseException as error:
+        audit.add(options.verb, model.digest, failed=type(error).__name__)
+        raise
+    made = [sha256(path) for path in values.get("outputs", ())]
+    if not made:  # an answer that was only shown
+        made = [hashlib.sha256(values["answer"].encode()).hexdigest()]
+    audit.add(options.verb, model.digest, values["manifest"].get("inputs", ()), made)
+    return lines, values
