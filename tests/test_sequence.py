@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch.testing import assert_close
 
 from monai_unimedvl.sequence import (
     CAUSAL,
+    Block,
     Canvas,
     Layout,
     PackedSequence,
@@ -63,6 +65,20 @@ def mask_of_blocks(seq: PackedSequence) -> Tensor:
             mask = mask.tril()
         masks |= dict.fromkeys(block.samples, mask)
     return torch.block_diag(*(masks[s] for s in sorted(masks)))
+
+
+def mask_of_parts(block: Block) -> Tensor:
+    """(length, length) of what the parts of a block mean."""
+    table = torch.zeros(block.length, block.length, dtype=torch.bool)
+    ends = list(accumulate(part.length for part in block.parts))
+    for i, part in enumerate(block.parts):
+        rows = range(ends[i] - part.length, ends[i])
+        seen = [n for j in (*part.sees, i) for n in range(ends[j] - block.parts[j].length, ends[j])]
+        mask = torch.ones(part.length, len(seen), dtype=torch.bool)
+        if part.mask is not None:
+            mask = mask.tril() if isinstance(part.mask, str) else part.mask
+        table[torch.tensor(rows).unsqueeze(-1), torch.tensor(seen)] = mask
+    return table
 
 
 def mask_of_layout(layout: Layout) -> Tensor:
@@ -175,6 +191,21 @@ def test_blocks_say_the_same_as_the_rule(samples: list[list[Segment]]) -> None:
     assert torch.equal(mask_of_blocks(seq).bool(), mask_of_layout(seq.layout)[order][:, order])
 
 
+def test_the_parts_of_a_block_say_the_same_as_its_mask(samples: list[list[Segment]]) -> None:
+    between = [segment_of(n, kind) for n, kind in ((4, "noise"), (3, "causal"), (5, "full"), (4, "noise"))]
+    blocks = [*pack(samples, MARKS).plan.blocks, *pack([between], MARKS).plan.blocks]
+    parted = [block for block in blocks if block.parts]
+    assert len(parted) == 3
+    for block in parted:
+        assert torch.equal(mask_of_parts(block), block.mask)
+
+
+def test_words_side_by_side_are_one_part() -> None:
+    words, image = segment_of(4, "causal"), segment_of(5, "full")
+    (block,) = pack([[words, words, image, words, words]], MARKS).plan.blocks
+    assert [(part.length, part.sees) for part in block.parts] == [(8, ()), (5, (0,)), (8, (0, 1))]
+
+
 def test_arrival_leads_from_memory_to_the_blocks_and_home_leads_back(samples: list[list[Segment]]) -> None:
     plan = pack(samples, MARKS).plan
     wanted = [(s, i) for block in plan.blocks for s in block.samples for i in range(block.length)]
@@ -264,7 +295,8 @@ def test_a_pack_moves_and_detaches_as_a_whole(samples: list[list[Segment]]) -> N
     moved = seq.to("meta")
     tensors = [x for x in vars(moved).values() if isinstance(x, Tensor)]
     tensors += [*moved.layout, moved.plan.arrival, moved.plan.home]
-    tensors += [b.mask for b in moved.plan.blocks if isinstance(b.mask, Tensor)]
+    every = [x for b in moved.plan.blocks for x in (b.mask, *(part.mask for part in b.parts))]
+    tensors += [x for x in every if isinstance(x, Tensor)]
     assert len(tensors) > 20 and {x.device.type for x in tensors} == {"meta"}
     assert seq.detached().plan.routes.detach_understanding and not seq.plan.routes.detach_understanding
 

@@ -34,14 +34,13 @@ class VisionLayer(nn.Module):
 
     def _attend(self, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
         q, k, v = (f(x).unflatten(-1, (self.num_heads, -1)) for f in (self.q, self.k, self.v))  # (V, H, D/H)
-        outputs, at = [], 0
-        for length, run in groupby(lengths):  # neighbours of one size share a call
-            count = len(list(run))
-            rows = slice(at, at + count * length)
-            at += count * length
-            parts = (part[rows].unflatten(0, (count, length)).transpose(1, 2) for part in (q, k, v))
-            outputs.append(scaled_dot_product(*parts).transpose(1, 2).flatten(2).flatten(0, 1))
-        return torch.cat(outputs)
+        runs = [(length, len(list(run))) for length, run in groupby(lengths)]  # of one size: one call
+        rows = [length * count for length, count in runs]
+        outputs = []
+        for (length, count), *parts in zip(runs, *(x.split(rows) for x in (q, k, v)), strict=True):
+            each = (part.unflatten(0, (count, length)).transpose(1, 2) for part in parts)
+            outputs.append(scaled_dot_product(*each).transpose(1, 2).flatten(2).flatten(0, 1))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 class Vision(nn.Module):

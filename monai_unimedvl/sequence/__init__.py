@@ -5,7 +5,7 @@ A sample is a list of segments; `pack` lays the samples side by side and says, i
 (`Layout`), who is who. `visible` is the one rule of attention.
 """
 
-from monai_unimedvl.sequence.layout import CAUSAL, Block, Layout, Plan, Routes, visible
+from monai_unimedvl.sequence.layout import CAUSAL, Block, Layout, Part, Plan, Routes, visible
 from monai_unimedvl.sequence.packing import PackedSequence, pack, step
 from monai_unimedvl.sequence.segments import (
     Canvas,
@@ -19,6 +19,6 @@ from monai_unimedvl.sequence.segments import (
 )
 
 __all__ = [
-    "CAUSAL", "Block", "Canvas", "Layout", "Marks", "PackedSequence", "Plan", "Prompt", "Routes", "Samples",
-    "Segment", "Text", "Turn", "View", "pack", "step", "visible",
+    "CAUSAL", "Block", "Canvas", "Layout", "Marks", "PackedSequence", "Part", "Plan", "Prompt", "Routes",
+    "Samples", "Segment", "Text", "Turn", "View", "pack", "step", "visible",
 ]  # fmt: skip

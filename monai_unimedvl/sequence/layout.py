@@ -49,15 +49,29 @@ class Routes(NamedTuple):
     detach_understanding: bool = False
 
 
+class Part(NamedTuple):
+    """A stretch of a sample whose queries see the same earlier parts: one image, or the words between two.
+
+    `sees` are the numbers of the earlier parts that it sees whole; `mask` is None (itself whole too),
+    "causal" (nothing earlier), or (length, keys) bool over what it sees and then itself.
+    """
+
+    length: int
+    sees: tuple[int, ...]
+    mask: Tensor | str | None
+
+
 class Block(NamedTuple):
     """Samples that share one attention pattern: `count` of them, `length` new tokens each.
 
-    `mask` is None (everything visible), "causal", or (length, length) bool.
+    `mask` is None (everything visible), "causal", or (length, length) bool. `parts` says the same as `mask`,
+    part by part, so that what is hidden need not be computed; a sample of one part has none.
     """
 
     samples: tuple[int, ...]
     length: int
     mask: Tensor | str | None
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)

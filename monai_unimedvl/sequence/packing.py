@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from monai_unimedvl.sequence.layout import CAUSAL, Block, Layout, Plan, Routes, visible
+from monai_unimedvl.sequence.layout import CAUSAL, Block, Layout, Part, Plan, Routes, visible
 from monai_unimedvl.sequence.segments import Canvas, Marks, Samples, Segment, Text, View
 
 
@@ -76,7 +76,13 @@ class PackedSequence:
         plan = replace(
             self.plan,
             layout=Layout(*map(move, self.plan.layout)),
-            blocks=tuple(block._replace(mask=move(block.mask)) for block in self.plan.blocks),
+            blocks=tuple(
+                block._replace(
+                    mask=move(block.mask),
+                    parts=tuple(part._replace(mask=move(part.mask)) for part in block.parts),
+                )
+                for block in self.plan.blocks
+            ),
             arrival=move(self.plan.arrival),
             home=move(self.plan.home),
         )
@@ -241,7 +247,7 @@ def _blocks(pieces: list[_Piece], lengths: Tensor) -> tuple[tuple[Block, ...], T
     blocks, reading = [], [torch.empty(0, dtype=torch.long)]
     for kinds, members in groups.items():
         length = sum(n for _, n in kinds)
-        blocks.append(Block(tuple(members), length, _mask(kinds)))
+        blocks.append(Block(tuple(members), length, _mask(kinds), _parts(kinds)))
         reading += [torch.arange(ends[s] - length, ends[s]) for s in members]
     return tuple(blocks), torch.cat(reading)
 
@@ -283,3 +289,25 @@ def _mask(kinds: tuple[tuple[str, int], ...]) -> Tensor | str | None:
     order, zero = torch.arange(n), torch.zeros(n, dtype=torch.long)
     layout = Layout(zero, order, zero, torch.tensor(spans), torch.tensor(noisy))
     return visible(layout.query(), layout)
+
+
+@lru_cache(maxsize=256)
+def _parts(kinds: tuple[tuple[str, int], ...]) -> tuple[Part, ...]:
+    """The same as `_mask`, image by image and words by words; nothing for a sample of one part."""
+    joined: list[tuple[str, int]] = []
+    for kind, n in kinds:
+        if joined and kind == joined[-1][0] == "text":
+            joined[-1] = ("text", joined[-1][1] + n)
+        else:
+            joined.append((kind, n))
+    if len(joined) == 1:
+        return ()
+    parts: list[Part] = []
+    for i, (kind, n) in enumerate(joined):
+        sees = tuple(j for j in range(i) if joined[j][0] != "noisy")
+        mask: Tensor | str | None = None
+        if kind == "text":
+            past = sum(joined[j][1] for j in sees)
+            mask = torch.ones(n, past + n, dtype=torch.bool).tril(past) if past else "causal"
+        parts.append(Part(n, sees, mask))
+    return tuple(parts)

@@ -143,3 +143,12 @@ def test_bf16_training_on_a_cpu_keeps_dtype_and_gives_the_numbers_of_float32() -
     y = scaled_dot_product(q, k, v, is_causal=True)
     wanted = scaled_dot_product(q.float(), k.float(), v.float(), is_causal=True)
     assert y.dtype == torch.bfloat16 and torch.equal(y, wanted.bfloat16())
+
+
+def test_under_autocast_training_attention_is_computed_in_float32_too() -> None:
+    q, k, v = (numbers(1, 2, 3, 4, seed=s).float().requires_grad_() for s in range(3))
+    wanted = scaled_dot_product(q, k, v)
+    with torch.autocast("cpu", torch.bfloat16):  # queries and keys are whole after the rotary codes
+        y = scaled_dot_product(q, k, v)
+        half = scaled_dot_product(*(x.detach() for x in (q, k, v)))
+    assert y.dtype == torch.bfloat16 and torch.equal(y, wanted.bfloat16()) and not torch.equal(half, y)
