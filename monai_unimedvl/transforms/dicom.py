@@ -3,6 +3,7 @@
 
 Rescale slope and intercept (also per frame) are applied, palettes and YBR become RGB, MONOCHROME1 is turned
 so that bright means bright (not in CT, whose HU have a meaning). The VOI LUT only when asked (PS3.3, C.11.2).
+Of each header only what `deidentify` keeps is ever looked at: no name, date or number of a patient gets in.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from monai.data import MetaTensor
 from pydicom.pixels import apply_color_lut, apply_modality_lut
 from torch import Tensor
 
+from monai_unimedvl.transforms.deidentify import deidentify
 from monai_unimedvl.transforms.image import MAX_IMAGE_PIXELS, too_large
 from monai_unimedvl.transforms.volume import nearest_plane, to_display
 
@@ -33,7 +35,7 @@ def is_dicom(path: Path) -> bool:
 
 def read_file(path: Path, voi: bool = False) -> MetaTensor:
     """(C, H, W), turned to radiological display where the file knows its orientation, or (C, H, W, T)."""
-    header = pydicom.dcmread(path, force=True)
+    header = deidentify(pydicom.dcmread(path, force=True))
     values, unit = pixels(header, path.name, voi)
     meta = {"kind": "image" if values.ndim == 3 else "frames", "unit": unit, **_described(header)}
     affine = _affine(header)
@@ -55,7 +57,7 @@ def read_series(folder: Path, files: list[Path], voi: bool = False) -> MetaTenso
     headers: list[File] = []
     for path in files:
         try:
-            header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+            header = deidentify(pydicom.dcmread(path, force=True, stop_before_pixels=True))
         except Exception as error:  # pydicom raises many kinds for damaged headers
             raise ValueError(
                 f"{path.name} in {folder} cannot be read as DICOM ({error}): copy it again."
@@ -130,7 +132,7 @@ def _read_slice(path: Path, header: Header, voi: bool, alone: bool = False) -> M
     try:
         if alone:
             return read_file(path, voi)
-        values, unit = pixels(pydicom.dcmread(path, force=True), path.name, voi)
+        values, unit = pixels(deidentify(pydicom.dcmread(path, force=True)), path.name, voi)
     except ValueError as error:
         if path.name in str(error):
             raise
@@ -142,6 +144,17 @@ def _read_slice(path: Path, header: Header, voi: bool, alone: bool = False) -> M
             f"{path.name} cannot be read as DICOM ({error}): copy or export it again."
         ) from error
     return MetaTensor(values, meta={"unit": unit})
+
+
+def series_uids(path: Path) -> list[str]:
+    """The hashed UIDs of the series in a DICOM file or folder, for a manifest; none for other kinds."""
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    uids = set()
+    for file in files:
+        if is_dicom(file):
+            header = pydicom.dcmread(file, force=True, specific_tags=["SeriesInstanceUID"])
+            uids.add(str(deidentify(header).get("SeriesInstanceUID", "")))
+    return sorted(uids - {""})
 
 
 def pixels(header: Header, name: str, voi: bool = False) -> tuple[Tensor, bool]:
@@ -247,4 +260,15 @@ def _affine(header: Header) -> np.ndarray | None:
 
 def _described(header: Header) -> dict[str, Any]:
     """The facts about the picture that carry no name, date or number of a patient."""
-    return {"modality": str(header.get("Modality", ""))}
+    return {"modality": str(header.get("Modality", "")), **_regions(header)}
+
+
+def _regions(header: Header) -> dict[str, list[list[int]]]:
+    """Where an ultrasound picture shows tissue or flow: boxes [top, left, bottom, right] (PS3.3, C.8.5.5)."""
+    ends = ("RegionLocationMinY0", "RegionLocationMinX0", "RegionLocationMaxY1", "RegionLocationMaxX1")
+    boxes = [
+        [int(region[end].value) for end in ends]
+        for region in header.get("SequenceOfUltrasoundRegions") or []
+        if region.get("RegionSpatialFormat") in (1, 2) and all(end in region for end in ends)
+    ]  # 2-D and M-mode; spectra and curves are no pictures of the patient
+    return {"regions": boxes} if boxes else {}
