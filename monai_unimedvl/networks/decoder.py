@@ -354,9 +354,9 @@ def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     if q.shape[1] == 1 and not isinstance(mask, str):  # the heads of a group are query rows: no copy of keys
         y = scaled_dot_product(q.view(len(q), k.shape[1], -1, q.shape[3]), k, v, mask)
         return y.reshape(len(q), 1, -1)
-    causal = isinstance(mask, str) and q.shape[1] > 1
+    causal = isinstance(mask, str) and bool(q.shape[1] > 1)  # while traced a shape is a tensor
     y = scaled_dot_product(
         q.transpose(1, 2), k, v, None if isinstance(mask, str) else mask,
-        is_causal=causal, enable_gqa=q.shape[2] > k.shape[1],
+        is_causal=causal, enable_gqa=bool(q.shape[2] > k.shape[1]),
     )  # fmt: skip
     return y.transpose(1, 2).flatten(2)
