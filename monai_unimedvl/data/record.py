@@ -34,6 +34,7 @@ CODES = {
     "nothing-to-learn": "neither an answer nor an image to draw",
     "image-missing": "an image is neither embedded nor where its path says",
     "image-damaged": "an image cannot be read",
+    "no-segments": "a text or an image that the model cannot take",
     "too-long": "more tokens than the budget of a pack",
 }
 

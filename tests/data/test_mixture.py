@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from itertools import chain, islice
@@ -12,7 +13,16 @@ import pytest
 import torch
 from tiny import MARKS, canvas, text, view
 
-from monai_unimedvl.data.mixture import Dropout, Mixture, Pack, Stream, count_tokens, drop_conditions
+from monai_unimedvl.data.mixture import (
+    Dropout,
+    Mixture,
+    Pack,
+    Stream,
+    count_tokens,
+    drop_conditions,
+    merge,
+)
+from monai_unimedvl.data.record import InvalidRecord, Reject
 from monai_unimedvl.sequence import Segment, pack
 
 
@@ -31,8 +41,8 @@ def to_segments(words: Any, draw: bool = False) -> list[Segment]:
     return [*([canvas(1, 2)] if draw else []), text(*map(int, words[1:]))]
 
 
-def mixture(*streams: Stream, budget: int = 40, seed: int = 0) -> Mixture:
-    return Mixture(streams, to_segments, budget=budget, seed=seed)
+def mixture(*streams: Stream, budget: int = 40, **options: Any) -> Mixture:
+    return Mixture(streams, to_segments, budget=budget, **options)
 
 
 def ids(found: Pack) -> list[list[int]]:
@@ -64,7 +74,7 @@ def test_an_epoch_has_each_sample_once_and_each_epoch_an_order_of_its_own() -> N
 
 def test_ten_thousand_draws_keep_the_weights() -> None:
     mixed = mixture(stream("a", 50, 6.0), stream("b", 5, 3.0), stream("c", 500, 1.0))
-    drawn = Counter(mixed._draw()[0] for _ in range(10_000))
+    drawn = Counter(mixed._stream(n) for n in range(10_000))
     assert [drawn[i] / 10_000 for i in range(3)] == pytest.approx([0.6, 0.3, 0.1], abs=0.02)
 
 
@@ -149,7 +159,188 @@ def test_no_dropout_drops_nothing_and_a_dropped_segment_costs_nothing() -> None:
     assert count_tokens(drop_conditions(sample, Dropout(1.0, 0.0, 1.0), generator)) == 4
 
 
-def test_several_workers_would_double_packs_and_are_refused() -> None:
-    loader = torch.utils.data.DataLoader(mixture(stream("one", 5)), batch_size=None, num_workers=2)
-    with pytest.raises(ValueError, match="2 loader workers.*use num_workers=0 or 1"):
-        next(iter(loader))
+def shared(ranks: int, workers: int, count: int, lanes: int = 4) -> list[Pack]:
+    """The packs of ranks with so many workers each, in the order in which they are trained on."""
+    each = []
+    for rank in range(ranks):
+        of_workers = []
+        for worker in range(workers):
+            mixed = mixture(*STREAMS, lanes=lanes, lookahead=1)
+            mixed.place = worker * ranks + rank, ranks * workers  # dealt as `own_lanes` deals
+            of_workers.append(islice(mixed, count // (ranks * workers)))
+        each.append(chain.from_iterable(zip(*of_workers, strict=True)))
+    return list(chain.from_iterable(zip(*each, strict=True)))
+
+
+STREAMS = (stream("a", 7, 2.0), stream("b", 9, dropout=Dropout(text=0.4, canvas=0.4), draws=True))
+
+
+@pytest.mark.parametrize("ranks, workers", [(1, 2), (2, 1), (2, 2), (1, 4), (4, 1)])
+def test_ranks_and_workers_give_the_packs_of_one_process_in_its_order(ranks: int, workers: int) -> None:
+    alone, together = shared(1, 1, 40), shared(ranks, workers, 40)
+    assert [pack.number for pack in together] == list(range(40))
+    assert [(p.origins, ids(p)) for p in together] == [(p.origins, ids(p)) for p in alone]
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 8])
+def test_lanes_share_the_draws_and_none_is_lost_or_doubled(lanes: int) -> None:
+    mixed = mixture(stream("a", 23), stream("b", 40, 3.0), lanes=lanes)
+    found = places(list(islice(mixed, 30 * lanes)))
+    assert set(found.values()) == {1}
+    held = {(spot[0], spot[1]) for lane in mixed._lanes for spot in lane.held}
+    for number, source in enumerate(mixed.streams):
+        taken = [_place(source, origin) for origin in found if origin.startswith(source.name)]
+        last = min(lane.taken[number] for lane in mixed._lanes)
+        assert set(range(last)) <= {place for place in taken} | {p for n, p in held if n == number}
+
+
+def _place(source: Stream, origin: str) -> int:
+    """Where in its endless run of epochs the sample of an origin stood."""
+    _, index, epoch = origin.split("/")
+    order = mixture(*[s for s in (stream("a", 23), stream("b", 40, 3.0))])._order(
+        "ab".index(source.name), int(epoch)
+    )
+    return int(epoch) * source.length + order.tolist().index(int(index))
+
+
+@pytest.mark.parametrize("lookahead", [0, 1, 5])
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_a_state_in_the_middle_is_exact_with_lanes_and_lookahead(lanes: int, lookahead: int) -> None:
+    def fresh() -> Mixture:
+        return mixture(*STREAMS, budget=17, lanes=lanes, lookahead=lookahead)
+
+    packs = list(islice(fresh(), 40))
+    for at in (1, 4, 11):
+        resumed, started = fresh(), fresh()
+        list(islice(started, at))
+        resumed.load_state_dict(json.loads(json.dumps(started.state_dict())))
+        assert [p.origins for p in islice(resumed, 29)] == [p.origins for p in packs[at : at + 29]]
+        assert [p.number for p in islice(resumed, 2)] == [at + 29, at + 30]
+
+
+def test_a_run_may_go_on_with_other_ranks(lanes: int = 4) -> None:
+    alone = list(islice(mixture(*STREAMS, lanes=lanes), 24))
+    states = []
+    for rank in range(2):
+        mixed = mixture(*STREAMS, lanes=lanes)
+        mixed.place = rank, 2
+        list(islice(mixed, 5))  # ten packs of both
+        states.append(mixed.state_dict())
+    resumed = mixture(*STREAMS, lanes=lanes)
+    resumed.load_state_dict(merge(states))
+    assert [p.origins for p in islice(resumed, 14)] == [p.origins for p in alone[10:]]
+    assert merge([alone[0].state]) == alone[0].state
+
+
+def test_a_state_of_the_first_version_goes_on() -> None:
+    old = {"names": ["a", "b"], "seed": 0, "taken": [11, 6], "held": [0, 10], "rejected": {"a": 2}}
+    mixed = mixture(*STREAMS)
+    mixed.load_state_dict(old)
+    found = mixed.next_pack()
+    assert found.number == -1 and found.origins[0] == f"a/{int(mixed._order(0, 1)[3])}/1"
+    assert mixed.rejected == Counter(a=2) and found.state["packs"] is None
+
+
+def test_one_lane_gives_the_packs_of_the_first_version() -> None:
+    streams = (stream("a", 7, 2.0), stream("b", 9, 1.0, dropout=Dropout(0.4, 0.0, 0.4), draws=True))
+    found = hashlib.sha256()
+    for made in islice(mixture(*streams, seed=3), 100):
+        found.update(json.dumps([made.origins, made.tokens, ids(made)]).encode())
+    assert found.hexdigest()[:16] == FIRST_VERSION
+
+
+FIRST_VERSION = "01bd2cc0d5d22a4f"
+
+
+def test_lookahead_fills_packs_with_what_fits_and_nobody_waits_for_ever() -> None:
+    def read(index: int, generator: torch.Generator) -> list[str]:
+        return ["a", *["0"] * (28 if index % 4 == 0 else 9 + index % 7)]
+
+    def fill(lookahead: int) -> float:
+        mixed = mixture(Stream("a", read, 200, 1.0), budget=64, lookahead=lookahead)
+        packs = list(islice(mixed, 200))
+        waited = Counter(o for p in packs for o in p.origins)
+        assert set(waited.values()) == {1}
+        assert len(mixed._lanes[0].held) == lookahead + 1 and all(p.tokens <= 64 for p in packs)
+        epochs = [int(p.origins[0].split("/")[2]) for p in packs]
+        assert epochs == sorted(epochs)  # what waited longest begins the next pack
+        return sum(p.tokens for p in packs) / (64 * 200)
+
+    without, some, many = fill(0), fill(4), fill(16)
+    assert without < 0.86 < some < 0.92 < many
+
+
+def test_weights_may_move_and_still_be_the_same_for_every_rank() -> None:
+    def moving(draw: int) -> list[float]:
+        return [1.0, 0.0] if draw < 30 else [0.0, 1.0]
+
+    def fresh() -> Mixture:
+        return mixture(stream("a", 7), stream("b", 9), lanes=2, weights=moving)
+
+    packs = list(islice(fresh(), 12))
+    found = places(packs)
+    assert sum(n for origin, n in found.items() if origin.startswith("a")) == 30
+    halves = []
+    for rank in range(2):
+        mixed = fresh()
+        mixed.place = rank, 2
+        halves.append(list(islice(mixed, 6)))
+    assert [p.origins for both in zip(*halves, strict=True) for p in both] == [p.origins for p in packs]
+
+
+def test_what_a_stream_cannot_give_is_a_reject_in_its_pack() -> None:
+    def read(index: int, generator: torch.Generator) -> Any:
+        if index == 0:
+            return Reject("image-missing", "no file", "id-0")
+        if index == 1:
+            raise InvalidRecord("image-damaged", "cut short")
+        return ["a", *["0"] * (100 if index == 2 else 4), *(["x"] if index == 3 else [])]
+
+    def segments(words: Any, draw: bool = False) -> list[Segment]:
+        if "x" in words:
+            raise ValueError("the prompt is odd.")
+        return to_segments(words, draw)
+
+    mixed = Mixture([Stream("a", read, 8, 1.0, label=lambda i: f"id-{i}")], segments, budget=40)
+    packs = list(islice(mixed, 8))
+    rejects = [reject for p in packs for reject in p.rejects]
+    assert {(r.code, r.id.split("/")[-2] if "/" in r.id else r.id) for r in rejects} == {
+        ("image-missing", "id-0"), ("image-damaged", "id-1"), ("too-long", "id-2"), ("no-segments", "id-3"),
+    }  # fmt: skip
+    assert mixed.rejected == Counter(a=len(rejects)) and {o.split("/")[1] for o in places(packs)} == {
+        "id-4", "id-5", "id-6", "id-7",
+    }  # fmt: skip
+    taken = packs[-1].state["taken"][0]
+    assert taken == len(rejects) + sum(len(p.samples) for p in packs) + 1  # one is held
+
+
+def test_ranks_and_workers_that_cannot_share_evenly_are_refused_with_the_mend() -> None:
+    mixed = mixture(stream("one", 5), lanes=2)
+    mixed.check_lanes(0), mixed.check_lanes(2)
+    with pytest.raises(ValueError, match=r"lanes=2, which 1 rank\(s\) with 4 loader.*multiple of 4"):
+        mixed.check_lanes(4)
+    mixed.place = 1, 3
+    with pytest.raises(ValueError, match=r"3 rank\(s\) with 1 loader.*set lanes to a multiple of 3"):
+        mixed.next_pack(), next(iter(mixed))
+
+
+def test_two_streams_of_one_name_no_lane_and_another_number_of_them_are_refused() -> None:
+    with pytest.raises(ValueError, match="two streams called 'a'"):
+        mixture(stream("a", 1), stream("a", 2))
+    with pytest.raises(ValueError, match="lanes=0, lookahead=0, expected at least 1 and 0"):
+        mixture(stream("a", 1), lanes=0)
+    for other in (mixture(stream("a", 3), lanes=2), mixture(stream("a", 4))):
+        with pytest.raises(ValueError, match=r"saved mixture has lanes=1 and streams of \[3\] samples"):
+            other.load_state_dict(mixture(stream("a", 3)).state_dict())
+
+
+def test_a_fingerprint_names_what_differs() -> None:
+    one = mixture(*STREAMS).fingerprint()
+    assert one == mixture(*STREAMS).fingerprint()
+    for other, name in [
+        (mixture(*STREAMS, seed=1), "budget, seed, lanes and lookahead"),
+        (mixture(STREAMS[0], stream("b", 9, digest="x")), "stream 'b'"),
+        (mixture(stream("a", 8, 2.0), STREAMS[1]), "stream 'a'"),
+    ]:
+        found = other.fingerprint()
+        assert name in [key for key in one if one[key] != found[key]]

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One sample in training: conditions left out by chance, its length in tokens, its generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from monai_unimedvl.sequence import Canvas, Segment, Text, View
+
+
+class Dropout(NamedTuple):
+    """Chances that a condition is left out in training, so that guidance has its branches.
+
+    A user's text, and the images as views or clean canvases; what has a loss is never dropped.
+    """
+
+    text: float = 0.0
+    view: float = 0.0
+    canvas: float = 0.0
+
+
+def drop_conditions(
+    segments: Sequence[Segment], dropout: Dropout, generator: torch.Generator
+) -> list[Segment]:
+    """The segments with conditions marked as dropped by chance; a kind is dropped as a whole."""
+    text, view, canvas = (torch.rand(3, generator=generator) < torch.tensor(dropout)).tolist()
+    dropped: list[Segment] = []
+    for segment in segments:
+        if isinstance(segment, Text) and text and not segment.loss:
+            segment = replace(segment, dropped=True)
+        elif isinstance(segment, View) and view:
+            segment = replace(segment, dropped=True)
+        elif isinstance(segment, Canvas) and canvas and not segment.noisy:
+            segment = replace(segment, dropped=True)
+        dropped.append(segment)
+    return dropped
+
+
+def count_tokens(segments: Sequence[Segment]) -> int:
+    """Tokens of a sample, marks included."""
+    return sum(
+        len(s.ids) + 2 if isinstance(s, Text) else s.grid[0] * s.grid[1] + 2
+        for s in segments
+        if not s.dropped
+    )
+
+
+def generator_of(seed: int, stream: int, index: int, epoch: int) -> torch.Generator:
+    """A generator of its own for every (seed, stream, index, epoch)."""
+    mixed = seed
+    for part in (stream + 1, index + 1, epoch + 1):  # splitmix-like: neighbours must not look alike
+        mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) & (2**63 - 1)
+        mixed ^= mixed >> 29
+    return torch.Generator().manual_seed(mixed)

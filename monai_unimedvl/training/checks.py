@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong from the start is said at the start: a tokenizer of other weights, ranks with other data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.distributed as dist
+
+from monai_unimedvl.networks.unimedvl import UniMedVL
+from monai_unimedvl.sequence import Marks
+
+
+def check_tokenizer(tokenizer: Any, network: UniMedVL, marks: Marks | None = None) -> None:
+    """That the ids of a tokenizer have rows in the network's embedding, and its marks are those trained with.
+
+    Args:
+        tokenizer: has `marks` and a length; of anything else nothing is known, and nothing is checked.
+        marks: that the training step uses; None does not compare them.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    found = getattr(tokenizer, "marks", None)
+    if found is None or not hasattr(tokenizer, "__len__"):
+        return
+    rows = network.decoder.embed.weight.shape[0]
+    if not len(tokenizer) <= rows < 2 * len(tokenizer):
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} ids and the weights have rows for {rows}, expected as many "
+            "or a few more: load both from the same folder."
+        )
+    if marks is not None and tuple(found) != tuple(marks):
+        raise ValueError(
+            f"The tokenizer's marks are {tuple(found)}, the training step uses {tuple(marks)}, expected the "
+            "same: give the step the marks of the tokenizer that makes the packs."
+        )
+
+
+def check_ranks(parts: Mapping[str, str]) -> None:
+    """That all ranks have the same value under each name; every rank must call it.
+
+    Args:
+        parts: such as `Mixture.fingerprint()`.
+
+    Raises:
+        ValueError: on each rank, naming the first part that differs and the ranks.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, dict(parts))
+    for name in dict.fromkeys(key for found in every for key in found):
+        values = [found.get(name, "absent") for found in every]
+        other = [str(rank) for rank, value in enumerate(values) if value != values[0]]
+        if other:
+            raise ValueError(
+                f"Rank {', '.join(other)} differs from rank 0 in {name} ({values[int(other[0])]} there, "
+                f"{values[0]} on rank 0), expected the same everywhere: copy the same shards and "
+                "configuration to every machine."
+            )
