@@ -57,6 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _verb(name: str) -> Callable[[argparse.Namespace], Result]:
     """The function behind a verb; its imports are paid now."""
+    if name == "send":
+        from monai_unimedvl.cli.send import send
+
+        return send
     if name == "demo":
         from monai_unimedvl.cli.demo import demo
 
@@ -169,4 +173,9 @@ def parser() -> argparse.ArgumentParser:
 
     mark = o.add(verbs, "provenance", "read and check the mark of a generated file", "t2.png", model=False)
     mark.add_argument("files", nargs="+", metavar="FILE", help="a PNG or NIfTI that this program wrote")
+
+    send = o.add(
+        verbs, "send", "send DICOM results to an archive", "out/ --to dicom://ARCHIVE@pacs:104", model=False
+    )
+    o.sending(send)
     return top

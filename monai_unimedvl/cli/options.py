@@ -119,6 +119,32 @@ def listing(verb: argparse.ArgumentParser, columns: str = "input, prompt, seed a
     )
 
 
+def sending(verb: argparse.ArgumentParser) -> None:
+    """Where to, and by which queue."""
+    verb.add_argument("files", nargs="*", metavar="FILE", help="DICOM files or folders of them")
+    verb.add_argument(
+        "--to",
+        metavar="ARCHIVE",
+        help="dicom://TITLE@host:104 or dicom+tls://... (C-STORE), https://host/dicom-web (STOW-RS)",
+    )
+    verb.add_argument(
+        "--queue", metavar="FOLDER", default="outbox", help="what waits lies here (default: %(default)s)"
+    )
+    verb.add_argument("--calling", metavar="TITLE", help="our own entity title (default: UNIMEDVL)")
+    verb.add_argument("--tries", type=whole(1), default=1, help="rounds now, with pauses (default: 1)")
+    verb.add_argument("--watch", action="store_true", help="try until nothing waits")
+    verb.add_argument("--again", action="store_true", help="try what was refused once more")
+    verb.add_argument("--list", action="store_true", help="only say what is in the queue")
+    verb.add_argument("--ca", metavar="FILE", help="PEM: who signed the archive's certificate")
+    verb.add_argument("--certificate", metavar="FILE", help="PEM: our own certificate and its key")
+    verb.add_argument("--token-file", metavar="FILE", help="a bearer token of a DICOMweb service")
+    verb.epilog = (
+        f"{verb.epilog}\n\nWithout FILE what waits in the queue is tried again. Nothing leaves the queue"
+        " before the archive has\nsaid that it keeps it, so a stop at any moment loses nothing. Exit code 1:"
+        " some wait or were refused.\nUser and password of a DICOMweb service belong into ~/.netrc."
+    )
+
+
 def whole(least: int) -> Callable[[str], int]:
     """A converter for argparse: a whole number from `least`."""
 

@@ -8,9 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.utils import optional_import
-
-from monai_unimedvl.delivery.destination import Destination, Trust, Verdict, hushed
+from monai_unimedvl.delivery.destination import Destination, Trust, Verdict, hushed, package
 
 AT_ONCE = 100  # instances in one association; it may propose 128 contexts
 CONNECT, ANSWER = 10, 60  # seconds
@@ -38,10 +36,7 @@ def _associate(to: Destination, paths: Sequence[Path], trust: Trust) -> Iterator
     import pydicom
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-    pynetdicom, there = optional_import("pynetdicom")
-    if not there:
-        raise ValueError("C-STORE needs pynetdicom: pip install 'monai-unimedvl[delivery]'.")
-    entity = pynetdicom.AE(ae_title=to.calling)
+    entity = package("pynetdicom").AE(ae_title=to.calling)
     entity.connection_timeout = entity.acse_timeout = CONNECT
     entity.dimse_timeout = entity.network_timeout = ANSWER
     wanted: dict[tuple[str, str], None] = {}

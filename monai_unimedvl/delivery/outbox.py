@@ -20,9 +20,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from monai.utils import optional_import
-
-from monai_unimedvl.delivery.destination import Destination, Trust, Verdict, destination, hushed
+from monai_unimedvl.delivery.destination import Destination, Trust, Verdict, destination, hushed, package
 
 FIRST, LONGEST = 5.0, 3600.0  # seconds until the second try; at most, between tries
 log = logging.getLogger(__name__)
@@ -134,9 +132,7 @@ class Outbox:
         Raises:
             ValueError: another process is sending from this queue.
         """
-        filelock, there = optional_import("filelock")
-        if not there:
-            raise ValueError("the queue needs filelock: pip install 'monai-unimedvl[delivery]'.")
+        filelock = package("filelock")
         lock = filelock.FileLock(self.folder / "lock", timeout=0)
         try:
             lock.acquire()

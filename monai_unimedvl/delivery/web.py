@@ -10,9 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.utils import optional_import
-
-from monai_unimedvl.delivery.destination import Destination, Trust, Verdict, hushed
+from monai_unimedvl.delivery.destination import Destination, Trust, Verdict, hushed, package
 
 AT_ONCE, BYTES = 50, 32_000_000  # of one request, at most; a larger file goes alone
 ANSWER = 60  # seconds
@@ -25,11 +23,8 @@ def stow(to: Destination, paths: Sequence[Path], trust: Trust | None = None) -> 
     Raises:
         ValueError: a token or certificate that cannot be read.
     """
-    dicomweb, there = optional_import("dicomweb_client")
-    if not there:
-        raise ValueError("STOW-RS needs dicomweb-client: pip install 'monai-unimedvl[delivery]'.")
     session = _session(trust or Trust())
-    client = dicomweb.DICOMwebClient(to.url, session=session, timeout=ANSWER)
+    client = package("dicomweb_client").DICOMwebClient(to.url, session=session, timeout=ANSWER)
     client.set_http_retry_params(retry=False)  # the queue does that, and remembers
     for group in _groups(paths):
         with hushed():
