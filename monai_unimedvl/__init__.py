@@ -15,6 +15,7 @@ _ROOMS = {
     "TextInferer": "inferers",
     "ImageInferer": "inferers",
     "InterleavedInferer": "inferers",
+    "VolumeInferer": "inferers",
     "evaluate": "evaluation.benchmarks",
     "AtlasDataset": "data.atlas",
     "Record": "data.record",

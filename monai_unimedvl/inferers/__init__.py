@@ -4,16 +4,24 @@
 from monai_unimedvl.inferers.context import Branches, Context, segments_for
 from monai_unimedvl.inferers.drawing import ImageInferer, InterleavedInferer
 from monai_unimedvl.inferers.inferers import Answer, TextInferer
+from monai_unimedvl.inferers.outputs import Colour, Grey, Labels
 from monai_unimedvl.inferers.sampling import Sampling, Word, flow_steps, words
+from monai_unimedvl.inferers.volume import PlacedAnswer, Tiles, VolumeInferer
 
 __all__ = [
     "Answer",
     "Branches",
+    "Colour",
     "Context",
+    "Grey",
     "ImageInferer",
     "InterleavedInferer",
+    "Labels",
+    "PlacedAnswer",
     "Sampling",
     "TextInferer",
+    "Tiles",
+    "VolumeInferer",
     "Word",
     "flow_steps",
     "segments_for",

@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a volume, or a run of frames, to pictures that know where they came from.
 
-Pictures are shown as radiologists see them: the patient's right is at image left in axial and coronal
-pictures; up is anterior in axial and superior in coronal and sagittal ones; anterior is at image left in
-sagittal ones. Slices run in the patient's +R, +A, +S direction (sagittal left to right, coronal back to
-front, axial bottom to top). Nothing is resampled: an oblique volume is cut along its own axis nearest to the
-plane.
+Which slices, how thick, and in which plane; how they are turned stands in `slices.py`, the way back in
+`restack.py`.
 Volumes are (C, X, Y, Z) with an affine to RAS mm, as MONAI's readers give them; a tensor without
 affine is taken to lie in RAS. Frames are (C, H, W, T) with `meta["kind"] == "frames"`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import nibabel
 import numpy as np
 import torch
 from monai.config import NdarrayOrTensor
@@ -25,30 +21,28 @@ from monai.utils import TransformBackends
 from torch import Tensor
 
 from monai_unimedvl.transforms.image import PerKey, check_picture
+from monai_unimedvl.transforms.slices import (
+    PLANES,
+    PROJECTIONS,
+    Slices,
+    Volume,
+    check_plane,
+    nearest_plane,
+    picture,
+    place_in_words,
+    to_display,
+)
 
-# plane -> where rows, columns and slices lead in the patient: Right, Left, Anterior, Posterior, Superior, ...
-PLANES = {"sagittal": "IPR", "coronal": "ILA", "axial": "PLS"}
-POLICIES = ("uniform", "center", "all")
+__all__ = [
+    "PLANES", "POLICIES", "SelectFrames", "SelectFramesD", "SelectFramesDict", "SelectFramesd",
+    "SelectSlices", "SelectSlicesD", "SelectSlicesDict", "SelectSlicesd", "nearest_plane", "picked",
+    "picture", "place_in_words", "placed_prompt", "to_display",
+]  # fmt: skip
 
-
-def nearest_plane(normal: np.ndarray) -> str:
-    """The plane whose normal is nearest to `normal` (3,) in RAS."""
-    return tuple(PLANES)[int(np.abs(normal).argmax())]
-
-
-def to_display(volume: Tensor, affine: np.ndarray, plane: str) -> tuple[Tensor, np.ndarray]:
-    """(C, X, Y, Z), affine (4, 4) -> (C, H, W, D) as displayed, and the affine of (row, column, slice)."""
-    here = nibabel.orientations.io_orientation(affine)
-    there = nibabel.orientations.axcodes2ornt(tuple(PLANES[plane]))
-    turn = nibabel.orientations.ornt_transform(here, there)  # per input axis: output axis, flip
-    order = np.argsort(turn[:, 0]).astype(int)
-    flips = [1 + int(axis) for axis in range(3) if turn[axis, 1] < 0]
-    shown = (volume.flip(flips) if flips else volume).permute(0, *(1 + int(axis) for axis in order))
-    back = nibabel.orientations.inv_ornt_aff(turn, tuple(volume.shape[1:]))
-    return shown, affine @ back
+POLICIES = ("uniform", "center", "content", "mm", "all")
 
 
-def picked(count: int, policy: str, available: int, shape: tuple[int, ...], name: str) -> list[int]:
+def picked(count: int, policy: str, available: int, shape: Sequence[int], name: str) -> list[int]:
     """Which of `available` slices a policy takes, in order.
 
     uniform: the middle one of each of `count` equal parts; center: `count` neighbours around the middle; all.
@@ -60,7 +54,7 @@ def picked(count: int, policy: str, available: int, shape: tuple[int, ...], name
         return list(range(available))
     if count > available:
         raise ValueError(
-            f"{name}(count={count}) needs {count} slices, got {available} in shape {shape}: "
+            f"{name}(count={count}) needs {count} slices, got {available} in shape {tuple(shape)}: "
             'lower count or use policy="all".'
         )
     if policy == "center":
@@ -69,52 +63,59 @@ def picked(count: int, policy: str, available: int, shape: tuple[int, ...], name
     return [(2 * i + 1) * available // (2 * count) for i in range(count)]
 
 
-def picture(
-    values: Tensor, of: MetaTensor, affine: np.ndarray | None, plane: str | None, index: int, available: int
-) -> MetaTensor:
-    """One slice or frame (C, H, W) with `meta["source"]`, which no later step changes.
+def placed_prompt(pictures: Sequence[MetaTensor], *words: str) -> list[str | Tensor]:
+    """A prompt that says before each picture where it lies in mm, then the words.
 
-    source: file, shape as read, kind, plane, index and count along it, size (H, W), spacing in mm (row,
-    column, slice), position of the middle in RAS mm, affine (4, 4) from (row, column, 0) to RAS mm. None
-    where unknown.
+    Args:
+        pictures: (3, H, W) with `meta["source"]`.
     """
-    height, width = values.shape[1:]
-    source: dict[str, Any] = {
-        "file": of.meta.get("file"), "shape": list(of.shape), "kind": of.meta.get("kind"), "plane": plane,
-        "index": index, "count": available, "size": [height, width],
-        "spacing": None, "position": None, "affine": None,
-    }  # fmt: skip
-    if affine is not None:
-        middle = affine @ [(height - 1) / 2, (width - 1) / 2, 0, 1]
-        source["spacing"] = np.linalg.norm(affine[:3, :3], axis=0).round(6).tolist()
-        source["position"] = middle[:3].round(4).tolist()
-        source["affine"] = affine.tolist()
-    meta = {key: of.meta[key] for key in ("file", "filename_or_obj", "modality", "unit") if key in of.meta}
-    place = torch.eye(4, dtype=torch.float64) if affine is None else torch.from_numpy(affine)
-    return MetaTensor(values.contiguous(), affine=place, meta={**meta, "kind": "image", "source": source})
+    prompt: list[str | Tensor] = []
+    for one in pictures:
+        prompt += [f"{place_in_words(one.meta['source'])}:", one]
+    return [*prompt, *words]
 
 
 class SelectSlices(Transform):
     """Slices of a volume, or frames of a run, as a list of pictures; a single picture becomes a list of one.
 
     Args:
-        count: how many; unused with policy "all".
-        policy: "uniform" over the length, "center" = neighbours around the middle, or "all".
+        count: how many; unused with policies "all" and "mm".
+        policy: "uniform" over the length, "center" = neighbours around the middle, "content" = uniform over
+            the slices that show something, "mm" = one `every` so many mm, or "all".
         plane: "axial", "coronal" or "sagittal"; unused for frames and pictures.
+        every: mm from slice to slice, for policy "mm".
+        slab: thickness in mm of which each picture is the projection; 0 for single slices.
+        project: "mean", "max" (MIP) or "min" of a slab.
+
+    Raises:
+        ValueError: a setting that is not known, `every` without policy "mm" or the other way round.
     """
 
     backend: ClassVar = [TransformBackends.TORCH]
 
-    def __init__(self, count: int = 8, policy: str = "uniform", plane: str = "axial") -> None:
+    def __init__(
+        self, count: int = 8, policy: str = "uniform", plane: str = "axial", every: float | None = None,
+        slab: float = 0.0, project: str = "mean",
+    ) -> None:  # fmt: skip
         if policy not in POLICIES:
             raise ValueError(f"policy {policy!r} is not known: use one of {', '.join(POLICIES)}.")
-        if plane not in PLANES:
-            raise ValueError(f"plane {plane!r} is not known: use one of {', '.join(PLANES)}.")
+        check_plane(plane)
         if count < 1:
             raise ValueError(
                 f"SelectSlices got count={count}, expected 1 or more: name how many slices you want."
             )
+        if (policy == "mm") != (every is not None) or every is not None and not every > 0:
+            raise ValueError(
+                f'SelectSlices got policy="{policy}" with every={every}, but every (mm above 0) and '
+                'policy="mm" belong together: give both or none.'
+            )
+        if not slab >= 0 or project not in PROJECTIONS:
+            raise ValueError(
+                f"SelectSlices got slab={slab}, project={project!r}, expected mm of 0 or more and one of "
+                f"{', '.join(PROJECTIONS)}: change it."
+            )
         self.count, self.policy, self.plane = count, policy, plane
+        self.every, self.slab, self.project = every, slab, project
 
     def __call__(self, image: NdarrayOrTensor) -> list[MetaTensor]:
         """(1, X, Y, Z), (C, H, W, T) frames or (C, H, W) -> list of (C, H, W), each with `meta["source"]`."""
@@ -125,7 +126,7 @@ class SelectSlices(Transform):
                 return [x]
             affine = x.affine.numpy().astype(float) if x.meta.get("placed") else None
             plane = None if affine is None else nearest_plane(affine[:3, 2])
-            return [picture(x.as_subclass(Tensor), x, affine, plane, 0, 1)]
+            return [picture(x.as_subclass(Tensor), x.meta, x.shape, affine, plane, 0, 1)]
         if x.ndim != 4:
             raise ValueError(
                 f"SelectSlices got shape {tuple(x.shape)}, expected a volume (1, X, Y, Z), frames (C, H, "
@@ -136,29 +137,73 @@ class SelectSlices(Transform):
             return self._frames(x)
         return self._slices(x, x.affine.numpy().astype(float) if known else np.eye(4))
 
+    def indexes(
+        self, available: int, gap: float, occupied: Callable[[], Sequence[int]], shape: Sequence[int] = ()
+    ) -> list[int]:
+        """Which of `available` slices, `gap` mm apart, are taken, in order.
+
+        Args:
+            occupied: gives the slices that show something; asked only by policy "content".
+
+        Raises:
+            ValueError: more slices are wanted than there are, or a finer distance than theirs.
+        """
+        name = type(self).__name__
+        if self.policy == "mm":
+            assert self.every is not None
+            if self.every < gap * (1 - 1e-6):
+                raise ValueError(
+                    f"{name}(every={self.every}) is finer than the slices, which lie {gap:g} mm apart: raise "
+                    'every or use policy="all".'
+                )
+            reach = int((available - 1) / 2 * gap / self.every + 1e-6)
+            middle = (available - 1) / 2
+            return [round(middle + k * self.every / gap) for k in range(-reach, reach + 1)]
+        if self.policy == "content":
+            found = list(occupied())
+            if not found:
+                raise ValueError(
+                    f'{name}(policy="content") found no slice that shows anything in shape {tuple(shape)}: '
+                    'use policy="uniform".'
+                )
+            return [found[i] for i in picked(self.count, "uniform", len(found), shape, name)]
+        return picked(self.count, self.policy, available, shape, name)
+
     def _frames(self, frames: MetaTensor) -> list[MetaTensor]:
+        if self.policy in ("mm", "content") or self.slab:
+            raise ValueError(
+                f'{type(self).__name__} got frames of shape {tuple(frames.shape)}, but policy "{self.policy}"'
+                f" and slab={self.slab:g} are for volumes: use uniform, center or all, without a slab."
+            )
         available = frames.shape[3]
         affine = frames.affine.numpy().astype(float) if frames.meta.get("placed") else None
         values = frames.as_subclass(Tensor)
-        indices = picked(self.count, self.policy, available, tuple(frames.shape), type(self).__name__)
-        return [picture(values[..., i], frames, affine, None, i, available) for i in indices]
+        indices = picked(self.count, self.policy, available, frames.shape, type(self).__name__)
+        return [
+            picture(values[..., i], frames.meta, frames.shape, affine, None, i, available) for i in indices
+        ]
 
     def _slices(self, volume: MetaTensor, affine: np.ndarray) -> list[MetaTensor]:
         plane = self.plane
         if 1 in volume.shape[1:]:  # one slice thick: there is one way to look at it
             thin = volume.shape[1:].index(1)
             plane = nearest_plane(affine[:3, thin])
-        shown, place = to_display(volume.as_subclass(Tensor), affine, plane)  # (C, H, W, D)
-        available, count = shown.shape[3], self.count
-        if 1 in volume.shape[1:] and available == 1:
-            count = 1
-        pictures = []
-        for index in picked(count, self.policy, available, tuple(volume.shape), type(self).__name__):
-            here = place.copy()
-            here[:3, 3] += index * place[:3, 2]
-            check_picture(shown[..., index], f"{plane} slice of shape {tuple(volume.shape)}")
-            pictures.append(picture(shown[..., index], volume, here, plane, index, available))
-        return pictures
+        slices = Slices(Volume(volume.as_subclass(Tensor), affine, meta=volume.meta), plane)
+        return self.of(slices)
+
+    def of(self, slices: Slices) -> list[MetaTensor]:
+        """The chosen ones of `slices`, (1, H, W) each."""
+        shape = slices.volume.shape
+        if len(slices) == 1:
+            indexes = [0]
+        else:
+            indexes = self.indexes(len(slices), slices.gap, slices.occupied, shape)
+        found = []
+        for index in indexes:
+            one = slices.slab(index, self.slab, self.project)
+            check_picture(one.as_subclass(Tensor), f"{slices.plane} slice of shape {tuple(shape)}")
+            found.append(one)
+        return found
 
 
 class SelectFrames(SelectSlices):

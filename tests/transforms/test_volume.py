@@ -17,6 +17,8 @@ from monai_unimedvl.transforms.volume import (
     SelectSlicesd,
     nearest_plane,
     picked,
+    place_in_words,
+    placed_prompt,
     to_display,
 )
 
@@ -99,6 +101,44 @@ def test_policies_take_what_they_say() -> None:
     assert picked(3, "center", 20, (), "") == [8, 9, 10]
 
 
+def test_slices_lie_every_so_many_mm_around_the_middle() -> None:
+    volume = patient((0, 1, 2), (False, False, False), (10, 12, 21))  # 3 mm apart
+    places = [p.meta["source"]["position"][2] for p in SelectSlices(policy="mm", every=12.0)(volume)]
+    assert places == [-34.0, -22.0, -10.0, 2.0, 14.0]
+    with pytest.raises(ValueError, match="every=2.0.* is finer than the slices, which lie 3 mm apart"):
+        SelectSlices(policy="mm", every=2.0)(volume)
+
+
+def test_slices_without_content_are_passed_over() -> None:
+    values = torch.zeros(1, 16, 16, 30)
+    values[:, 4:12, 4:12, 10:20] = 100
+    volume = MetaTensor(values, affine=torch.eye(4))
+    found = [p.meta["source"]["index"] for p in SelectSlices(count=5, policy="content")(volume)]
+    assert found == [11, 13, 15, 17, 19]
+    with pytest.raises(ValueError, match="found no slice that shows anything in shape"):
+        SelectSlices(count=5, policy="content")(MetaTensor(torch.zeros(1, 16, 16, 30)))
+
+
+@pytest.mark.parametrize("project, expected", [("mean", 15.0), ("max", 16.0), ("min", 14.0)])
+def test_a_slab_is_projected_over_its_thickness(project: str, expected: float) -> None:
+    values = torch.arange(32.0).expand(1, 9, 10, 32)
+    volume = MetaTensor(values, affine=torch.diag(torch.tensor([1.0, 1, -3, 1])))  # stored top to bottom
+    (one,) = SelectSlices(count=1, slab=6.5, project=project)(volume)
+    assert one.meta["source"]["slab"] == [15, 17] and one.meta["source"]["index"] == 16
+    assert_close(one.as_subclass(torch.Tensor), torch.full((1, 10, 9), expected))
+    assert place_in_words(one.meta["source"]) == "Axial slab, S -45.0 mm"
+
+
+def test_a_prompt_says_where_its_pictures_lie() -> None:
+    volume = patient((0, 1, 2), (False, False, False), (10, 12, 20))
+    pictures = SelectSlices(count=2, plane="coronal")(volume)
+    prompt = placed_prompt(pictures, "What is seen?")
+    assert [part for part in prompt if isinstance(part, str)] == [
+        "Coronal slice, A -34.0 mm:", "Coronal slice, A -22.0 mm:", "What is seen?",
+    ]  # fmt: skip
+    assert prompt[1] is pictures[0] and prompt[3] is pictures[1]
+
+
 def test_too_many_slices_are_refused_with_the_mend() -> None:
     message = (
         r"SelectSlices\(count=32\) needs 32 slices, got 20 in shape \(1, 512, 512, 20\): "
@@ -111,9 +151,16 @@ def test_too_many_slices_are_refused_with_the_mend() -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"policy": "best"}, "policy 'best' is not known: use one of uniform, center, all"),
+        ({"policy": "best"}, "policy 'best' is not known: use one of uniform, center, content, mm, all"),
         ({"plane": "oblique"}, "plane 'oblique' is not known: use one of sagittal, coronal, axial"),
         ({"count": 0}, "count=0, expected 1 or more"),
+        ({"every": 5.0}, 'policy="uniform" with every=5.0, but every .* belong together'),
+        ({"policy": "mm"}, 'policy="mm" with every=None'),
+        ({"slab": -1.0}, "slab=-1.0, project='mean', expected mm of 0 or more"),
+        (
+            {"slab": 5.0, "project": "sum"},
+            "project='sum', expected mm of 0 or more and one of mean, max, min",
+        ),
     ],
 )
 def test_wrong_settings_are_refused(arguments: dict, message: str) -> None:

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A volume in; a report, answers, or a volume out, in the space of the source.
+
+Slices are cut, drawn and put back a batch at a time, and what is large lies in files, so memory does not grow
+with the number of slices.
+  C channels or points in time   X, Y, Z voxels   h, w drawn rows and columns
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor, decollate_batch
+from monai.inferers import Inferer, SlidingWindowInferer
+from torch import Tensor
+
+from monai_unimedvl.inferers.drawing import ImageInferer
+from monai_unimedvl.inferers.inferers import Answer, TextInferer, shown
+from monai_unimedvl.inferers.outputs import Grey, Output
+from monai_unimedvl.networks.unimedvl import UniMedVL
+from monai_unimedvl.sequence import Prompt
+from monai_unimedvl.transforms import Recipe
+from monai_unimedvl.transforms import recipe as recipe_for
+from monai_unimedvl.transforms.image import ToRGB, resize
+from monai_unimedvl.transforms.lazy import Prepared, prepare
+from monai_unimedvl.transforms.restack import Restack, empty_volume, squared_grid
+from monai_unimedvl.transforms.slices import check_plane, place_in_words
+from monai_unimedvl.transforms.volume import SelectSlices, placed_prompt
+
+FLAT = 0.02  # of [0, 1]: a picture with less between its darkest and brightest pixel shows nothing
+PER = ("slice", "whole")
+
+
+@dataclass(frozen=True)
+class PlacedAnswer:
+    """What was said, and about which slices.
+
+    Args:
+        answer: the words with their log-probabilities.
+        sources: `meta["source"]` of each picture that was shown.
+    """
+
+    answer: Answer
+    sources: tuple[dict[str, Any], ...]
+
+    def __str__(self) -> str:
+        if len(self.sources) != 1:
+            return self.answer.text
+        return f"{place_in_words(self.sources[0])}: {self.answer.text}"
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Windows over pictures that are larger than the model's grid, joined by MONAI's SlidingWindowInferer.
+
+    Args:
+        size: (h, w) of a window in pixels of the picture.
+        overlap: of neighbouring windows, in [0, 1).
+    """
+
+    size: tuple[int, int]
+    overlap: float = 0.25
+
+
+class VolumeInferer(Inferer):
+    """Volume -> answers (with a `TextInferer`), or volume -> volume (with an `ImageInferer`).
+
+    Args:
+        inferer: what answers or draws.
+        recipe: how slices become pictures: a modality, or a `Recipe`; None for values in [0, 1].
+        instruction: the question or task, where the call names none.
+        select: which slices are read, for answers; by default eight with content. Drawing takes all.
+        per: answers for each "slice" (or slab), or one for the "whole".
+        planes: in which the volume is drawn; several are fused by mean or vote.
+        output: `Grey()`, `Colour()` or `Labels(legend)`.
+        square: the result has square pixels in the plane of the slices, as fine as their finer side, instead
+            of the source's grid: super-resolution of thick slices, seen from the side.
+        tiles: for pictures larger than the model's grid; None shows whole slices.
+        batch: slices at a time.
+        places: say before each picture where it lies in mm.
+        progress: show a bar.
+
+    Example::
+
+        tissue = VolumeInferer(ImageInferer(tokenizer, steps=4), recipe("mri", field=192.0, centre="middle"),
+                               output=Labels(LEGENDS["seg-tissue"]))
+        labels = tissue("scan.nii.gz", network, "Segment grey matter, white matter and CSF.")
+
+    Raises:
+        ValueError: a setting that is not known, or that does not go with the inferer.
+    """
+
+    def __init__(
+        self,
+        inferer: TextInferer | ImageInferer,
+        recipe: str | Recipe | None = None,
+        instruction: str | None = None,
+        *,
+        select: SelectSlices | None = None,
+        per: str = "slice",
+        planes: Sequence[str] | str = ("axial",),
+        output: Output | None = None,
+        square: bool = False,
+        tiles: Tiles | None = None,
+        batch: int = 8,
+        places: bool = False,
+        progress: bool = False,
+    ) -> None:
+        super().__init__()
+        planes = (planes,) if isinstance(planes, str) else tuple(planes)
+        if not planes or len(set(map(check_plane, planes))) < len(planes):
+            raise ValueError(f"VolumeInferer got planes={planes}, expected one to three of them, each once.")
+        if per not in PER:
+            raise ValueError(f"VolumeInferer got per={per!r}, expected one of {', '.join(PER)}: use one.")
+        if batch < 1:
+            raise ValueError(f"VolumeInferer got batch={batch}, expected 1 or more slices: raise it.")
+        if square and len(planes) > 1:
+            raise ValueError(
+                "VolumeInferer got square=True with several planes, which have no common grid: name one."
+            )
+        reads = isinstance(inferer, TextInferer)
+        if reads and (output is not None or tiles is not None or square or planes != ("axial",)):
+            raise ValueError(
+                "VolumeInferer got a TextInferer with settings of drawing (planes, output, square, tiles): "
+                "use select to choose what is read, or an ImageInferer."
+            )
+        if not reads and (select is not None or per != "slice"):
+            raise ValueError(
+                "VolumeInferer got an ImageInferer with select or per, which are for answers: every slice is "
+                "drawn; leave them out."
+            )
+        self.inferer, self.instruction = inferer, instruction
+        self.recipe = recipe_for(recipe) if isinstance(recipe, str) else recipe or _as_it_is()
+        self.select = select or SelectSlices(count=8, policy="content")
+        self.per, self.planes, self.output = per, planes, output or Grey()
+        self.square, self.tiles, self.batch = square, tiles, batch
+        self.places, self.progress = places, progress
+
+    @torch.no_grad()
+    def __call__(  # type: ignore[override]
+        self, inputs: Any, network: UniMedVL, instruction: str | None = None, out: np.ndarray | None = None,
+        *args: Any, **kwargs: Any,
+    ) -> MetaTensor | list[PlacedAnswer] | list[list[PlacedAnswer]]:  # fmt: skip
+        """The answers, or the volume (C, X, Y, Z) with the affine of the source.
+
+        Args:
+            inputs: path of a NIfTI (3-D or 4-D) or DICOM folder; a volume (1, X, Y, Z), or (C, X, Y, Z) whose
+                channels are taken one by one; or a batch (B, C, X, Y, Z) of MONAI's loaders.
+            instruction: the question or task.
+            out: (C, X, Y, Z) to be written in place, such as a `numpy.memmap`; None makes one.
+
+        Raises:
+            ValueError: no instruction; a volume that cannot be read; an `out` of another shape.
+        """
+        instruction = instruction or self.instruction
+        if not instruction or not instruction.strip():
+            raise ValueError("VolumeInferer got no instruction, expected a question or task: say what to do.")
+        if isinstance(inputs, Tensor) and inputs.ndim == 5:
+            made: Any = [self(one, network, instruction) for one in decollate_batch(inputs)]
+            return made if isinstance(self.inferer, TextInferer) else torch.stack(made)  # type: ignore
+        parts = prepare(self.recipe, inputs)
+        if isinstance(self.inferer, TextInferer):
+            return [answer for part in parts for answer in self._answers(part, network, instruction)]
+        return self._volume(parts, network, instruction, out)
+
+    def _answers(self, part: Prepared, network: UniMedVL, instruction: str) -> list[PlacedAnswer]:
+        pictures = [part.picture(one) for one in self.select.of(part.slices(self.select.plane))]
+        groups = [pictures] if self.per == "whole" else [[one] for one in pictures]
+        found: list[PlacedAnswer] = []
+        for some in shown(
+            _chunks(groups, self.batch), self.progress, -(-len(groups) // self.batch), "batches"
+        ):
+            answers = self.inferer([self._prompt(group, instruction) for group in some], network)
+            sources = [tuple(one.meta["source"] for one in group) for group in some]
+            found += [PlacedAnswer(*pair) for pair in zip(answers, sources, strict=True)]  # type: ignore
+        return found
+
+    def _volume(
+        self, parts: Sequence[Prepared], network: UniMedVL, instruction: str, out: np.ndarray | None
+    ) -> MetaTensor:
+        source, output = parts[0].volume, self.output
+        shape, affine = tuple(source.shape[1:]), source.affine
+        if self.square:
+            shape, affine = squared_grid(shape, affine, self.planes[0])
+        if len(parts) > 1 and output.channels > 1:
+            raise ValueError(
+                f"a series of {len(parts)} volumes came where colours are drawn, expected one volume: "
+                "choose one."
+            )
+        whole = (len(parts) * output.channels, *shape)
+        if out is None:
+            out = empty_volume(whole, output.dtype(parts[0]), output.fill(parts[0]))
+        elif out.shape != whole:
+            raise ValueError(f"out has shape {out.shape}, expected {whole}: make it anew.")
+        else:
+            out[...] = output.fill(parts[0])
+        for number, part in enumerate(parts):
+            mine = out[number * output.channels : (number + 1) * output.channels]
+            if len(self.planes) == 1:
+                self._plane(part, self.planes[0], network, instruction, affine, mine)
+            else:
+                self._fused(part, network, instruction, affine, mine)
+        result = MetaTensor(torch.from_numpy(out), affine=torch.from_numpy(affine.copy()))
+        result.meta |= {"kind": "volume", "synthetic": True, "instruction": instruction}
+        return result
+
+    def _fused(
+        self, part: Prepared, network: UniMedVL, instruction: str, affine: np.ndarray, out: np.ndarray
+    ) -> None:
+        """All planes added up, then one row of voxels after the other decided."""
+        sums = empty_volume((self.output.added, *out.shape[1:]), self.output.added_dtype)
+        for plane in self.planes:
+            self._plane(part, plane, network, instruction, affine, sums)
+        fill = self.output.fill(part)
+        limits = np.iinfo(out.dtype) if out.dtype.kind in "iu" else None
+        for z in range(out.shape[3]):
+            values = self.output.fused(sums[..., z], fill)
+            if limits is not None:
+                values = np.clip(np.rint(values), limits.min, limits.max)
+            out[..., z] = values
+
+    def _plane(
+        self, part: Prepared, plane: str, network: UniMedVL, instruction: str, affine: np.ndarray,
+        out: np.ndarray,
+    ) -> None:  # fmt: skip
+        """Every slice of one plane, drawn and written, or added, into `out`."""
+        slices, planes = part.slices(plane), len(self.planes)
+        back = Restack(out.shape[1:], affine, plane, values=out, mode=self.output.mode)
+        last = self.output.chosen if planes == 1 else None
+        batches = _chunks(range(len(slices)), self.batch)
+        for some in shown(batches, self.progress, -(-len(slices) // self.batch), f"{plane} batches"):
+            pictures = [one for one in (part.picture(slices[i]) for i in some) if not _flat(one)]
+            for drawn, picture in zip(self._drawn(pictures, network, instruction), pictures, strict=True):
+                back.put(self.output.seen(drawn, part, planes), picture, add=planes > 1, last=last)
+            part.volume.release()
+            back.release()
+
+    def _drawn(self, pictures: Sequence[MetaTensor], network: UniMedVL, instruction: str) -> Sequence[Tensor]:
+        """What is drawn from each picture (3, H, W): (3, h, w)."""
+        if not pictures:
+            return []
+        if self.tiles is None:
+            drawn: list[Tensor] = self.inferer(  # type: ignore[assignment]
+                [self._prompt([one], instruction) for one in pictures], network
+            )
+            return drawn
+        windows = SlidingWindowInferer(
+            self.tiles.size, sw_batch_size=self.batch, overlap=self.tiles.overlap, mode="gaussian"
+        )
+        size = self.tiles.size[1], self.tiles.size[0]
+
+        def draw(tiles: Tensor) -> Tensor:
+            """(n, 3, h, w) -> (n, 3, h, w)"""
+            images = self.inferer([[tile, instruction] for tile in tiles.as_subclass(Tensor)], network)
+            return torch.stack([resize(image.cpu(), size, (0.0, 1.0)) for image in images])  # type: ignore
+
+        return list(windows(torch.stack([one.as_subclass(Tensor) for one in pictures]), draw).clamp(0, 1))
+
+    def _prompt(self, pictures: Sequence[MetaTensor], instruction: str) -> Prompt:
+        return placed_prompt(pictures, instruction) if self.places else [*pictures, instruction]
+
+
+def _as_it_is() -> Recipe:
+    """Slices of a volume in [0, 1], as red, green and blue."""
+    return Recipe("as it is", {}, [SelectSlices(), ToRGB()])
+
+
+def _flat(picture: Tensor) -> bool:
+    plain = picture.as_subclass(Tensor)
+    return float(plain.max() - plain.min()) < FLAT
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
