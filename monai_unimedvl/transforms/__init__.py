@@ -72,6 +72,12 @@ class Recipe:
         return f"recipe({self.name!r}{settings})"
 
 
+def _unneeded(steps: list[Any]) -> list[str]:
+    """What MONAI need not import to find the steps: all of it where each is named with its module."""
+    named = all("." in str(step.get("_target_", "")) for step in steps if isinstance(step, dict))
+    return ["monai"] if named else ["monai_unimedvl"]
+
+
 def recipe(modality: str | os.PathLike[str], **overrides: Any) -> Recipe:
     """The preprocessing of a modality, or of a YAML file of your own, with settings changed by keyword.
 
@@ -108,7 +114,7 @@ def recipe(modality: str | os.PathLike[str], **overrides: Any) -> Recipe:
                 f"recipe {path.stem!r} has no setting {key!r}: use one of {', '.join(settings) or 'none'}."
             )
     settings.update(overrides)
-    parser = ConfigParser({**config, **settings})
+    parser = ConfigParser({**config, **settings}, excludes=_unneeded(config["steps"]))
     try:
         steps = parser.get_parsed_content("steps")
     except (RuntimeError, ImportError) as error:  # MONAI wraps what the constructors of steps raise

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps that move pixels: they cut, pad or resize a picture, and can be undone.
 
-Each takes (C, H, W), keeps the range of values, and a MetaTensor stays one: its affine follows its pixels, and
-what was done stands in `applied_operations`, so that MONAI's `Invertd` or `put_back` brings what was drawn on
-the model's grid back to the pixels of the source. All run lazily too (MONAI's `pending_operations`).
+Each takes (C, H, W), keeps the range of values, and a MetaTensor stays one: its affine follows its pixels,
+and what was done stands in `applied_operations`, so that MONAI's `Invertd` or `put_back` brings what was
+drawn on the model's grid back to the pixels of the source. All run lazily too (`pending_operations`).
   C channels   H rows   W columns   w, h target columns and rows (PIL's order)
 """
 
@@ -107,9 +107,9 @@ def rescaled(values: Tensor, size: tuple[int, int], nearest: bool = False) -> Te
 def _undone(image: Tensor, done: Mapping[str, Any], nearest: bool = False) -> Tensor:
     """`image` before the step that `applied_operations` tells of; its affine goes back too."""
     extra = dict(done[TraceKeys.EXTRA_INFO])
-    kind = {"box": Box, "scale": Scale}[extra.pop("geometry")]
-    nearest = nearest or extra.pop("mode") == "nearest"
-    plan = kind(**{key: extra[key] for key in kind.__dataclass_fields__})
+    kind, mode = extra.pop("geometry"), extra.pop("mode")
+    nearest = nearest or mode == "nearest"
+    plan: Plan = Box(**extra) if kind == "box" else Scale(**extra)
     height, width = (int(side) for side in done[TraceKeys.ORIG_SIZE])
     values = plan.undo(image.as_subclass(Tensor), (height, width), nearest)
     if not isinstance(image, MetaTensor):

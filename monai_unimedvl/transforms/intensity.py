@@ -158,6 +158,36 @@ def _on_screen(image: Tensor) -> bool:
     return image.dtype == torch.uint8 and image.ndim == 3
 
 
+class ShadesOfGrey(Transform):
+    """Take the colour cast of the lamp away, after Finlayson and Trezzi, Shades of Gray, CIC 2004.
+
+    The lamp's colour is the mean of order `power` of each channel; each is scaled so that the lamp is white.
+
+    Args:
+        power: 1 is the grey world, large ones near the brightest spot.
+        apply: False leaves pictures as they are.
+    """
+
+    backend: ClassVar = [TransformBackends.TORCH]
+
+    def __init__(self, power: float = 6, apply: bool = True) -> None:
+        if not power >= 1:
+            raise ValueError(f"ShadesOfGrey got power={power}, expected 1 or more: raise it.")
+        self.power, self.apply = power, apply
+
+    def __call__(self, image: NdarrayOrTensor) -> Tensor:
+        """(3, H, W) in [0, 1] -> the same; what is black or balanced already stays."""
+        x = as_picture(image)
+        if not self.apply or meta_of(x, "balanced"):
+            return x
+        check_picture(x, channels=(3,))
+        lamp = x.as_subclass(Tensor).double().pow(self.power).mean((1, 2)).pow(1 / self.power)  # (3,)
+        if not bool(lamp.min() > 0):
+            return x
+        gain = (lamp.pow(2).mean().sqrt() / lamp).to(torch.float32)
+        return like(x, (x.as_subclass(Tensor) * gain[:, None, None]).clamp(0, 1), balanced=True)
+
+
 class Windowsd(PerKey):
     """Dictionary form of `Windows`."""
 
@@ -176,6 +206,13 @@ class PercentileScaled(PerKey):
     array = PercentileScale
 
 
+class ShadesOfGreyd(PerKey):
+    """Dictionary form of `ShadesOfGrey`."""
+
+    array = ShadesOfGrey
+
+
 WindowsD = WindowsDict = Windowsd
+ShadesOfGreyD = ShadesOfGreyDict = ShadesOfGreyd
 ToUnitD = ToUnitDict = ToUnitd
 PercentileScaleD = PercentileScaleDict = PercentileScaled

@@ -28,16 +28,18 @@ from torch import Tensor
 
 from monai_unimedvl.transforms import dicom
 from monai_unimedvl.transforms.image import MAX_IMAGE_PIXELS, PerKey, check_picture, too_large
+from monai_unimedvl.transforms.video import VIDEOS, read_video
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 DICOM = (".dcm", ".dicom", ".ima")
 NIFTI = (".nii", ".nii.gz")
-KNOWN = "NIfTI (.nii, .nii.gz), DICOM (.dcm or a folder), PNG, JPEG, TIFF, BMP, GIF, WebP or .npy"
+KNOWN = "NIfTI (.nii, .nii.gz), DICOM (.dcm or a folder), PNG, JPEG, TIFF, BMP, GIF, WebP, video or .npy"
 MAX_VOXELS = 500_000_000  # 2 GB in float32
 
 
 def read(
-    source: Any, *, voi: bool = False, volume: int | None = None, nonfinite: float | None = None
+    source: Any, *, voi: bool = False, volume: int | None = None, nonfinite: float | None = None,
+    frames: int | None = None,
 ) -> MetaTensor:  # fmt: skip
     """An image of any kind, checked, with `meta["kind"]`, `meta["file"]` and, where known, its affine.
 
@@ -48,6 +50,7 @@ def read(
         voi: apply the VOI LUT or window that a DICOM file carries; the result is in [0, 1].
         volume: which one of a 4-D series (time, diffusion).
         nonfinite: the value that NaN and Inf are replaced by; None refuses them.
+        frames: of a video at most that many, evenly spread; None takes all.
 
     Raises:
         ValueError: one line with the file's name, what came, what was expected and what to do.
@@ -55,7 +58,7 @@ def read(
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         name = path.name or str(path)
-        image = _open(path, voi, volume)
+        image = _open(path, voi, volume, frames)
         image.meta["file"] = image.meta["filename_or_obj"] = str(path)
     else:
         name, image = "image", _from_array(source)
@@ -79,12 +82,17 @@ class Read(Transform):
 
     backend: ClassVar = [TransformBackends.TORCH]
 
-    def __init__(self, voi: bool = False, volume: int | None = None, nonfinite: float | None = None) -> None:
-        self.voi, self.volume, self.nonfinite = voi, volume, nonfinite
+    def __init__(
+        self, voi: bool = False, volume: int | None = None, nonfinite: float | None = None,
+        frames: int | None = None,
+    ) -> None:  # fmt: skip
+        self.voi, self.volume, self.nonfinite, self.frames = voi, volume, nonfinite, frames
 
     def __call__(self, source: Any) -> MetaTensor:
         """path, folder or array -> (C, H, W), (1, X, Y, Z) or (C, H, W, T)"""
-        return read(source, voi=self.voi, volume=self.volume, nonfinite=self.nonfinite)
+        return read(
+            source, voi=self.voi, volume=self.volume, nonfinite=self.nonfinite, frames=self.frames
+        )  # fmt: skip
 
 
 class Readd(PerKey):
@@ -107,28 +115,26 @@ def tensor_of(values: np.ndarray) -> Tensor:
 
 
 @contextmanager
-def _opening(path: Path, what: str) -> Iterator[None]:
+def opening(path: Path, what: str) -> Iterator[None]:
     """Turn whatever a reader raises into one line with the file's name."""
     try:
         yield
-    except ValueError as error:
-        message = str(error)
-        if path.name in message:
-            raise
-        raise _damaged(path, what, message) from error
     except Exception as error:  # readers raise many kinds for damaged files
+        if type(error) is ValueError and path.name in str(error):
+            raise  # one of ours
         raise _damaged(path, what, str(error) or type(error).__name__) from error
 
 
 def _damaged(path: Path, what: str, reason: str) -> ValueError:
-    first = (reason.strip().splitlines() or ["no reason given"])[0].rstrip(".")[:160]
+    first = (reason.strip().splitlines() or ["no reason given"])[0]
+    first = first.replace(str(path), path.name).rstrip(".")[:160]
     return ValueError(
         f"{path.name} cannot be read as {what} ({first}): it may be cut short or damaged; copy or export "
         "it again."
     )
 
 
-def _open(path: Path, voi: bool, volume: int | None) -> MetaTensor:
+def _open(path: Path, voi: bool, volume: int | None, frames: int | None = None) -> MetaTensor:
     if not path.exists():
         raise ValueError(f"{path} does not exist, but a file or folder is expected: check the path.")
     if path.is_dir():
@@ -139,16 +145,19 @@ def _open(path: Path, voi: bool, volume: int | None) -> MetaTensor:
         )
     suffix = path.suffix.lower()
     if path.name.lower().endswith(NIFTI):
-        with _opening(path, "NIfTI"):
+        with opening(path, "NIfTI"):
             return _nifti(path, volume)
     if suffix in DICOM or dicom.is_dicom(path):
-        with _opening(path, "DICOM"):
+        with opening(path, "DICOM"):
             return dicom.read_file(path, voi)
     if suffix in PICTURES:
-        with _opening(path, suffix[1:].upper()):
+        with opening(path, suffix[1:].upper()):
             return _picture(path)
+    if suffix in VIDEOS:
+        with opening(path, "video"):
+            return read_video(path, frames)
     if suffix == ".npy":
-        with _opening(path, "NPY"):
+        with opening(path, "NPY"):
             return _from_array(np.load(path, allow_pickle=False))
     raise ValueError(
         f"{path.name} has an unknown suffix {suffix!r}, but {KNOWN} is expected: convert it to one."

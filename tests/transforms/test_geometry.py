@@ -37,7 +37,8 @@ def spot(height: int, width: int, row: float, column: float, radius: float) -> t
 def centre(image: torch.Tensor) -> torch.Tensor:
     """The centre of mass of (1, H, W)."""
     weight = image[0].as_subclass(torch.Tensor).double()
-    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in weight.shape), indexing="ij")
+    sides = (torch.arange(n, dtype=torch.float64) for n in weight.shape)
+    rows, columns = torch.meshgrid(*sides, indexing="ij")
     return torch.stack([(rows * weight).sum(), (columns * weight).sum()]) / weight.sum()
 
 
@@ -91,7 +92,8 @@ def test_what_lies_on_the_square_goes_back_to_its_place(box: tuple) -> None:
     back = put_back(square, square)
     assert torch.equal(back.as_tensor(), torch.where(covered, image, torch.zeros(())).as_tensor())
     labels = (square[0] > 0.5).to(torch.uint8).as_tensor()
-    assert torch.equal(put_back(labels, square).as_tensor(), ((back[0] > 0.5) & covered[0]).to(torch.uint8).as_tensor())
+    expected = ((back[0] > 0.5) & covered[0]).to(torch.uint8)
+    assert torch.equal(put_back(labels, square).as_tensor(), expected.as_tensor())
     drawn = torch.nn.functional.interpolate(square.as_tensor()[None], (64, 64), mode="nearest-exact")[0]
     assert put_back(drawn, square).shape == image.shape, "what was drawn may have another size"
 
@@ -149,7 +151,8 @@ def test_lazily_they_are_one_resampling() -> None:
     eager, lazy = steps(record())["image"], Compose(steps.transforms, lazy=True)(record())["image"]
     assert not lazy.pending_operations and eager.shape == lazy.shape
     assert_close(eager.affine, lazy.affine)
-    assert float((eager - lazy).abs().mean()) < 0.02 and float((centre(eager) - centre(lazy)).abs().max()) < 0.3
+    assert float((eager - lazy).abs().mean()) < 0.02
+    assert float((centre(eager) - centre(lazy)).abs().max()) < 0.3
 
 
 @pytest.mark.parametrize("kind", ["cache", "persistent"])
