@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from monai_unimedvl.networks.compiling import chosen
 from monai_unimedvl.networks.layers import PerExpert, RMSNorm, SwiGLU, rotary, rotate, scaled_dot_product
-from monai_unimedvl.sequence import CAUSAL, Block, Layout, Part, Plan
+from monai_unimedvl.sequence import CAUSAL, Block, Layout, Part, Plan, Routes
 
 Rope = tuple[Tensor, Tensor]
 LayerCache = tuple[Tensor, Tensor]
@@ -127,21 +128,14 @@ class Attention(nn.Module):
         self.q_norm = PerExpert(norm)
         self.k_norm = PerExpert(norm)
 
-    def forward(self, x: Tensor, plan: Plan, rope: Rope, past: Past | None) -> Tensor:
-        """(L, D) -> (L, D)"""
-        routes, narrow = plan.routes, (len(x), self.num_kv_heads, self.head_size)
+    def project(self, x: Tensor, routes: Routes, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        """(L, D) -> q (L, H, E), k and v (L, K, E), queries and keys turned by their positions."""
+        narrow = len(x), self.num_kv_heads, self.head_size
         q = self.q(x, routes).view(len(x), self.num_heads, self.head_size)  # (L, H, E)
         k = self.k(x, routes).view(narrow)  # (L, K, E)
         v = self.v(x, routes).view(narrow)
-        cos, sin = rope
-        q = rotate(self.q_norm(q, routes), cos, sin)
-        k = rotate(self.k_norm(k, routes), cos, sin)
-        if plan.arrival is not None:
-            q, k, v = (x.index_select(0, plan.arrival) for x in (q, k, v))  # in order of reading
-        y = attend(q, k, v, plan.blocks) if past is None else attend_cached(q, k, v, *past)
-        if plan.home is not None:
-            y = y.index_select(0, plan.home)
-        return self.out(y, routes)
+        q, k = self.q_norm(q, routes), self.k_norm(k, routes)
+        return rotate(q, *rope), rotate(k, *rope), v
 
 
 class Layer(nn.Module):
@@ -162,11 +156,30 @@ class Layer(nn.Module):
         self.attention = Attention(hidden_size, num_heads, num_kv_heads, norm_eps=norm_eps, qk_norm=qk_norm)
         self.norm2 = PerExpert(lambda: RMSNorm(hidden_size, norm_eps))
         self.mlp = PerExpert(lambda: SwiGLU(hidden_size, mlp_dim))
+        self.compiled = False  # see `compile_layers`
 
     def forward(self, x: Tensor, plan: Plan, rope: Rope, past: Past | None) -> Tensor:
         """(L, D) -> (L, D)"""
-        x = x + self.attention(self.norm1(x, plan.routes), plan, rope, past)
-        return x + self.mlp(self.norm2(x, plan.routes), plan.routes)
+        before, after = (chosen(part, self.compiled) for part in (Layer.before, Layer.after))
+        q, k, v = before(self, x, plan.routes, rope, plan.arrival)
+        y = attend(q, k, v, plan.blocks) if past is None else attend_cached(q, k, v, *past)
+        return after(self, x, y, plan.routes, plan.home)
+
+    def before(
+        self, x: Tensor, routes: Routes, rope: Rope, arrival: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(L, D) in memory order -> q (L, H, E), k and v (L, K, E) in order of reading."""
+        q, k, v = self.attention.project(self.norm1(x, routes), routes, rope)
+        if arrival is not None:
+            q, k, v = (x.index_select(0, arrival) for x in (q, k, v))
+        return q, k, v
+
+    def after(self, x: Tensor, y: Tensor, routes: Routes, home: Tensor | None) -> Tensor:
+        """x (L, D) in memory order and what attention found, y (L, H*E) in order of reading -> (L, D)"""
+        if home is not None:
+            y = y.index_select(0, home)
+        x = x + self.attention.out(y, routes)
+        return x + self.mlp(self.norm2(x, routes), routes)
 
 
 class Decoder(nn.Module):

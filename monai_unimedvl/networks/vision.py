@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from monai_unimedvl.networks.compiling import chosen
 from monai_unimedvl.networks.layers import scaled_dot_product
 
 
@@ -26,21 +27,34 @@ class VisionLayer(nn.Module):
         self.q, self.k, self.v, self.out = (nn.Linear(hidden_size, hidden_size) for _ in range(4))
         self.fc1 = nn.Linear(hidden_size, mlp_dim)
         self.fc2 = nn.Linear(mlp_dim, hidden_size)
+        self.compiled = False  # see `compile_layers`
 
     def forward(self, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """(V, D) -> (V, D)"""
-        x = x + self.out(self._attend(self.norm1(x), lengths))
+        before, after = (chosen(part, self.compiled) for part in (VisionLayer.before, VisionLayer.after))
+        q, k, v = before(self, x)
+        return after(self, x, attend(q, k, v, lengths))
+
+    def before(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(V, D) -> q, k and v (V, H, D/H)"""
+        h = self.norm1(x)
+        return tuple(f(h).unflatten(-1, (self.num_heads, -1)) for f in (self.q, self.k, self.v))
+
+    def after(self, x: Tensor, y: Tensor) -> Tensor:
+        """x and what attention found, y, (V, D) -> (V, D)"""
+        x = x + self.out(y)
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
 
-    def _attend(self, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
-        q, k, v = (f(x).unflatten(-1, (self.num_heads, -1)) for f in (self.q, self.k, self.v))  # (V, H, D/H)
-        runs = [(length, len(list(run))) for length, run in groupby(lengths)]  # of one size: one call
-        rows = [length * count for length, count in runs]
-        outputs = []
-        for (length, count), *parts in zip(runs, *(x.split(rows) for x in (q, k, v)), strict=True):
-            each = (part.unflatten(0, (count, length)).transpose(1, 2) for part in parts)
-            outputs.append(scaled_dot_product(*each).transpose(1, 2).flatten(2).flatten(0, 1))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+def attend(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """Attention inside each image: q, k, v (V, H, D/H) -> (V, D)"""
+    runs = [(length, len(list(run))) for length, run in groupby(lengths)]  # of one size: one call
+    rows = [length * count for length, count in runs]
+    outputs = []
+    for (length, count), *parts in zip(runs, *(x.split(rows) for x in (q, k, v)), strict=True):
+        each = (part.unflatten(0, (count, length)).transpose(1, 2) for part in parts)
+        outputs.append(scaled_dot_product(*each).transpose(1, 2).flatten(2).flatten(0, 1))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 class Vision(nn.Module):
