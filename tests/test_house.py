@@ -30,7 +30,9 @@ ROOMS = (
 
 # Outside packages that only these files or rooms may name; an empty list means nobody.
 ONLY = {
-    "pytorch_lightning": ["training/module", "training/datamodule"],
+    "pytorch_lightning": [
+        f"training/{name}" for name in ("module", "datamodule", "callbacks", "checkpoints", "run")
+    ],
     "ignite": ["training/engine"],
     "monailabel": ["label"],
     "monai": ROOMS[ROOMS.index("networks") :],

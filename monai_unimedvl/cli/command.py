@@ -17,6 +17,7 @@ from typing import Any
 
 from monai_unimedvl import __version__
 from monai_unimedvl.cli import options as o
+from monai_unimedvl.cli.learning import add_training
 
 # A test holds these against the instructions of the corpus, which are too heavy to import for a help text.
 EDITS = ("sr4", "t1-to-t2", "t1-to-pd", "t2-to-t1", "t1-to-gm", "ct-to-bone", "h-to-he", "h-to-ihc")
@@ -61,6 +62,10 @@ def _verb(name: str) -> Callable[[argparse.Namespace], Result]:
         from monai_unimedvl.cli.send import send
 
         return send
+    if name in ("train", "consolidate"):
+        from monai_unimedvl.cli import train
+
+        return getattr(train, name)
     if name == "demo":
         from monai_unimedvl.cli.demo import demo
 
@@ -148,6 +153,8 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--tasks", nargs="+", metavar="TASK", help="only these, such as vqa seg-tissue sr4")
     evaluate.add_argument("--atlas", metavar="FOLDER", help="where `data fetch-atlas` put the scans")
     evaluate.add_argument("--permissive-only", action="store_true", help="leave out sources under GPL")
+
+    add_training(verbs)
 
     data = o.add(
         verbs,

@@ -197,7 +197,8 @@ class IterationUpdate:
 
     def __call__(self, engine: Any, batch: Pack) -> dict[str, Any]:
         """The losses of the pack, after the update."""
-        chance = pack_generator(self.seed, engine.state.iteration - 1)
+        number = batch.number if batch.number >= 0 else engine.state.iteration - 1
+        chance = pack_generator(self.seed, number)
         losses = self.objective(engine.network.train(), batch.samples, self.marks, chance)
         engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
         losses.loss.backward()

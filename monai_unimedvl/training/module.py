@@ -74,7 +74,7 @@ class UniMedVLModule(pl.LightningModule):
 
     def training_step(self, batch: Pack, batch_idx: int) -> dict[str, Tensor]:
         """The losses of one pack."""
-        number = self._number(self.trainer.fit_loop.total_batch_idx)
+        number = self._number(batch, self.trainer.fit_loop.total_batch_idx)
         self._last = batch, number
         losses = self._objective(self.network, batch.samples, self.marks, pack_generator(self.seed, number))
         self._check(losses.loss, "loss")
@@ -84,14 +84,15 @@ class UniMedVLModule(pl.LightningModule):
         )  # fmt: skip
         return {"loss": losses.loss, "by_sample": losses.by_sample}
 
-    def validation_step(self, batch: Pack, batch_idx: int) -> None:
+    def validation_step(self, batch: Pack, batch_idx: int) -> dict[str, Tensor]:
         """The same losses in eval mode, with times and noise that are the same in every pass."""
-        chance = pack_generator(self.seed, VALIDATION + self._number(batch_idx))
+        chance = pack_generator(self.seed, VALIDATION + self._number(batch, batch_idx))
         losses = self._objective(self.network, batch.samples, self.marks, chance)
         self.log_dict(
             {"val_text": losses.text, "val_flow": losses.flow, "val_loss": losses.loss},
             prog_bar=True, batch_size=1, sync_dist=True,
         )  # fmt: skip
+        return {"loss": losses.loss, "by_sample": losses.by_sample}
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimiser and its course, stepped every update.
@@ -133,14 +134,20 @@ class UniMedVLModule(pl.LightningModule):
             self._check(norm, "norm of the gradient")
         self.log("gradient_norm", norm, batch_size=1)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the network's sizes in, so that the checkpoint alone can be turned into weights."""
+        checkpoint["network"] = self.network.config
+
     @property
     def _objective(self) -> Objective:
         """All ranks need all gradients; one alone does not."""
         return replace(self.objective, touch=True) if self.trainer.world_size > 1 else self.objective
 
-    def _number(self, count: int) -> int:
+    def _number(self, batch: Pack, count: int) -> int:
         """The number of a pack over all ranks, as if one process had trained on them in turn."""
-        return count * self.trainer.world_size + self.trainer.global_rank
+        return (
+            batch.number if batch.number >= 0 else count * self.trainer.world_size + self.trainer.global_rank
+        )
 
     def _check(self, value: Tensor, what: str) -> None:
         batch, number = self._last  # type: ignore[misc]

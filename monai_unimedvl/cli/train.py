@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`unimedvl train` and `unimedvl consolidate`: fine-tune, run the curriculum, look at a failed pack."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from monai_unimedvl.cli.command import Result
+
+MORE = (
+    "model", "stage", "steps", "lr", "max_tokens", "curriculum", "tasks", "atlas", "permissive_only", "score",
+)  # fmt: skip
+LARGE = 1_000_000_000  # parameters: from here on the curriculum is the paper's own
+
+
+def train(options: Namespace) -> Result:
+    """Fine-tune a model on the atlas corpus, or run stages of the curriculum."""
+    if options.replay:
+        return _replay(options)
+    from monai_unimedvl import bundle
+    from monai_unimedvl.training.lessons import atlas_material
+    from monai_unimedvl.training.run import train as run
+
+    _hush()
+    settings, more = _settings(options)
+    network, tokenizer = bundle.load(more.get("model", bundle.DEFAULT))
+    root, free = more.get("atlas"), bool(more.get("permissive_only", False))
+    tasks = more.get("tasks")
+    material = atlas_material(
+        root, tasks=tasks, permissive_only=free, seed=settings.seed, progress=settings.progress
+    )
+    curriculum, stages = _curriculum(more, network, material)
+    score = None
+    if settings.validate_every and (limit := int(more.get("score", 4))):
+        from monai_unimedvl.evaluation.score import AtlasScore
+
+        scored = None if tasks is None else [task for task in tasks if task != "text"]
+        score = AtlasScore(tokenizer, scored, limit=limit, root=root, permissive_only=free)
+    folders = run(
+        network.train(), tokenizer, material, settings, curriculum, stages=stages,
+        resume=options.resume or False, score=score,
+    )  # fmt: skip
+    lines = [f"{folder.name}: weights in {folder / 'weights'}, log and pictures beside" for folder in folders]
+    lines.append(f"Look at the course: tensorboard --logdir {settings.out}")
+    return lines, {"outputs": [str(folder / "weights") for folder in folders]}
+
+
+def consolidate(options: Namespace) -> Result:
+    """Turn a checkpoint, one file or sharded, into a folder of weights."""
+    from monai_unimedvl import bundle, weights
+    from monai_unimedvl.tokenizer import Tokenizer
+    from monai_unimedvl.training.checkpoints import read_network
+
+    checkpoint = Path(options.checkpoint)
+    network = read_network(checkpoint)
+    beside = checkpoint.resolve().parent.parent / "tokenizer"
+    folder = bundle.models(options.model) if options.model else beside
+    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
+    out = Path(options.out or checkpoint.with_suffix(""))
+    weights.save(network, tokenizer, out)
+    lines = [f"wrote {out}: config.json and model*.safetensors"]
+    if tokenizer is None:
+        lines.append("No tokenizer was found: add --model with the bundle that the run began with.")
+    return lines, {"outputs": [str(out)]}
+
+
+def _settings(options: Namespace) -> tuple[Any, dict[str, Any]]:
+    """The settings of the file, then of the command line, and what else was said."""
+    from monai_unimedvl.training.settings import Settings, read_config
+
+    settings, more = read_config(options.config, MORE) if options.config else (Settings(), {})
+    given: dict[str, Any] = {"progress": settings.progress and not options.quiet}
+    for key, value in (("out", options.out), ("seed", options.seed), ("device", options.device)):
+        if value is not None:
+            given[key] = value
+    settings = replace(settings, **given)
+    said = {
+        "model": options.model, "stage": options.stage, "steps": options.max_steps, "lr": options.lr,
+        "tasks": options.tasks, "atlas": options.atlas, "permissive_only": options.permissive_only or None,
+    }  # fmt: skip
+    more |= {key: value for key, value in said.items() if value is not None}
+    return settings, more
+
+
+def _curriculum(more: dict[str, Any], network: Any, material: Any) -> tuple[Any, list[int] | None]:
+    """The stages, and the numbers of those to run; None for all."""
+    from collections.abc import Mapping
+
+    from monai_unimedvl.training.curriculum import Curriculum
+    from monai_unimedvl.training.lessons import fine_tuning
+
+    stage, said = str(more.get("stage", "")), more.get("curriculum")
+    sizes = {key: more[key] for key in ("lr", "max_tokens") if key in more}
+    steps = int(more.get("steps", 300))
+    if isinstance(said, Mapping):
+        curriculum = Curriculum.from_config(said)
+        return curriculum, None if stage in ("", "all") else [int(stage)]
+    if said not in (None, "paper", "scaled"):
+        raise ValueError(f"curriculum is {said!r}, expected 'paper', 'scaled' or stages: write one of these.")
+    if not stage and said is None:
+        return fine_tuning(material.lessons, steps=steps, **{"lr": 1e-3, **sizes}), None
+    large = sum(p.numel() for p in network.parameters()) > LARGE
+    paper = said == "paper" or (said is None and large)
+    curriculum = Curriculum() if paper else Curriculum.scaled(steps, **sizes)
+    return curriculum, None if stage in ("", "all") else [int(stage)]
+
+
+def _replay(options: Namespace) -> Result:
+    """Run the step of a saved pack again and say where its numbers break."""
+    from monai_unimedvl import bundle, weights
+    from monai_unimedvl.training.replay import load_pack, replay
+
+    batch, facts = load_pack(options.replay)
+    path = Path(options.replay)
+    beside = (path if path.is_dir() else path.parent) / "weights"
+    if options.model is None and (beside / "config.json").is_file():
+        network, _ = weights.load(beside)
+    else:
+        network, _ = bundle.load(options.model or bundle.DEFAULT)
+    found = replay(network, batch, facts)
+    losses = found.losses
+    text, flow, loss = (float(x) for x in losses[:3])
+    lines = [f"pack {facts['number']}: text {text:.4g}, flow {flow:.4g}, loss {loss:.4g}"]
+    lines[0] += f" ({facts['what']} was {facts['value']})"
+    for origin, row in zip(batch.origins, losses.by_sample.tolist(), strict=True):
+        lines.append(f"  {origin}: text {row[0] / max(row[1], 1):.4g}, flow {row[2] / max(row[3], 1):.4g}")
+    if found.first:
+        lines.append(f"The first output that is no number is that of {found.first}.")
+    if found.gradients:
+        first = found.gradients[0]
+        lines.append(f"{len(found.gradients)} gradients are no numbers, such as that of {first}.")
+    if not found.first and not found.gradients:
+        lines.append("Every number is finite here.")
+    values = {
+        "text": text, "flow": flow, "loss": loss,
+        "origins": batch.origins, "first": found.first, "gradients": list(found.gradients),
+    }  # fmt: skip
+    return lines, values
+
+
+def _hush() -> None:
+    """Lightning's own notices, which tell a user of this command nothing."""
+    for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    warnings.filterwarnings("ignore", module="lightning_fabric")
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run: stages in their order, each an ordinary Lightning fit, in one process and one folder.
+
+    OUT/1-foundation/   log, checkpoints, pictures, weights; `failed` where a loss was no number
+    OUT/2-instruction/  ...
+
+A stage begins with the weights that the one before ended with, and a new optimiser. A run that is resumed
+skips the stages whose weights lie there and goes on from the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning import loggers as logging_to
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.strategies import DDPStrategy
+
+from monai_unimedvl import weights
+from monai_unimedvl.data.mixture import Mixture
+from monai_unimedvl.networks.unimedvl import UniMedVL
+from monai_unimedvl.tokenizer import Tokenizer
+from monai_unimedvl.training.callbacks import Averaging, Case, Meter, Pictures, Scores
+from monai_unimedvl.training.checkpoints import AtomicCheckpointIO, AtomicSharding, newest, whole
+from monai_unimedvl.training.curriculum import Curriculum, Lessons, Stage
+from monai_unimedvl.training.datamodule import UniMedVLDataModule, first_packs
+from monai_unimedvl.training.meter import Names, task_of
+from monai_unimedvl.training.module import UniMedVLModule
+from monai_unimedvl.training.replay import Guard
+from monai_unimedvl.training.settings import Settings
+from monai_unimedvl.transforms.image import Rule
+from monai_unimedvl.transforms.segments import ToSegments
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from.
+
+    Args:
+        lessons: kind -> streams, to learn from. validation: the same of held-out samples, or nothing.
+        names, held_out_names: origin of a sample -> what its losses are logged under.
+        cases: what is drawn at each validation.
+    """
+
+    lessons: Lessons
+    validation: Lessons = field(default_factory=dict)
+    names: Names = task_of
+    held_out_names: Names = task_of
+    cases: Sequence[Case] = ()
+
+
+def train(
+    network: UniMedVL,
+    tokenizer: Tokenizer,
+    material: Material,
+    settings: Settings,
+    curriculum: Curriculum,
+    *,
+    stages: Sequence[int] | None = None,
+    resume: str | Path | bool = False,
+    score: Callable[[UniMedVL], Mapping[str, float]] | None = None,
+) -> list[Path]:
+    """Run stages one after the other on one network; returns the folder of each.
+
+    Args:
+        stages: numbers, from 1; None runs all.
+        resume: True goes on in `settings.out`; a path goes on from that checkpoint in the first stage.
+        score: network -> {name: value}, logged at each validation.
+
+    Raises:
+        ValueError: a setting that does not fit; a loss that is no number (`NotFinite`).
+    """
+    numbers = list(range(1, len(curriculum) + 1)) if stages is None else list(stages)
+    named = [(n, Path(settings.out) / f"{n}-{curriculum.stage(n).name}") for n in numbers]
+    if not resume and (there := [path for _, path in named if (path / "checkpoints").is_dir()]):
+        raise ValueError(
+            f"{there[0]} holds the checkpoints of a run, expected a new folder: add --resume to go on with "
+            "it, or choose another --out."
+        )
+    for number, folder in named:
+        if resume is True and (folder / "weights" / "config.json").is_file():
+            _take(network, folder / "weights")
+            logger.info("stage %d is done: its weights are in %s", number, folder / "weights")
+            continue
+        given = resume if isinstance(resume, str | Path) and number == numbers[0] else None
+        checkpoint = Path(given) if given else newest(folder / "checkpoints") if resume else None
+        _run_stage(number, curriculum, network, tokenizer, material, settings, folder, checkpoint, score)
+    return [folder for _, folder in named]
+
+
+def _run_stage(
+    number: int, curriculum: Curriculum, network: UniMedVL, tokenizer: Tokenizer, material: Material,
+    settings: Settings, folder: Path, checkpoint: Path | None,
+    score: Callable[[UniMedVL], Mapping[str, float]] | None,
+) -> None:  # fmt: skip
+    stage, seed = curriculum.stage(number), settings.seed + 1009 * (number - 1)
+    mixture = _mixture(curriculum, number, network, tokenizer, material.lessons, settings, seed)
+    packs = []
+    if settings.validate_every and any(material.validation.values()):
+        kept = _kinds_that_are_there(curriculum, number, material.validation)
+        packs = first_packs(
+            _mixture(kept, number, network, tokenizer, material.validation, settings, 0),
+            settings.validation_packs,
+        )
+    datamodule = UniMedVLDataModule(
+        mixture, num_workers=settings.workers, validation=packs, rejects=folder / "rejects.jsonl"
+    )
+    module = UniMedVLModule(
+        network, tokenizer.marks, objective=stage.objective, rates=curriculum.stage_rates(number),
+        frozen=stage.frozen, seed=seed, recompute=settings.recompute, compiled=settings.compiled,
+        guard=Guard(folder / "failed", {"precision": settings.precision, "stage": stage.name}),
+    )  # fmt: skip
+    watchers: list[pl.Callback] = [Meter(material.names, material.held_out_names, settings.peak_flops)]
+    if score is not None and packs:
+        watchers.append(Scores(score))
+    if material.cases and packs and settings.pictures:
+        watchers.append(Pictures(tokenizer, material.cases[: settings.pictures], folder / "pictures"))
+    trainer = make_trainer(settings, stage, folder, watchers, validate=bool(packs))
+    if trainer.is_global_zero:
+        tokenizer.save(folder / "tokenizer")
+    trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if packs and stage.steps % settings.validate_every:
+        trainer.validate(module, datamodule=datamodule, verbose=False)
+    found = whole(network)
+    if trainer.is_global_zero and found is not None:
+        weights.save(found, tokenizer, folder / "weights")
+    trainer.strategy.barrier()
+
+
+def make_trainer(
+    settings: Settings, stage: Stage, folder: Path, watchers: Sequence[pl.Callback] = (), *, validate: bool
+) -> pl.Trainer:
+    """The Lightning trainer of a stage; its checkpoints are whole or not there.
+
+    Args:
+        watchers: further callbacks; they come before the average of weights, so that they see it.
+        validate: there are packs to validate on; also before the first update.
+    """
+    local, nodes = settings.ranks
+    keep = ModelCheckpoint(
+        folder / "checkpoints", "{step}", monitor="step", mode="max", save_top_k=settings.keep,
+        every_n_train_steps=settings.checkpoint_every, enable_version_counter=False,
+    )  # fmt: skip
+    callbacks = [*watchers, LearningRateMonitor("step"), keep]
+    if stage.ema:
+        callbacks.insert(len(watchers), Averaging(decay=stage.ema))
+    sharded = settings.strategy == "fsdp"
+    strategy: Any = settings.strategy
+    if sharded:
+        strategy = AtomicSharding(local * nodes)
+    elif local * nodes > 1:
+        strategy = DDPStrategy()
+    return pl.Trainer(
+        accelerator=settings.device, devices=local, num_nodes=nodes, strategy=strategy,
+        precision=settings.precision,  # type: ignore[arg-type]
+        max_steps=stage.steps, max_epochs=-1,
+        accumulate_grad_batches=settings.accumulate, gradient_clip_val=settings.clip or None,
+        log_every_n_steps=settings.log_every, logger=_loggers(settings, folder), callbacks=callbacks,
+        plugins=None if sharded else [AtomicCheckpointIO()], default_root_dir=folder,
+        val_check_interval=settings.validate_every * settings.accumulate if validate else None,
+        check_val_every_n_epoch=None if validate else 1, limit_val_batches=1.0 if validate else 0,
+        num_sanity_val_steps=-1 if validate else 0, enable_progress_bar=settings.progress,
+        enable_model_summary=False, use_distributed_sampler=False,
+    )  # fmt: skip
+
+
+def to_segments(network: UniMedVL, tokenizer: Tokenizer, stage: Stage) -> ToSegments:
+    """Dialogues to segments at the sizes of a stage, or those that the network was made for."""
+    rules: dict[str, Any] = {}
+    for name, sides in (("view", stage.view), ("canvas", stage.canvas)):
+        longest, shortest, stride = network.grids.get(name, network.grids["canvas"])
+        rules[name] = Rule(*(longest, shortest) if sides is None else sides[::-1], stride)
+    patch = None if network.vision is None else network.vision.patch_size
+    return ToSegments(tokenizer, **rules, view_patch=patch, canvas_patch=network.canvas_stride)
+
+
+def _mixture(
+    curriculum: Curriculum, number: int, network: UniMedVL, tokenizer: Tokenizer, lessons: Lessons,
+    settings: Settings, seed: int,
+) -> Mixture:  # fmt: skip
+    local, nodes = settings.ranks
+    lanes = settings.lanes or local * nodes * max(1, settings.workers)
+    segments = to_segments(network, tokenizer, curriculum.stage(number))
+    return curriculum.mixture(number, lessons, segments, seed=seed, lanes=lanes)
+
+
+def _kinds_that_are_there(curriculum: Curriculum, number: int, lessons: Lessons) -> Curriculum:
+    """The stage for validation: without kinds of which nothing is held out, and without annealing."""
+    stage = curriculum.stage(number)
+    kept = {kind: weight for kind, weight in stage.weights.items() if lessons.get(kind)}
+    stages = list(curriculum.stages)
+    stages[number - 1] = replace(stage, weights=kept, anneal=0)
+    return replace(curriculum, stages=tuple(stages))
+
+
+def _loggers(settings: Settings, folder: Path) -> list[Any]:
+    """Loggers into `folder`, those that the user has."""
+    made: list[Any] = []
+    for name in settings.loggers:
+        try:
+            if name == "csv":
+                made.append(logging_to.CSVLogger(folder, "log", "csv"))
+            elif name == "tensorboard":
+                made.append(logging_to.TensorBoardLogger(folder, "log", "tensorboard"))
+            elif name == "mlflow":
+                there = f"file:{folder / 'log' / 'mlflow'}"
+                made.append(logging_to.MLFlowLogger(folder.parent.name, tracking_uri=there))
+            else:
+                project = folder.parent.name
+                made.append(logging_to.WandbLogger(folder.name, save_dir=folder / "log", project=project))
+        except ModuleNotFoundError as error:
+            logger.warning("%s is not logged to: %s", name, str(error).splitlines()[0])
+    return made
+
+
+def _take(network: UniMedVL, folder: Path) -> None:
+    """Put saved weights into a network."""
+    found, _ = weights.load(folder)
+    network.load_state_dict(found.state_dict())

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a run goes, as plain values: the keys of a config file, checked one by one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from monai_unimedvl.training.curriculum import check_keys
+
+LOGGERS = ("csv", "tensorboard", "mlflow", "wandb")
+STRATEGIES = ("auto", "ddp", "fsdp")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run goes, whatever it learns; the keys of a `--config` file besides `curriculum` and `data`.
+
+    Args:
+        out: folder of the run.
+        precision: of the forward: "bf16-mixed", "32-true" ...
+        device: "cpu", "cuda", or "auto". devices: processes on this machine; None takes what a launcher
+            (torchrun, SLURM) says, else 1. nodes: machines.
+        strategy: "auto", "ddp", or "fsdp" (parameters cut over the ranks).
+        accumulate: packs an update, of each rank. clip: norm of the gradient; 0 does not clip.
+        workers: processes that make packs. lanes: see `Mixture`; None is ranks x workers.
+        checkpoint_every, keep: updates between checkpoints, and how many of the last are kept.
+        validate_every: updates between validations, with pictures and scores; 0 never validates.
+        validation_packs: packs of a validation. pictures: pictures of a validation.
+        recompute: activation checkpointing. compiled: compile the layers.
+        loggers: of "csv", "tensorboard", "mlflow" and "wandb".
+        peak_flops: of one device, for the share of it that is used; None measures, 0 leaves it out.
+        progress: show bars.
+    """
+
+    out: str = "runs"
+    seed: int = 0
+    precision: str = "bf16-mixed"
+    device: str = "cpu"
+    devices: int | None = None
+    nodes: int | None = None
+    strategy: str = "auto"
+    accumulate: int = 1
+    clip: float = 1.0
+    workers: int = 0
+    lanes: int | None = None
+    checkpoint_every: int = 50
+    keep: int = 3
+    log_every: int = 10
+    validate_every: int = 50
+    validation_packs: int = 2
+    pictures: int = 5
+    recompute: bool = False
+    compiled: bool = False
+    loggers: Sequence[str] = ("csv", "tensorboard")
+    peak_flops: float | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.loggers if name not in LOGGERS]:
+            raise ValueError(
+                f"loggers has {unknown[0]!r}, expected some of {', '.join(LOGGERS)}: choose among these."
+            )
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"strategy is {self.strategy!r}, expected one of {', '.join(STRATEGIES)}.")
+        for name in ("accumulate", "checkpoint_every", "keep", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1: raise it.")
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """Processes on each machine, and machines; a launcher's word where the settings have none."""
+        local = self.devices or int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or 1
+        world = int(os.environ.get("WORLD_SIZE", local))
+        return local, self.nodes or max(1, world // local)
+
+
+def read_config(path: str | Path, more: Sequence[str] = ()) -> tuple[Settings, dict[str, Any]]:
+    """A YAML or JSON file of settings -> the settings, and the values under the keys in `more`.
+
+    Raises:
+        ValueError: no such file, not a mapping, or an unknown key: named, with the nearest known one.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text("utf8")) or {}  # JSON is YAML
+    except (OSError, yaml.YAMLError) as error:
+        said = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise ValueError(f"The config {path} cannot be read ({said}): check the file.") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"The config {path} holds {type(content).__name__}, expected names and values.")
+    names = [f.name for f in fields(Settings)]
+    check_keys(content, [*names, *more], f"The config {Path(path).name}")
+    own = {key: value for key, value in content.items() if key in names}
+    try:
+        settings = Settings(**own)
+    except TypeError as error:
+        raise ValueError(
+            f"The config {path} does not fit ({error}): check the kinds of its values."
+        ) from error
+    return settings, {key: value for key, value in content.items() if key not in names}
