@@ -26,7 +26,7 @@ from monai_unimedvl.delivery.audit import Audit
 from monai_unimedvl.provenance import manifest_path, sha256, write
 
 # Options that do not change what comes out.
-ASIDE = ("out", "json", "quiet", "debug", "model", "device", "input_list", "audit", "given", "images")
+ASIDE = set("out json quiet debug model device input_list audit given images engine workers".split())
 Outcome = dict[str, Any]  # a line of results.jsonl, and "message": words for the screen alone
 
 
@@ -97,8 +97,12 @@ def run_list(options: Namespace, audit: Audit | None) -> Result:
 
 
 def engine(options: Namespace, worker: Worker, todo: Sequence[Request]) -> Iterator[Outcome]:
-    """The outcomes, as they come."""
-    yield from map(worker, todo)
+    """The outcomes, as they come: one after the other, or from several processes."""
+    if options.engine == "ray":
+        from monai_unimedvl.cli.cluster import on_ray
+
+        return on_ray(options, worker, todo)
+    return map(worker, todo)
 
 
 def key(options: Namespace, request: Request, weights: str) -> str:

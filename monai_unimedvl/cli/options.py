@@ -115,6 +115,12 @@ def listing(verb: argparse.ArgumentParser, columns: str = "input, prompt, seed a
         help=f"text (a path a line), CSV or JSONL with {columns}; '-' is stdin",
     )
     group.add_argument(
+        "--engine", choices=["local", "ray"], default="local", help="ray: a list on several devices at once"
+    )
+    group.add_argument(
+        "--workers", type=whole(1), help="processes of --engine ray (default: one for each GPU, or 2)"
+    )
+    group.add_argument(
         "--audit", metavar="FILE", help="add one JSON line per request: who, when, and hashes of what"
     )
 

@@ -17,6 +17,10 @@ from monai_unimedvl.provenance import sha256
 def run(options: Namespace) -> Result:
     """What the command line asks for."""
     positional(options)
+    if options.input_list is None and (options.engine != "local" or options.workers):
+        raise ValueError("--engine and --workers came without a list: add --input-list FILE.")
+    if options.workers and options.engine == "local":
+        raise ValueError(f"--workers {options.workers} came, but the local engine is one: add --engine ray.")
     audit = Audit(options.audit) if options.audit else None
     if options.input_list is not None:
         return run_list(options, audit)

@@ -66,7 +66,7 @@ class Facts:
             "notice": NOTICE,
             "software": SOFTWARE,
             "versions": {"monai_unimedvl": __version__, "python": platform.python_version(), **versions},
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": _now().isoformat(timespec="seconds"),
             **known,
         }
 
@@ -74,6 +74,12 @@ class Facts:
         """The id of the invisible mark: six hex digits of what decides the output, not of the hour."""
         decisive = json.dumps(asdict(self), sort_keys=True, default=list)
         return hashlib.sha256(decisive.encode()).hexdigest()[:6]
+
+
+def _now() -> datetime:
+    """The time; with SOURCE_DATE_EPOCH set that second, so that a request gives the same bytes again."""
+    fixed = os.environ.get("SOURCE_DATE_EPOCH")
+    return datetime.fromtimestamp(int(fixed), UTC) if fixed else datetime.now(UTC)
 
 
 def sealed(mark: Mark) -> Mark:
