@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening a bundle, whatever it is called by; its hash; copies of it. What lies in it: test_bundles.py."""
+"""Opening a bundle, whatever it is called by; its hash; copies and zips. What lies in it: test_bundles.py."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import torch
 
 from monai_unimedvl import bundle, weights
+from monai_unimedvl.bundle import places
 from monai_unimedvl.networks.autoencoder import PatchCodec
+from monai_unimedvl.networks.tensor_path import TensorPath
 from monai_unimedvl.networks.unimedvl import nano
 from monai_unimedvl.tokenizer import Tokenizer
 
@@ -21,7 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     tokenizer = Tokenizer.train(["Which plane is this?"] * 4, 270)
     network = nano(PatchCodec(8, 12), vocab_size=len(tokenizer), hidden_size=32, num_layers=1)
-    path = tmp_path_factory.mktemp("bundle")
+    path = tmp_path_factory.mktemp("shipped") / "some_bundle"
+    path.mkdir()
     (path / "configs").mkdir()
     (path / "configs" / "metadata.json").write_text('{"version": "1"}')
     weights.save(network, tokenizer, path / "models", dtype=torch.bfloat16)
@@ -31,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def shipped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of that bundle, as if it had come with the package."""
-    monkeypatch.setattr(bundle, "BUNDLES", folder.parent)
+    monkeypatch.setattr(places, "BUNDLES", folder.parent)
     return folder.name
 
 
@@ -46,7 +52,7 @@ def test_a_name_a_bundle_and_its_weights_open_the_same_network(folder, shipped):
 
 
 def test_the_shipped_bundles_are_those_of_the_checkout(root):
-    assert bundle.BUNDLES == root / "bundles"
+    assert places.BUNDLES == root / "bundles"
     assert bundle.DEFAULT in bundle.available()
 
 
@@ -68,12 +74,83 @@ def test_metadata_is_empty_for_bare_weights(folder):
 
 def test_a_shipped_bundle_is_copied_whole_and_never_over_something(shipped, folder, tmp_path):
     path = bundle.copy(shipped, tmp_path / "deep" / "mine")
-    assert bundle.digest(path) == bundle.digest(folder) and bundle.metadata(path) == bundle.metadata(folder)
+    assert bundle.metadata(path) == bundle.metadata(folder)
     with pytest.raises(ValueError, match="mine exists already, but a new folder is expected"):
         bundle.copy(shipped, path)
     with pytest.raises(ValueError, match="there is no bundle 'other', expected one of"):
         bundle.copy("other", tmp_path / "other")
     assert [entry.name for entry in (tmp_path / "deep").iterdir()] == ["mine"]
+
+
+def test_a_copy_has_its_weights_in_model_pt_and_answers_as_the_safetensors(shipped, folder, tmp_path):
+    path = bundle.copy(shipped, tmp_path / "mine")
+    assert sorted(file.name for file in (path / "models").iterdir()) == [
+        "config.json", "model.pt", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    held = torch.load(path / "models" / "model.pt", weights_only=True)
+    network, tokenizer = bundle.load(path)
+    around = TensorPath(network, tokenizer.encode("Which"), tokenizer.marks)
+    assert set(held) == set(around.state_dict()), "MONAI's own verbs find every weight by name"
+    expected = bundle.load(folder)[0].state_dict()
+    assert all(torch.equal(x, expected[name]) for name, x in network.state_dict().items())
+    assert bundle.digest(path) == bundle.digest(folder), "the hash is of the weights, not of a file"
+    weights.save(network, tokenizer, path / "models")
+    assert not (path / "models" / "model.pt").exists(), "the old weights would be read in place of the new"
+
+
+def test_the_same_bundle_packs_into_the_same_bytes(shipped, tmp_path):
+    first, second = bundle.pack(shipped, tmp_path / "a"), bundle.pack(shipped, tmp_path / "b.zip")
+    assert first.name == f"{shipped}_v1.zip" and first.read_bytes() == second.read_bytes()
+    copied = bundle.copy(shipped, tmp_path / "copies" / shipped)
+    assert bundle.pack(copied, tmp_path / "c").read_bytes() == first.read_bytes()
+    names = ZipFile(first).namelist()
+    assert f"{shipped}/models/model.pt" in names and all(name.startswith(f"{shipped}/") for name in names)
+    with pytest.raises(ValueError, match="models has no configs/metadata.json, expected a bundle's folder"):
+        bundle.pack(copied / "models")
+
+
+def test_a_release_lists_its_zips_and_says_that_they_are_not_published(shipped, folder, tmp_path):
+    assert tmp_path / "out" / "model_info.json" in bundle.release(tmp_path / "out")
+    content = (tmp_path / "out" / f"{shipped}_v1.zip").read_bytes()
+    listed = json.loads((tmp_path / "out" / "model_info.json").read_text("utf8"))[f"{shipped}_v1"]
+    assert listed["checksum"] == hashlib.sha1(content).hexdigest() and listed["source"] == ""
+    assert "not published" in listed["note"]
+    bundle.release(tmp_path / "out", base="https://example.org/zips/")
+    listed = json.loads((tmp_path / "out" / "model_info.json").read_text("utf8"))[f"{shipped}_v1"]
+    assert listed["source"] == f"https://example.org/zips/{shipped}_v1.zip" and "note" not in listed
+
+
+class Payload:
+    """Runs when it is unpickled."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('the payload ran')",))
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (
+            {"w": Payload()},
+            "model.pt holds a pickle that asks for [a-z_]*.?exec, expected plain tensors: nothing",
+        ),
+        ({"w": [1, 2]}, "model.pt holds list, expected tensors by name: save network.state_dict"),
+        ({}, "model.pt is a placeholder without weights: fetch them as docs/README.md"),
+        (b"\0\1\2", "model.pt is no readable torch file: fetch it again"),
+        ({"network.w": torch.ones(1)}, "missing"),
+    ],
+)
+def test_a_model_pt_that_holds_no_weights_is_refused_and_nothing_of_it_runs(
+    folder, tmp_path, content, message
+):
+    shutil.copytree(folder, tmp_path / "mine")
+    file = tmp_path / "mine" / "models" / "model.pt"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save(content, file)
+    with pytest.raises(ValueError, match=message):
+        bundle.load(tmp_path / "mine")
 
 
 def test_what_cannot_be_opened_is_named_in_one_line(folder, tmp_path):

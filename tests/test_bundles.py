@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every folder of bundles/: papers in order, configs that MONAI accepts, and results that come out marked.
+"""Every shipped bundle as `bundle copy` writes it: its papers, configs that MONAI accepts, marked results.
 
-The network is a random one of the right kind, saved into a copy of the bundle; where trained weights lie in
-the bundle, they are run too.
+The network is a random one of the right kind, saved into the copy; the trained weights are run too.
 """
 
 from __future__ import annotations
@@ -23,21 +22,30 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
+from monai.bundle import ConfigParser, ConfigWorkflow, load, verify_net_in_out
 from PIL import Image
 
 from monai_unimedvl import __version__, bundle, provenance, weights
+from monai_unimedvl.bundle import places
 from monai_unimedvl.data.atlas import AtlasDataset, licences
 from monai_unimedvl.evaluation import Report, Row
+from monai_unimedvl.inferers import ImageInferer
 from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.unimedvl import nano
 from monai_unimedvl.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-BUNDLES = sorted(path.parent for path in (ROOT / "bundles").glob("*/configs"))
+BUNDLES = sorted(path.parent.parent for path in (ROOT / "bundles").glob("*/configs/metadata.json"))
+NANO = ROOT / "bundles" / "unimedvl_nano"
 CONFIGS = [pytest.param(file, id=f"{file.parent.parent.name}/{file.name}") for folder in BUNDLES
            for file in sorted((folder / "configs").glob("*.json"))]  # fmt: skip
-TRAINED = [folder for folder in BUNDLES if (folder / "models" / "config.json").is_file()]
+CONFIGS += [pytest.param(file, id=f"shared/{file.name}")
+            for file in sorted((ROOT / "bundles" / "shared" / "configs").glob("*.json"))]  # fmt: skip
+
+SECTIONS = (
+    "Model Overview", "Data", "Training configuration", "Performance", "MONAI Bundle Commands", "Limitations",
+    "Citation", "References", "License",
+)  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")  # before it reads any
 
@@ -56,12 +64,24 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=BUNDLES, ids=lambda folder: folder.name)
-def copied(request: pytest.FixtureRequest, random_weights: Path, tmp_path: Path) -> Path:
-    """A copy of the bundle with the random network in it."""
-    shutil.copytree(request.param, tmp_path / "copy", ignore=shutil.ignore_patterns("models"))
-    shutil.copytree(random_weights, tmp_path / "copy" / "models")
-    return tmp_path / "copy"
+def copy_of(name: str, folder: Path, random_weights: Path) -> Path:
+    """A copy of a bundle with the random network in it."""
+    bundle.copy(name, folder)
+    shutil.rmtree(folder / "models")
+    shutil.copytree(random_weights, folder / "models")
+    return folder
+
+
+@pytest.fixture(params=[folder.name for folder in BUNDLES])
+def every(request: pytest.FixtureRequest, random_weights: Path, tmp_path: Path) -> Path:
+    """Each bundle in turn."""
+    return copy_of(request.param, tmp_path / request.param, random_weights)
+
+
+@pytest.fixture
+def copied(random_weights: Path, tmp_path: Path) -> Path:
+    """The nano, which has all tasks."""
+    return copy_of(NANO.name, tmp_path / "copy", random_weights)
 
 
 @pytest.fixture(autouse=True)
@@ -118,40 +138,43 @@ def test_configs_parse_and_name_only_what_there_is(file: Path) -> None:
         assert "." in name and locate(name) is not None, f"{name} does not exist under its full name"
 
 
-@pytest.mark.parametrize("folder", BUNDLES, ids=lambda folder: folder.name)
-def test_the_papers_are_there_and_hold_no_path_of_a_machine(folder: Path) -> None:
-    assert "Apache License" in (folder / "LICENSE").read_text("utf8")
-    assert not list(folder.rglob("*.py")), "a bundle holds no Python"
-    named = (folder / "docs" / "data_license.txt").read_text("utf8")
+def test_the_papers_are_there_and_hold_no_path_of_a_machine(every: Path) -> None:
+    assert "Apache License" in (every / "LICENSE").read_text("utf8")
+    assert not list(every.rglob("*.py")), "a bundle holds no Python"
+    readme = (every / "docs" / "README.md").read_text("utf8")
+    for section in SECTIONS:
+        assert re.search(rf"^#+ {section}", readme, re.M), f"the zoo expects a section {section}"
+    assert "BUNDLE_NAME" not in readme and "<!-- shared" not in readme and every.name in readme
+    for linked in re.findall(r"\]\((?!http)([^)#]+)\)", readme):
+        assert (every / "docs" / linked).exists(), f"README links to {linked}"
+    named = (every / "docs" / "data_license.txt").read_text("utf8")
     free = {name for name, *_ in licences(permissive_only=True)}
     for name, _, licence, used in licences():
         entry = named.split(f"\n{name} ")[1].split("\n\n")[0]
         assert licence in entry and used in entry
         assert ("not in the permissive-only" in entry) == (name not in free)
-    samples = (folder / "samples" / "README.md").read_text("utf8")
-    for image in (folder / "samples").rglob("*.png"):
-        name = image.relative_to(folder / "samples").as_posix()
+    samples = (every / "samples" / "README.md").read_text("utf8")
+    for image in (every / "samples").rglob("*.png"):
+        name = image.relative_to(every / "samples").as_posix()
         assert f"| {name} |" in samples, "name it with its licence"
         assert image.stat().st_size < 100_000
-    for file in folder.rglob("*"):
+    for file in every.rglob("*"):
         if file.suffix in (".json", ".md", ".txt", ".conf") and "models" not in file.parts:
             assert not re.search(r"/(home|root|work|tmp|Users)/", file.read_text("utf8")), file
         assert not file.is_file() or file.stat().st_size < 25_000_000
 
 
-@pytest.mark.parametrize(
-    "names, kind",
-    [
-        (["inference"], "inference"),
-        (["inference", "evaluate"], "evaluation"),
-        pytest.param(["train"], "train", marks=pytest.mark.slow),  # MONAI builds what it checks: the corpus
-        pytest.param(["train", "train_permissive"], "train", marks=pytest.mark.slow),
-    ],
-)
-def test_monai_finds_every_property(copied: Path, names: list[str], kind: str) -> None:
-    made = workflow(copied, *names, kind=kind, vision_steps=0)
+def test_monai_finds_every_property(every: Path) -> None:
+    assert workflow(every, "inference").check_properties() == []
+    assert workflow(every, "inference", "evaluate", kind="evaluation").check_properties() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [["pretrain"], ["pretrain", "pretrain_permissive"]])
+def test_monai_finds_every_property_of_the_pretraining(copied: Path, names: list[str]) -> None:
+    made = workflow(copied, *names, kind="train", vision_steps=0)  # MONAI builds what it checks: the corpus
     assert made.check_properties() == []
-    assert made.parser.get("permissive_only", False) == ("train_permissive" in names)
+    assert made.parser.get("permissive_only", False) == ("pretrain_permissive" in names)
 
 
 def test_inference_answers_and_draws_and_marks_what_it_made(copied: Path, elsewhere: Path) -> None:
@@ -201,17 +224,38 @@ def reasons(error: BaseException | None) -> list[str]:
     return [] if error is None else [str(error), *reasons(error.__cause__)]
 
 
-def test_the_network_is_a_tensor_path_that_monai_can_verify(copied: Path) -> None:
-    configs = copied / "configs"
+def test_the_network_is_a_tensor_path_that_monai_can_verify(every: Path) -> None:
+    configs = every / "configs"
     verify_net_in_out("network_def", str(configs / "metadata.json"), str(configs / "inference.json"))
+
+
+def test_monais_load_gives_the_network_with_the_trained_weights(tmp_path: Path) -> None:
+    made = {}
+    for name in ("unimedvl_nano", "unimedvl_image_translation"):
+        bundle.copy(name, tmp_path / name)
+        made[name] = load(
+            name=name, bundle_dir=str(tmp_path), source="github", repo="a/b/c", workflow_type="inference"
+        )
+    network, tokenizer = bundle.load(NANO)
+    image = torch.rand(2, 3, 64, 64)
+    instruction = "Segment grey matter, white matter and CSF."
+    (expected,) = ImageInferer(tokenizer, steps=4, shift=network.timestep_shift)(
+        [[image[1], instruction]], network
+    )
+    for path in made.values():
+        torch.testing.assert_close(path(image)[1], expected, atol=1e-5, rtol=0)
+    other = made["unimedvl_nano"]
+    before = other(image)
+    other.network.latent_out.weight.data[0, 0] += 1
+    assert not torch.equal(other(image), before), "a weight of the network decides what is drawn"
 
 
 def test_bundle_root_is_the_working_directory_or_the_shipped_bundle(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert bundle.running(BUNDLES[0].name) == str(BUNDLES[0])
+    assert bundle.running(NANO.name) == str(NANO)
     monkeypatch.chdir(copied)
-    assert bundle.running(BUNDLES[0].name) == str(copied)
+    assert bundle.running(NANO.name) == str(copied)
 
 
 def test_scores_are_filled_into_the_papers_by_a_command(copied: Path, tmp_path: Path) -> None:
@@ -223,17 +267,37 @@ def test_scores_are_filled_into_the_papers_by_a_command(copied: Path, tmp_path: 
     readme = (copied / "docs" / "README.md").read_text("utf8")
     assert "31.25" in readme.split("<!-- scores -->")[1].split("<!-- /scores -->")[0]
     assert bundle.metadata(copied)["eval_metrics"] == {"sr4, PSNR, test, 4 steps": 31.25}
-    assert bundle.metadata(copied)["version"] == bundle.metadata(BUNDLES[0])["version"]
+    assert bundle.metadata(copied)["version"] == bundle.metadata(NANO)["version"]
 
 
-@pytest.mark.parametrize("folder", TRAINED, ids=lambda folder: folder.name)
-def test_the_trained_network_knows_the_planes_of_its_samples(folder: Path, elsewhere: Path) -> None:
-    made = workflow(folder, "inference")
+@pytest.mark.parametrize("name", ["unimedvl_nano", "unimedvl_vqa_report"])
+def test_the_trained_network_knows_the_planes_of_its_samples(
+    name: str, elsewhere: Path, tmp_path: Path
+) -> None:
+    made = workflow(bundle.copy(name, tmp_path / name), "inference")
     made.run()
     for plane in ("axial", "coronal"):
         answer = json.loads((elsewhere / "eval" / f"icbm152_{plane}-answer.json").read_text("utf8"))
         assert answer["text"] == plane
-    assert len(list((elsewhere / "eval").glob("*.png"))) == 3
+
+
+def test_scores_reach_every_bundle_with_these_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ROOT / "bundles", tmp_path / "bundles")
+    monkeypatch.setattr(places, "BUNDLES", tmp_path / "bundles")
+    rows = [
+        Row("sr4", "test", "all", "4 steps", "PSNR", 7, 31.25, 30.0, 32.0, {"bicubic": 28.0}, 40.0),
+        Row("vqa", "test", "all", "", "exact match", 9, 0.123, 0.1, 0.2, {}, None),
+    ]
+    Report(rows, [], {}).save(tmp_path / "scores")
+    bundle.document(tmp_path / "scores", "unimedvl_nano")
+    found = {name: bundle.metadata(name)["eval_metrics"] for name in bundle.available()}
+    assert found["unimedvl_nano"] == {"sr4, PSNR, test, 4 steps": 31.25, "vqa, exact match, test": 0.123}
+    assert found["unimedvl_vqa_report"] == {"vqa, exact match, test": 0.123}
+    assert found["unimedvl_image_translation"] == {"sr4, PSNR, test, 4 steps": 31.25}
+    readme = (tmp_path / "bundles" / "unimedvl_vqa_report" / "docs" / "README.md").read_text("utf8")
+    assert "0.123" in readme and "31.25" not in readme
 
 
 @pytest.mark.slow
@@ -261,7 +325,7 @@ def test_monais_command_runs_and_verifies_the_bundle_from_another_directory(
 
 @pytest.mark.slow
 def test_training_runs_and_writes_weights_that_load(copied: Path, elsewhere: Path) -> None:
-    made = workflow(copied, "train", kind="train", max_steps=2, budget=600, vision_steps=0)
+    made = workflow(copied, "pretrain", kind="train", max_steps=2, budget=600, vision_steps=0)
     made.run()
     network, tokenizer = bundle.load(elsewhere / "runs" / "weights")
     trained = made.network_def.state_dict()
@@ -278,7 +342,7 @@ def test_evaluation_scores_the_frozen_items(copied: Path, elsewhere: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", BUNDLES, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [NANO], ids=lambda folder: folder.name)
 def test_the_samples_are_free_pictures_of_the_test_part(folder: Path) -> None:
     held_out = AtlasDataset(section="test", permissive_only=True, progress=False)
     pictures = {picture.id: picture for picture in held_out.pictures if picture.section == "test"}

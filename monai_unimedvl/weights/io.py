@@ -25,6 +25,7 @@ from monai_unimedvl.networks.layers import grid_table
 from monai_unimedvl.networks.unimedvl import UniMedVL, from_config
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.weights import upstream
+from monai_unimedvl.weights.checkpoint import NAME, read_checkpoint
 from monai_unimedvl.weights.headers import Entry, find_weights, read_headers, read_json, refuse_pickle
 from monai_unimedvl.weights.report import check
 
@@ -154,6 +155,8 @@ def _read_ours(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{folder.name}/config.json has version {content.get('version')!r}, expected {VERSION} and a "
             "network: update monai_unimedvl, or save the checkpoint again."
         )
+    if (folder / NAME).is_file():
+        return content["network"], read_checkpoint(folder / NAME)
     return content["network"], _tensors(read_headers(find_weights(folder, ("model",))))
 
 
@@ -270,5 +273,6 @@ def _move(aside: Path, folder: Path, *, last: tuple[str, ...], stems: tuple[str,
             for old in folder.glob(pattern):
                 if old.name not in new:
                     old.unlink()
+    (folder / NAME).unlink(missing_ok=True)  # it would be read in place of the new weights
     for name in [*(name for name in new if name not in last), *last]:
         os.replace(aside / name, folder / name)
