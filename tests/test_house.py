@@ -276,7 +276,7 @@ def test_whatever_a_file_imports_is_declared(name: str) -> None:
     at_top = {node.lineno for node in tree(PACKAGE / name).body}
     for line, target in imports(PACKAGE / name):
         first = target.split(".")[0]
-        if first in sys.stdlib_module_names or first in ("monai_unimedvl", "monailabel"):
+        if first in sys.stdlib_module_names or first in ("monai_unimedvl", "monailabel", "bitsandbytes"):
             continue
         wanted = DISTRIBUTION.get(first, first)
         known = lists["core"] if line in at_top else set().union(*lists.values())
