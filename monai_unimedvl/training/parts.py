@@ -39,6 +39,8 @@ def fits(name: str, patterns: Iterable[str]) -> bool:
 def freeze(network: nn.Module, frozen: Sequence[str] = ()) -> list[str]:
     """Let everything learn but what is `frozen`, and the autoencoder; returns the names of what learns.
 
+    Of a network with adapters (`training.adapters`) they alone learn.
+
     Args:
         frozen: parts of `PARTS`, or patterns over names of parameters.
 
@@ -52,9 +54,9 @@ def freeze(network: nn.Module, frozen: Sequence[str] = ()) -> list[str]:
                 f"frozen has {pattern!r}, which fits no parameter of this network, expected a part "
                 f"({', '.join(PARTS)}) or a pattern like 'decoder.layers.0.*': correct it."
             )
-    learning = []
+    learning, adapted = [], any(".lora_" in name for name in names)
     for name, p in network.named_parameters():
-        p.requires_grad_(not fits(name, [*frozen, "autoencoder"]))
+        p.requires_grad_(not fits(name, [*frozen, "autoencoder"]) and (".lora_" in name or not adapted))
         if p.requires_grad:
             learning.append(name)
     if not learning:

@@ -30,6 +30,8 @@ from monai_unimedvl.training.adapters import (
     save_adapters,
 )
 from monai_unimedvl.training.objective import Objective, draw
+from monai_unimedvl.training.optimizer import Rates
+from monai_unimedvl.training.parts import freeze
 
 pytest.importorskip("peft", reason="peft is not installed: adapters need it (extra 'train')")
 
@@ -81,6 +83,14 @@ def test_training_adapters_changes_no_parameter_of_the_base(target: str) -> None
     assert all(torch.equal(p, after[name]) for name, p in base.named_parameters())
     learning = [name for name, p in network.named_parameters() if p.requires_grad]
     assert learning and all("lora_" in name for name in learning)
+
+
+def test_a_trainer_lets_the_adapters_learn_and_nothing_else() -> None:
+    network = add_adapters(tiny_network(), "both", rank=2)
+    learning = freeze(network, ["generation"])
+    assert learning and all(".lora_" in name and ".understanding." in name for name in learning)
+    groups = Rates(optimizer="adamw").build(network).param_groups
+    assert [group["name"] for group in groups] == ["understanding"]
 
 
 @pytest.mark.parametrize("expert, other", [("understanding", "generation"), ("generation", "understanding")])
