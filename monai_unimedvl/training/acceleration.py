@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes a network fit and run faster without changing a number's meaning: recompute, compile, shard.
+"""What makes a network fit into memory without changing what it computes: recompute layers, shard them.
 
 Names of modules and parameters stay as they are, so checkpoints of either kind fit each other.
 """
@@ -42,12 +42,6 @@ class _Recomputed:
         if not torch.is_grad_enabled():
             return self.forward(*args)
         return checkpoint(self.forward, *args, use_reentrant=False, preserve_rng_state=False)
-
-
-def compile_layers(network: UniMedVL) -> None:
-    """Compile each layer in place, for lengths that change from pack to pack."""
-    for layer in layers(network):
-        layer.compile(dynamic=True)
 
 
 def shard_layers(network: UniMedVL, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:

@@ -9,7 +9,7 @@ of prompts and a pack are not tensors that could be taken apart along their firs
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,16 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines import PrepareBatch
+from monai.engines.utils import IterationEvents
 from monai.transforms import MapTransform
 from monai.utils.enums import CommonKeys
 from torch import Tensor
 
-from monai_unimedvl.data.mixture import Pack
+from monai_unimedvl.data.mixture import Pack, count_tokens
 from monai_unimedvl.provenance import Facts, save_image, save_text, sha256
-from monai_unimedvl.sequence import Marks, Prompt
-from monai_unimedvl.training.objective import Objective, pack_generator
+from monai_unimedvl.sequence import Marks, Prompt, Segment, Turn
+from monai_unimedvl.training.objective import VALIDATION, Losses, Objective, pack_generator
+from monai_unimedvl.training.replay import Guard
 from monai_unimedvl.transforms import recipe
 from monai_unimedvl.transforms.dicom import is_dicom
 from monai_unimedvl.transforms.image import meta_of, resize
@@ -184,26 +186,155 @@ class AtSourceSized(MapTransform):
         return result
 
 
+class PreparePacks(PrepareBatch):
+    """`prepare_batch` of training and validation: a pack as it is, or a batch of MONAI's own made into one.
+
+    A batch has pictures (B, 3, H, W) in [0, 1] or none, a question each, and an answer or a picture to draw.
+
+    Args:
+        to_segments: dialogue -> segments; None takes packs only.
+        image, question, answer, target: keys of a batch; `answer` holds texts, `target` pictures to draw.
+
+    Raises:
+        ValueError: a batch without question, or with neither or both of answer and target.
+    """
+
+    def __init__(
+        self, to_segments: Callable[..., list[Segment]] | None = None, *, image: str = "image",
+        question: str = "question", answer: str = "answer", target: str = "target",
+    ) -> None:  # fmt: skip
+        self.to_segments = to_segments
+        self.image, self.question, self.answer, self.target = image, question, answer, target
+
+    def __call__(  # type: ignore[override]
+        self, batchdata: Any, device: Any = None, non_blocking: bool = False, **kwargs: Any
+    ) -> tuple[Pack, None]:
+        """A pack, and no label: the labels are in it. It stays on the CPU; the network moves its tokens."""
+        if isinstance(batchdata, Pack):
+            return batchdata, None
+        if self.to_segments is None or not isinstance(batchdata, Mapping):
+            raise ValueError(
+                f"PreparePacks got {type(batchdata).__name__}, expected a Pack, or with to_segments a "
+                f"mapping of {self.image}, {self.question} and {self.answer} or {self.target}: pass it."
+            )
+        told = [key for key in (self.answer, self.target) if key in batchdata]
+        if self.question not in batchdata or len(told) != 1:
+            raise ValueError(
+                f"PreparePacks got a batch of {', '.join(map(str, batchdata))}, expected {self.question} and "
+                f"one of {self.answer} and {self.target}: add what is missing."
+            )
+        questions, told_values = batchdata[self.question], batchdata[told[0]]
+        pictures = batchdata.get(self.image, [None] * len(questions))
+        draw, samples = told[0] == self.target, []
+        for picture, question, value in zip(pictures, questions, told_values, strict=True):
+            asked = [question] if picture is None else [torch.as_tensor(picture), question]
+            turns = [Turn("user", asked), Turn("assistant", [torch.as_tensor(value) if draw else str(value)])]
+            samples.append(self.to_segments(turns, draw=draw))
+        origins = [f"batch/{n}/0" for n in range(len(samples))]
+        return Pack(samples, origins, sum(map(count_tokens, samples)), {}), None
+
+
 class IterationUpdate:
     """One step of `SupervisedTrainer(iteration_update=...)` on a pack: the objective, and nothing else.
 
+    It heeds the trainer's `amp`, `accumulation_steps` and `optim_set_to_none` and fires its events.
+
     Args:
         marks: control tokens of the tokenizer that made the packs.
-        seed: of times and noise; each step has a generator of its own, the same as in `UniMedVLModule`.
+        seed: of times and noise; each pack has a generator of its own, the same as in `UniMedVLModule`.
+        clip: norm of all gradients; 0 does not clip.
+        guard: what happens when a loss or a gradient is no number.
+    """
+
+    def __init__(
+        self, marks: Marks, objective: Objective | None = None, *, seed: int = 0, clip: float = 0.0,
+        guard: Guard | None = None,
+    ) -> None:  # fmt: skip
+        self.marks, self.objective, self.seed = marks, objective or Objective(), seed
+        self.clip, self.guard = clip, guard or Guard()
+
+    def __call__(self, engine: Any, batch: Any) -> dict[str, Any]:
+        """The losses of the pack, after the update."""
+        pack, steps, within = _pack_of(engine, batch), engine.accumulation_steps, engine.state.iteration - 1
+        number = pack.number if pack.number >= 0 else within
+        if engine.state.epoch_length is not None:
+            within %= engine.state.epoch_length
+        ends = (within + 1) % steps == 0 or within + 1 == engine.state.epoch_length
+        network = engine.network.train()
+        if within % steps == 0:
+            engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
+        with _autocast(engine):
+            losses = self.objective(network, pack.samples, self.marks, pack_generator(self.seed, number))
+        told = {"marks": self.marks, "objective": self.objective, "seed": self.seed, "number": number}
+        self.guard.check(losses.loss, network, pack, **told)  # type: ignore[arg-type]
+        engine.state.output = _output(losses, pack)
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        loss, scaler = losses.loss / steps, engine.scaler if engine.amp else None
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        if ends:
+            if scaler is not None:
+                scaler.unscale_(engine.optimizer)
+            if self.clip:
+                norm = torch.nn.utils.clip_grad_norm_(network.parameters(), self.clip)
+                if scaler is None:  # a scaler skips such a step
+                    self.guard.check(norm, network, pack, what="norm of the gradient", **told)  # type: ignore
+            if scaler is None:
+                engine.optimizer.step()
+            else:
+                scaler.step(engine.optimizer)
+                scaler.update()
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
+
+
+class ValidationUpdate:
+    """`SupervisedEvaluator(iteration_update=...)`: the losses of a pack in eval mode, always the same chance.
+
+    A metric of it: `ignite.metrics.Average(output_transform=lambda output: output["loss"])`.
+
+    Args:
+        marks: control tokens of the tokenizer that made the packs.
+        seed: as in `UniMedVLModule`.
     """
 
     def __init__(self, marks: Marks, objective: Objective | None = None, *, seed: int = 0) -> None:
         self.marks, self.objective, self.seed = marks, objective or Objective(), seed
 
-    def __call__(self, engine: Any, batch: Pack) -> dict[str, Any]:
-        """The losses of the pack, after the update."""
-        number = batch.number if batch.number >= 0 else engine.state.iteration - 1
-        chance = pack_generator(self.seed, number)
-        losses = self.objective(engine.network.train(), batch.samples, self.marks, chance)
-        engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
-        losses.loss.backward()
-        engine.optimizer.step()
-        return {"loss": losses.loss.item(), "text": losses.text.item(), "flow": losses.flow.item()}
+    @torch.no_grad()
+    def __call__(self, engine: Any, batch: Any) -> dict[str, Any]:
+        """The losses of the pack."""
+        pack = _pack_of(engine, batch)
+        number = pack.number if pack.number >= 0 else engine.state.iteration - 1
+        chance = pack_generator(self.seed, VALIDATION + number)
+        with _autocast(engine):
+            losses = self.objective(engine.network.eval(), pack.samples, self.marks, chance)
+        engine.state.output = _output(losses, pack)
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
+
+
+def _pack_of(engine: Any, batch: Any) -> Pack:
+    """The batch as the engine's `prepare_batch` has it; MONAI's default knows no packs."""
+    if isinstance(batch, Pack) and not isinstance(engine.prepare_batch, PreparePacks):
+        return batch
+    return engine.prepare_batch(batch, engine.state.device, engine.non_blocking, **engine.to_kwargs)[0]
+
+
+def _autocast(engine: Any) -> torch.autocast:
+    kind = torch.device(engine.state.device).type
+    options = {"dtype": torch.bfloat16} if kind == "cpu" else {}
+    return torch.autocast(kind, enabled=bool(engine.amp), **{**options, **engine.amp_kwargs})
+
+
+def _output(losses: Losses, pack: Pack) -> dict[str, Any]:
+    """What handlers find in `engine.state.output`."""
+    return {
+        CommonKeys.LOSS: losses.loss.item(), "text": losses.text.item(), "flow": losses.flow.item(),
+        "origins": list(pack.origins), "tokens": pack.tokens,
+    }  # fmt: skip
 
 
 def list_images(folder: str | Path) -> list[dict[str, str]]:

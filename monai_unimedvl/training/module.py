@@ -13,15 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from monai_unimedvl.data.mixture import Pack
+from monai_unimedvl.networks.compiling import compile_layers
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.sequence import Marks
-from monai_unimedvl.training.acceleration import compile_layers, is_sharded, recompute_layers, shard_layers
-from monai_unimedvl.training.objective import Objective, pack_generator
+from monai_unimedvl.training.acceleration import is_sharded, recompute_layers, shard_layers
+from monai_unimedvl.training.objective import VALIDATION, Objective, pack_generator
 from monai_unimedvl.training.optimizer import Rates
 from monai_unimedvl.training.parts import freeze, understanding
 from monai_unimedvl.training.replay import Guard
-
-VALIDATION = 2_000_003  # seeds of validation packs: the same in every pass, none of a training pack
 
 
 class UniMedVLModule(pl.LightningModule):
@@ -71,6 +70,10 @@ class UniMedVLModule(pl.LightningModule):
             self._refuse_sharded()
             half = torch.bfloat16 if "bf16" in str(self.trainer.precision) else None
             shard_layers(self.network, self.device_mesh["data_parallel"], half)
+
+    def transfer_batch_to_device(self, batch: Pack, device: torch.device, dataloader_idx: int) -> Pack:
+        """Packs stay on the CPU; the objective moves what the network needs."""
+        return batch
 
     def training_step(self, batch: Pack, batch_idx: int) -> dict[str, Tensor]:
         """The losses of one pack."""
@@ -124,7 +127,7 @@ class UniMedVLModule(pl.LightningModule):
         """Clip by the norm of all gradients, log it, and stop where it is no number."""
         if gradient_clip_algorithm == "value":
             return super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        learning = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        learning = [p for p in self.network.parameters() if p.grad is not None]
         if gradient_clip_val:
             norm = nn.utils.clip_grad_norm_(learning, gradient_clip_val)
         else:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 REWEIGHTINGS = ("token", "root", "segment")
 NORMALISERS = ("pack", "ranks")
+VALIDATION = 2_000_003  # added to numbers of validation packs, so that they share no seed with training
 
 
 class Losses(NamedTuple):
