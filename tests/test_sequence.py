@@ -106,6 +106,36 @@ def splits_of(case: dict[str, Any]) -> list[tuple[list[int], list[str]]]:
     return samples
 
 
+def test_joined_canvases_are_one_noisy_image_at_positions_of_their_own() -> None:
+    sample = [text(1, 2), canvas(2, 2), canvas(2, 2, noisy=True), canvas(2, 2, noisy=True, joined=True)]
+    seq = pack([[*sample, text(3)], [*sample[:3], text(4)]], MARKS)
+    layout = seq.layout
+    table = mask_of_layout(layout)
+    place = {(int(s), int(o)): i for i, (s, o) in enumerate(zip(layout.sample, layout.order, strict=True))}
+    first, second, last = place[0, 10], place[0, 16], place[0, 22]
+    assert table[first, second] and table[second, first], "neighbours see each other"
+    assert table[second, place[0, 4]] and not table[last, second], "both see the past, nobody sees them"
+    assert not table[first, place[1, 10]], "samples stay apart"
+    positions = [int(layout.position[i]) for i in (place[0, 4], first, second, last)]
+    assert positions == [4, 5, 6, 5], "a group takes no position"
+    alone = pack([[canvas(2, 2, noisy=True), canvas(2, 2, noisy=True, joined=True)]], MARKS)
+    (block,) = alone.plan.blocks
+    assert block.mask is None and not block.parts and block.length == 12
+    order = seq.plan.arrival if seq.plan.arrival is not None else torch.arange(len(seq))
+    for block in seq.plan.blocks:
+        (s,) = block.samples
+        mine = order[layout.sample[order] == s]
+        assert torch.equal(block.mask, table[mine][:, mine])
+        assert torch.equal(mask_of_parts(block), table[mine][:, mine])
+
+
+def test_a_joined_canvas_needs_a_neighbour() -> None:
+    with pytest.raises(ValueError, match="joined Canvas after no noisy one"):
+        pack([[canvas(2, 2, noisy=True)], [canvas(2, 2, noisy=True, joined=True)]], MARKS)
+    with pytest.raises(ValueError, match="joined=True with noisy=False"):
+        canvas(2, 2, joined=True)
+
+
 def test_golden_masks_follow_from_the_rule(gold: Golden) -> None:
     for name, samples in masks(gold):
         gold.check(name, mask_of_layout(layout_of_splits(samples)))

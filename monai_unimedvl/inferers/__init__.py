@@ -3,6 +3,7 @@
 
 from monai_unimedvl.inferers.context import Branches, Context, segments_for
 from monai_unimedvl.inferers.drawing import ImageInferer, InterleavedInferer
+from monai_unimedvl.inferers.groups import GroupInferer
 from monai_unimedvl.inferers.inferers import Answer, TextInferer
 from monai_unimedvl.inferers.outputs import Colour, Grey, Labels
 from monai_unimedvl.inferers.sampling import Sampling, Word, flow_steps, words
@@ -14,6 +15,7 @@ __all__ = [
     "Colour",
     "Context",
     "Grey",
+    "GroupInferer",
     "ImageInferer",
     "InterleavedInferer",
     "Labels",

@@ -10,7 +10,7 @@ Both are generators that yield as they go.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -170,6 +170,9 @@ def flow_steps(
     steps: int,
     shift: float,
     noise: Sequence[Tensor],
+    together: int = 1,
+    starts: Sequence[Tensor | None] | None = None,
+    known: Sequence[Tensor | None] | None = None,
 ) -> Iterator[tuple[float, list[Tensor]]]:
     """Draw N pictures from noise: yields, after each step, the time reached and the N latents.
 
@@ -181,6 +184,10 @@ def flow_steps(
             images, as far as there are branches (see `Branches`).
         grids: latent tokens down and across of each drawing.
         noise: N tensors (h*w, C).
+        together: so many drawings that follow each other belong to one sample and are drawn as one image
+            (see `Canvas.joined`); the context then has N / together samples a branch.
+        starts: latents (h*w, C) that each drawing may start from; None takes the last image of the context.
+        known: latents (h*w, C) of drawings that are there already: the others are drawn to fit them.
 
     Raises:
         ValueError: fewer than one step; guidance needs a branch that the context does not have.
@@ -188,10 +195,11 @@ def flow_steps(
     count = len(grids)
     times = flow.schedule(steps, shift).tolist()
     needed = 1 + max((sum(guidance.uses(t)) for t in times[:-1]), default=0)
-    if len(context) < count * needed:
+    if len(context) * together < count * needed:
         raise ValueError(
             f"Guidance(text={guidance.text}, image={guidance.image}) compares {needed} contexts a drawing, "
-            f"got {len(context)} for {count} drawings: read the branches too, or lower the scales to 1."
+            f"got {len(context)} for {count // together} drawings: read the branches too, or lower the "
+            "scales to 1."
         )
     context.close()
     weight = context.network.decoder.embed.weight
@@ -200,10 +208,11 @@ def flow_steps(
     if weight.dtype == torch.float64:
         x = x.double()
     packs: dict[int, PackedSequence] = {}
+    held = [(i, part.to(x)) for i, part in enumerate(known or ()) if part is not None]
     for t, t_next in zip(times[:-1], times[1:], strict=True):
         branches = 1 + sum(guidance.uses(t))
         if branches not in packs:
-            packs[branches] = _pack_canvases(context, grids, branches, x)
+            packs[branches] = _pack_canvases(context, grids, branches, x, together, starts)
         latents = torch.cat([x] * branches)  # (branches * Z, C)
         seq = packs[branches].with_latents(latents, latents.new_full((len(latents),), t, dtype=torch.float32))
         velocity = context.network(seq, context.cache, keep=False).velocity.to(x.dtype)
@@ -211,18 +220,29 @@ def flow_steps(
         parts += [(None,) * count] * (3 - branches)
         guided = [guidance.combine(*branch) for branch in zip(*parts, strict=True)]
         x = flow.step(x, torch.cat(guided), t, t_next)
+        for i, part in held:
+            first = sum(lengths[:i])
+            chance = noise[i].to(x)
+            x[first : first + lengths[i]] = flow.add_noise(part, chance, x.new_tensor(t_next))
         yield t_next, list(x.split(lengths))
 
 
 def _pack_canvases(
-    context: Context, grids: Sequence[tuple[int, int]], branches: int, latents: Tensor
-) -> PackedSequence:
-    """One noisy canvas in each sample of the first `branches` branches; the others are left out."""
+    context: Context, grids: Sequence[tuple[int, int]], branches: int, latents: Tensor, together: int,
+    starts: Sequence[Tensor | None] | None,
+) -> PackedSequence:  # fmt: skip
+    """`together` noisy canvases in each sample of the first `branches` branches; the others are left out."""
     lengths = [h * w for h, w in grids]
     canvases = [
-        Canvas(grid, part, noisy=True) for grid, part in zip(grids, latents.split(lengths), strict=True)
+        Canvas(grid, part, noisy=True, base=start, joined=i % together > 0)
+        for i, (grid, part, start) in enumerate(
+            zip(grids, latents.split(lengths), starts or [None] * len(grids), strict=True)
+        )
     ]
-    samples = [based([c], past) for c, past in zip(canvases * branches, context.bases, strict=False)]
+    groups = [canvases[i : i + together] for i in range(0, len(canvases), together)]
+    bare = [[replace(canvas, base=None) for canvas in group] for group in groups]
+    every = (groups + groups + bare)[: branches * len(groups)]  # the branch without images starts from none
+    samples = [based(group, past) for group, past in zip(every, context.bases, strict=False)]
     samples += [[] for _ in range(len(context) - len(samples))]
     return pack(samples, context.marks, start=context.positions).to(latents.device)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor
 
 from monai_unimedvl.inferers.drawing import ImageInferer
+from monai_unimedvl.inferers.groups import GroupInferer, windows
 from monai_unimedvl.inferers.inferers import Answer, TextInferer, shown
 from monai_unimedvl.inferers.outputs import Grey, Output
 from monai_unimedvl.networks.unimedvl import UniMedVL
@@ -33,6 +35,7 @@ from monai_unimedvl.transforms.volume import SelectSlices, placed_prompt
 
 FLAT = 0.02  # of [0, 1]: a picture with less between its darkest and brightest pixel shows nothing
 PER = ("slice", "whole")
+Made = Iterator[tuple[Sequence[MetaTensor], Sequence[Tensor]]]  # pictures, and what was drawn from them
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,9 @@ class Tiles:
 
 
 class VolumeInferer(Inferer):
-    """Volume -> answers (with a `TextInferer`), or volume -> volume (with an `ImageInferer`).
+    """Volume -> answers (with a `TextInferer`), or a volume (with an `ImageInferer` or `GroupInferer`).
+
+    A `GroupInferer` draws neighbouring slices together, in groups that overlap along the volume.
 
     Args:
         inferer: what answers or draws.
@@ -127,6 +132,10 @@ class VolumeInferer(Inferer):
             raise ValueError(
                 "VolumeInferer got a TextInferer with settings of drawing (planes, output, square, tiles): "
                 "use select to choose what is read, or an ImageInferer."
+            )
+        if isinstance(inferer, GroupInferer) and tiles is not None:
+            raise ValueError(
+                "VolumeInferer got tiles with a GroupInferer, which draws whole slices: drop one."
             )
         if not reads and (select is not None or per != "slice"):
             raise ValueError(
@@ -231,13 +240,34 @@ class VolumeInferer(Inferer):
         slices, planes = part.slices(plane), len(self.planes)
         back = Restack(out.shape[1:], affine, plane, values=out, mode=self.output.mode)
         last = self.output.chosen if planes == 1 else None
-        batches = _chunks(range(len(slices)), self.batch)
-        for some in shown(batches, self.progress, -(-len(slices) // self.batch), f"{plane} batches"):
-            pictures = [one for one in (part.picture(slices[i]) for i in some) if not _flat(one)]
-            for drawn, picture in zip(self._drawn(pictures, network, instruction), pictures, strict=True):
-                back.put(self.output.seen(drawn, part, planes), picture, add=planes > 1, last=last)
+        indexes = shown(iter(range(len(slices))), self.progress, len(slices), f"{plane} slices")
+        pictures = (None if _flat(one) else one for one in (part.picture(slices[i]) for i in indexes))
+        made = self._in_groups if isinstance(self.inferer, GroupInferer) else self._in_batches
+        for some, drawn in made(pictures, network, instruction):
+            for picture, image in zip(some, drawn, strict=True):
+                back.put(self.output.seen(image, part, planes), picture, add=planes > 1, last=last)
             part.volume.release()
             back.release()
+
+    def _in_batches(self, pictures: Iterator[MetaTensor | None], network: UniMedVL, instruction: str) -> Made:
+        """Slice by slice, those of a batch at once."""
+        waiting = (one for one in pictures if one is not None)
+        while some := list(islice(waiting, self.batch)):
+            yield some, self._drawn(some, network, instruction)
+
+    def _in_groups(self, pictures: Iterator[MetaTensor | None], network: UniMedVL, instruction: str) -> Made:
+        """Neighbours together, each group fitted to the last slices of the one before."""
+        infer = self.inferer
+        assert isinstance(infer, GroupInferer)
+        drawn: list[Tensor] = []
+        for group, old in windows(pictures, infer.count, infer.overlap):
+            if len(group) == 1:  # nothing to be drawn together with
+                alone = ImageInferer.__call__(infer, [self._prompt(group, instruction)], network)
+                yield group, alone
+                continue
+            known = [*drawn[len(drawn) - old :], *[None] * (len(group) - old)]
+            (drawn,) = infer([self._prompt(group, instruction)], network, [known])
+            yield group[old:], drawn[old:]
 
     def _drawn(self, pictures: Sequence[MetaTensor], network: UniMedVL, instruction: str) -> Sequence[Tensor]:
         """What is drawn from each picture (3, H, W): (3, h, w)."""

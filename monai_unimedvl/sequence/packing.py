@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samples laid side by side in one sequence. `visible` is the one rule of attention; this is bookkeeping.
 
-  L tokens   T words   V view patches   Z latent tokens   C numbers a latent token   S samples
+L tokens   T words   V view patches   Z latent tokens   C numbers a latent token   S samples
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ def pack(samples: Samples, marks: Marks, start: Sequence[int] | None = None) -> 
         start: the rotary position at which each sample goes on; 0 when omitted.
 
     Raises:
-        ValueError: a canvas has not been encoded yet, an image does not fill its grid, or a base its canvas.
+        ValueError: a canvas has not been encoded yet, an image does not fill its grid, or a base its canvas;
+            a joined canvas follows no noisy one.
     """
     pieces, next_position = _place(samples, start)
     taught = [p.segment for p in pieces if isinstance(p.segment, Text) and p.segment.loss]
@@ -228,6 +229,14 @@ def _place(samples: Samples, start: Sequence[int] | None) -> tuple[list[_Piece],
                 position += 0 if is_text else 1
                 continue
             piece = _Piece(segment, s, order, position, CAUSAL if is_text else len(pieces))
+            if isinstance(segment, Canvas) and segment.joined:
+                before = pieces[-1] if pieces and pieces[-1].sample == s else None
+                if before is None or before.kind != "noisy":
+                    raise ValueError(
+                        "pack got a joined Canvas after no noisy one, expected its neighbour: put them "
+                        "side by side."
+                    )
+                piece = piece._replace(position=before.position + 1, span=before.span)
             pieces.append(piece)
             order += piece.length
             position += {"text": piece.length, "image": 1, "noisy": 0}[piece.kind]
@@ -239,7 +248,11 @@ def _blocks(pieces: list[_Piece], lengths: Tensor) -> tuple[tuple[Block, ...], T
     """Samples of one signature share a block; returns the blocks and their rows (L,) in reading order."""
     signatures: dict[int, tuple[tuple[str, int], ...]] = {}
     for p in pieces:
-        signatures[p.sample] = (*signatures.get(p.sample, ()), (p.kind, p.length))
+        before = signatures.get(p.sample, ())
+        if isinstance(p.segment, Canvas) and p.segment.joined:  # one image with the canvas before it
+            signatures[p.sample] = (*before[:-1], ("noisy", before[-1][1] + p.length))
+        else:
+            signatures[p.sample] = (*before, (p.kind, p.length))
     groups: dict[tuple[tuple[str, int], ...], list[int]] = {}
     for s, kinds in signatures.items():
         groups.setdefault(kinds, []).append(s)

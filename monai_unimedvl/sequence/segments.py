@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What people say and show (`Turn`, `Prompt`) and what the model reads and draws (`Text`, `View`, `Canvas`).
 
-  n words   h, w tokens down and across   p view patch   q latent patch   C latent channels
+n words   h, w tokens down and across   p view patch   q latent patch   C latent channels
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ class Canvas:
         noisy: it is being drawn; it takes no position, and no other token ever sees it.
         time: 0 is the image, 1 is noise.
         base: (h*w, C) latents that the drawing may start from; read by networks that predict images.
+        joined: it is drawn together with the noisy canvas before it, as the next slice of one volume: both
+            see each other, and its rotary position is one further.
     """
 
     grid: tuple[int, int]
@@ -78,6 +80,13 @@ class Canvas:
     time: float = 0.0
     dropped: bool = False
     base: Tensor | None = None
+    joined: bool = False
+
+    def __post_init__(self) -> None:
+        if self.joined and not self.noisy:
+            raise ValueError(
+                "Canvas got joined=True with noisy=False, but only drawings are joined: drop one."
+            )
 
 
 Segment = Text | View | Canvas
