@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 PLACEHOLDER = "<image>"  # in a message: here stands the next image
 SPLITS = ("", "train", "val", "test")  # "" is not split yet
-KINDS = ("text-only", "text-to-image", "image-to-text", "interleaved")
+KINDS = ("text", "text-to-image", "image-to-text", "interleaved")
 
 # Codes of this file and of what reads records; other steps add codes of their own in the same form.
 CODES = {

@@ -77,7 +77,7 @@ def test_a_record_comes_back_from_json_as_it_went() -> None:
     least = {name: ROW[name] for name in REQUIRED}
     empty = Record.from_json(least)
     assert empty.to_json() == least | {"input_img": [], "output_img": [], "message": []}
-    assert empty.kind == "text-only"
+    assert empty.kind == "text"
 
 
 @pytest.mark.parametrize("code, row", WRONG, ids=lambda v: v if isinstance(v, str) else "")
