@@ -9,6 +9,7 @@ Marks such as <|im_end|> inside a text are text: the tokenizer's `encode` never 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -43,6 +44,8 @@ class ToSegments:
         fit: "matched" resizes the source once for each use, in float; "upstream" does as the reference: when
             drawing, the 8-bit result of the canvas rule goes to both uses, so a view is resampled twice.
         max_tokens: the context; None does not check.
+        together: images that follow each other in one turn of the assistant are neighbouring slices, drawn
+            together (see `Canvas.joined`); otherwise each is drawn alone.
         keep_drawn: after each drawn image that is not the last segment, add its clean canvas for what
             follows.
     """
@@ -50,14 +53,20 @@ class ToSegments:
     def __init__(
         self, tokenizer: Encoder, *, view: Rule = VQA_VIEW, canvas: Rule = SCRIPT_CANVAS,
         fit: Literal["matched", "upstream"] = "matched", max_tokens: int | None = None,
-        keep_drawn: bool = False, view_patch: int | None = None, canvas_patch: int | None = None,
+        keep_drawn: bool = False, together: bool = False, view_patch: int | None = None,
+        canvas_patch: int | None = None,
     ) -> None:  # fmt: skip
         if fit not in ("matched", "upstream"):
             raise ValueError(
                 f"ToSegments got fit={fit!r}, expected 'matched' or 'upstream': name one of these."
             )
         self.tokenizer, self.view, self.canvas, self.fit = tokenizer, view, canvas, fit
-        self.max_tokens, self.keep_drawn = max_tokens, keep_drawn
+        if together and keep_drawn:
+            raise ValueError(
+                "ToSegments got together=True with keep_drawn=True, but no clean canvas fits between slices "
+                "that are drawn together: use one of them."
+            )
+        self.max_tokens, self.keep_drawn, self.together = max_tokens, keep_drawn, together
         self.view_patch, self.canvas_patch = view_patch or view.stride, canvas_patch or canvas.stride
 
     def __call__(
@@ -92,7 +101,12 @@ class ToSegments:
             elif history:
                 segments.append(self._canvas(self._fitted(image, self.canvas)))
             else:
+                follows = (
+                    index > 0 and parts[index - 1][0] == role and not isinstance(parts[index - 1][1], str)
+                )
                 drawn = self._canvas(self._fitted(image, self.canvas), noisy=True)
+                if self.together and follows:
+                    drawn = replace(drawn, joined=True)
                 segments.append(drawn)
                 if self.keep_drawn and index + 1 < len(parts):
                     segments.append(Canvas(drawn.grid, image=drawn.image))

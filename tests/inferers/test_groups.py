@@ -17,7 +17,6 @@ from monai_unimedvl.networks.layers import patchify
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.tokenizer import Tokenizer
 
-
 NEXT = 1e-5  # what a neighbour changes at least: more than rounding, whatever the random network
 
 

@@ -46,6 +46,16 @@ def image() -> Tensor:
     return torch.randint(0, 256, (3, 50, 70)) / 255.0
 
 
+def test_neighbouring_slices_of_an_answer_are_drawn_together_on_request(image: Tensor) -> None:
+    turns = [Turn("user", ["three slices"]), Turn("assistant", [image, image, "said", image])]
+    alone, together = (segments_of(turns, together=flag) for flag in (False, True))
+    assert kinds(alone) == kinds(together) == "TNNtN"
+    assert [s.joined for s in together if isinstance(s, Canvas)] == [False, True, False]
+    assert not any(s.joined for s in alone if isinstance(s, Canvas))
+    with pytest.raises(ValueError, match="together=True with keep_drawn=True"):
+        segments_of(turns, together=True, keep_drawn=True)
+
+
 def test_a_question_about_an_image_has_a_view_and_words_in_order(image: Tensor) -> None:
     assert kinds(segments_of([image, "what?"])) == "VT"
     assert kinds(segments_of(["first", image, "second", image])) == "TVTV"
