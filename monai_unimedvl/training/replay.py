@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -112,7 +113,7 @@ def load_pack(path: str | Path) -> tuple[Pack, dict[str, Any]]:
     try:
         content = json.loads(file.read_text("utf8"))
         tensors = load_file(file.with_suffix(".safetensors"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"{path} is no saved pack ({' '.join(str(error).split())}), expected the pack.json that a "
             "stopped run left, with its pack.safetensors beside it: check the path."
