@@ -66,6 +66,10 @@ def _verb(name: str) -> Callable[[argparse.Namespace], Result]:
         from monai_unimedvl.cli import train
 
         return getattr(train, name)
+    if name == "recipes":
+        from monai_unimedvl.cli.recipes import recipes
+
+        return recipes
     if name == "demo":
         from monai_unimedvl.cli.demo import demo
 
@@ -127,6 +131,7 @@ def parser() -> argparse.ArgumentParser:
     )
     o.drawing(edit)
     o.reading(edit)
+    o.volumes(edit)
     o.listing(edit)
 
     segment = o.add(
@@ -138,6 +143,7 @@ def parser() -> argparse.ArgumentParser:
     segment.add_argument("--task", choices=MASKS, required=True, help="what to segment")
     o.drawing(segment)
     o.reading(segment)
+    o.volumes(segment)
     o.listing(segment, "input, seed and out")
 
     demo = o.add(
@@ -170,6 +176,12 @@ def parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--permissive-only", action="store_true", help="leave out sources under GPL")
     data.add_argument("--only", metavar="NAME", nargs="+", help="only these sources")
+
+    shown = o.add(
+        verbs, "recipes", "say what each modality gets, or draw sheets", "mri ct --out sheets", model=False
+    )
+    shown.add_argument("names", nargs="*", metavar="NAME", help="recipes, such as mri ct (default: all)")
+    shown.add_argument("--scans", nargs="+", metavar="FILE", help="to draw, of one recipe (default: public)")
 
     bundle = o.add(
         verbs, "bundle", "list or copy the shipped bundles", "copy unimedvl_nano my_bundle", model=False

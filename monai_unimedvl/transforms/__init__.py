@@ -35,10 +35,11 @@ class Recipe:
         name: what messages call it.
         settings: the values in force, by keyword.
         steps: callables; where one returns a list, the rest is applied to each item.
+        about: what the modality is, in words.
     """
 
-    def __init__(self, name: str, settings: dict[str, Any], steps: list[Any]) -> None:
-        self.name, self.settings, self.steps = name, settings, steps
+    def __init__(self, name: str, settings: dict[str, Any], steps: list[Any], about: str = "") -> None:
+        self.name, self.settings, self.steps, self.about = name, settings, steps, about
 
     def __call__(self, source: Any) -> list[MetaTensor]:
         """path | series folder | array | tensor -> float32 pictures (3, H, W) in [0, 1], one a slice.
@@ -122,4 +123,4 @@ def recipe(modality: str | os.PathLike[str], **overrides: Any) -> Recipe:
             raise error.__cause__ from None
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(f"recipe {path.stem!r} cannot be built ({reason}): check its steps.") from error
-    return Recipe(path.stem, settings, steps)
+    return Recipe(path.stem, settings, steps, str(config.get("about", "")))

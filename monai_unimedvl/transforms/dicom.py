@@ -41,6 +41,9 @@ def read_file(path: Path, voi: bool = False) -> MetaTensor:
     meta = {"kind": "image" if values.ndim == 3 else "frames", "unit": unit, **_described(header)}
     affine = _affine(header)
     if affine is None or values.ndim == 4:
+        down, across = _mirrored(header)
+        if down or across:
+            values, meta["flipped"] = values.flip([1] * down + [2] * across), [down, across]
         return MetaTensor(values, meta=meta)
     as_volume = values.transpose(1, 2).unsqueeze(-1)  # (C, columns, rows, 1)
     shown, place = to_display(as_volume, affine, nearest_plane(affine[:3, 2]))
@@ -270,6 +273,17 @@ def _affine(header: Header) -> np.ndarray | None:
     if abs(np.linalg.det(matrix)) < 1e-9:
         return None
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix  # LPS -> RAS
+
+
+def _mirrored(header: Header) -> tuple[bool, bool]:
+    """Whether rows and columns of a radiograph run against the usual: head up, patient's right at image left.
+
+    Side views are left as they are: there both ways are usual.
+    """
+    along = [str(direction)[:1].upper() for direction in header.get("PatientOrientation") or []]
+    if header.get("Modality") not in ("CR", "DX", "RG", "RF") or len(along) != 2:
+        return False, False
+    return along[1] == "H", along[0] == "R"
 
 
 def _described(header: Header) -> dict[str, Any]:

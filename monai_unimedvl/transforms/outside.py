@@ -10,7 +10,7 @@ convex hull; of a DICOM file that names its ultrasound regions, only those are l
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,15 +22,16 @@ from monai.utils import TransformBackends, convert_to_tensor
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from monai_unimedvl.transforms.image import PerKey, like, meta_of
+from monai_unimedvl.transforms.geometry import Box, Geometry, GeometryPerKey, Plan
+from monai_unimedvl.transforms.image import MIN_SIDE, PerKey, like, meta_of
 
 SIDE = 256  # pixels of the longer side on which the field is looked for
 JOIN, THIN = 2, 5  # pixels there: gaps that are closed, half the width of what is thin (text, lines, bars)
-SMALL = 0.03  # of the picture; a smaller field is none
+SMALL = 0.005  # of the picture; a smaller field is none
 
 
 class BlankOutside(Transform):
-    """Zero where no field of view is, the same in all frames of a run.
+    """Zero where no field of view is, the same in all frames of a run; `meta["view"]` is its box.
 
     Args:
         threshold: of the brightest value; what is above is light.
@@ -53,7 +54,31 @@ class BlankOutside(Transform):
         light = plain.float().amax(0) if plain.ndim == 3 else plain.amax(-1).float().amax(0)  # (H, W)
         mask = field_mask(light, self.threshold, meta_of(x, "regions"))
         shown = plain * (mask if plain.ndim == 3 else mask[..., None]).to(plain.dtype)
-        return like(x, shown, blanked=round(1 - float(mask.float().mean()), 4))
+        rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
+        first, last = (int(rows[0]), int(columns[0])), (int(rows[-1]), int(columns[-1]))
+        view = [*first, last[0] - first[0] + 1, last[1] - first[1] + 1]
+        return like(x, shown, blanked=round(1 - float(mask.float().mean()), 4), view=view)
+
+
+class CropToView(Geometry):
+    """Cut off what lies around the field that `BlankOutside` found; the same in all frames of a run."""
+
+    looks = False
+
+    def __init__(self, apply: bool = True, lazy: bool = False) -> None:
+        super().__init__(lazy)
+        self.apply = apply
+
+    def marks(self) -> dict[str, Any]:
+        """It is cut once."""
+        return {"view": None} if self.apply else {}
+
+    def plan(self, image: Tensor, size: tuple[int, int]) -> Plan:
+        """The box of the field; all of the picture where none is known."""
+        view = meta_of(image, "view")
+        if not self.apply or view is None or min(view[2:]) < MIN_SIDE:
+            return Box(0, 0, *size)
+        return Box(*view)
 
 
 def field_mask(light: Tensor, threshold: float, regions: list[list[int]] | None = None) -> Tensor:
@@ -133,4 +158,11 @@ class BlankOutsided(PerKey):
     array = BlankOutside
 
 
+class CropToViewd(GeometryPerKey):
+    """Dictionary form of `CropToView`."""
+
+    array = CropToView
+
+
 BlankOutsideD = BlankOutsideDict = BlankOutsided
+CropToViewD = CropToViewDict = CropToViewd

@@ -25,6 +25,7 @@ from torch import Tensor
 # plane -> where rows, columns and slices lead in the patient: Right, Left, Anterior, Posterior, Superior, ...
 PLANES = {"sagittal": "IPR", "coronal": "ILA", "axial": "PLS"}
 PROJECTIONS = ("mean", "max", "min")
+KEPT = ("file", "filename_or_obj", "modality", "unit", "blanked", "view")  # of the meta of a volume or run
 
 
 def check_plane(plane: str) -> str:
@@ -222,7 +223,8 @@ def picture(
 
     source: file, shape as read, kind, plane, index and count along it, size (H, W), spacing in mm (row,
     column, slice), position of the middle in RAS mm, affine (4, 4) from (row, column, 0) to RAS mm. None
-    where unknown. Of a slab also: slab (first and last slice) and project.
+    where unknown. Of a slab also: slab (first and last slice) and project; of a radiograph that was turned as
+    its file says: flipped (rows, columns).
     """
     height, width = values.shape[1:]
     source: dict[str, Any] = {
@@ -235,7 +237,9 @@ def picture(
         source["spacing"] = np.linalg.norm(affine[:3, :3], axis=0).round(6).tolist()
         source["position"] = middle[:3].round(4).tolist()
         source["affine"] = affine.tolist()
-    meta = {key: of[key] for key in ("file", "filename_or_obj", "modality", "unit") if key in of}
+    if "flipped" in of:
+        source["flipped"] = of["flipped"]
+    meta = {key: of[key] for key in KEPT if key in of}
     place = torch.eye(4, dtype=torch.float64) if affine is None else torch.from_numpy(affine)
     return MetaTensor(values.contiguous(), affine=place, meta={**meta, "kind": "image", "source": source})
 

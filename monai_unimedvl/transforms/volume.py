@@ -179,8 +179,12 @@ class SelectSlices(Transform):
         affine = frames.affine.numpy().astype(float) if frames.meta.get("placed") else None
         values = frames.as_subclass(Tensor)
         indices = picked(self.count, self.policy, available, frames.shape, type(self).__name__)
+        # of a sampled film the numbers and the length are those of the film
+        numbers = frames.meta.get("numbers", range(available))
+        length = frames.meta.get("available", available)
         return [
-            picture(values[..., i], frames.meta, frames.shape, affine, None, i, available) for i in indices
+            picture(values[..., i], frames.meta, frames.shape, affine, None, int(numbers[i]), int(length))
+            for i in indices
         ]
 
     def _slices(self, volume: MetaTensor, affine: np.ndarray) -> list[MetaTensor]:
