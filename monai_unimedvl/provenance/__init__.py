@@ -14,6 +14,9 @@ from monai_unimedvl.provenance.files import (
     save_volume,
     to_picture,
 )
+from monai_unimedvl.provenance.segmentation import write_segmentation
+from monai_unimedvl.provenance.series import write_series
+from monai_unimedvl.provenance.structured_report import read_report, write_report
 
 __all__ = [
     "NOTICE",
@@ -24,6 +27,7 @@ __all__ = [
     "manifest_path",
     "png_mark",
     "read_mark",
+    "read_report",
     "save_image",
     "save_page",
     "save_text",
@@ -32,4 +36,7 @@ __all__ = [
     "to_picture",
     "verify",
     "write",
+    "write_report",
+    "write_segmentation",
+    "write_series",
 ]

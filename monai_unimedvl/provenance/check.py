@@ -10,21 +10,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import nibabel
 import numpy as np
+import pydicom
 from PIL import Image, UnidentifiedImageError
 
+from monai_unimedvl.provenance.dicom import content_of, pixels_of, read_stamp
 from monai_unimedvl.provenance.facts import SOFTWARE, Mark, manifest_path, of_array, of_text, sealed, sha256
 from monai_unimedvl.provenance.files import CHUNK, COMMENT, DESCRIPTION, PAGE, VOLUMES, display_span, ending
-from monai_unimedvl.provenance.invisible import SIDE, Found, detect
+from monai_unimedvl.provenance.invisible import CT_WINDOW, SIDE, Found, detect
+from monai_unimedvl.transforms.dicom import is_dicom
 
 PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp")
 WORDS = (".json", ".html")
-KNOWN = (*PICTURES, *VOLUMES, *WORDS)
+DICOM = (".dcm", ".dicom", ".ima")
+KNOWN = (*PICTURES, *VOLUMES, *WORDS, *DICOM)
 SAMPLED = 9  # slices of a volume that are searched for the invisible mark
 
 Case = Literal["marked", "altered", "unmarked", "stripped"]
@@ -55,6 +59,8 @@ class _Opened:
     mark: Mark | None
     content: str
     pictures: list[np.ndarray]
+    what: str = "pixels"
+    span: tuple[float, float] | None = None  # of the pictures' values, where it is not theirs
 
 
 def examine(path: str | Path) -> Verdict:
@@ -64,6 +70,8 @@ def examine(path: str | Path) -> Verdict:
         ValueError: no such file, a kind that this package neither writes nor reads, or a damaged file.
     """
     path = Path(path)
+    if path.is_dir():
+        return _examine_series(path)
     opened = _open(path)
     beside = _manifest(path)
     if opened.mark is not None:
@@ -72,7 +80,9 @@ def examine(path: str | Path) -> Verdict:
             return Verdict("altered", f"it is marked as synthetic, but {' and '.join(wrong)}", opened.mark)
         alone = "" if beside or path.suffix == ".json" else "; its manifest is missing, the mark inside fits"
         return Verdict("marked", f"synthetic and as it was made{alone}", opened.mark)
-    found = max((detect(picture) for picture in opened.pictures), key=lambda f: f.score, default=None)
+    found = max(
+        (detect(picture, opened.span) for picture in opened.pictures), key=lambda f: f.score, default=None
+    )
     if found:
         id = f", id {found.id}" if found.id else ""
         why = f"its mark was stripped, but the invisible one is in the pixels (score {found.score:.1f}{id})"
@@ -124,7 +134,7 @@ def _differences(path: Path, opened: _Opened, beside: Mark | None) -> list[str]:
     if sealed(mark) != mark:
         wrong.append("its mark was edited")
     if mark.get("content") not in (None, opened.content):
-        wrong.append("its pixels were changed" if opened.pictures else "its content was changed")
+        wrong.append(f"its {opened.what} were changed")
     if beside is not None and {k: v for k, v in beside.items() if k != "output"} != mark:
         wrong.append(f"{manifest_path(path).name} tells of another file or was edited")
     elif beside is not None and not wrong and beside.get("output") != sha256(path):
@@ -145,9 +155,12 @@ def _manifest(path: Path) -> Mark | None:
 
 
 def _open(path: Path) -> _Opened:
-    path = ending(path, KNOWN, "a marked file")
     if not path.is_file():
+        ending(path, KNOWN, "a marked file")
         raise ValueError(f"{path} does not exist, but a file is expected: check the path.")
+    if path.name.lower().endswith(DICOM) or is_dicom(path):
+        return _dicom(path)
+    path = ending(path, KNOWN, "a marked file")
     with _reading(path):
         name = path.name.lower()
         if name.endswith(VOLUMES):
@@ -181,15 +194,71 @@ def _volume(path: Path) -> _Opened:
     return _Opened(mark, of_array(values), [np.rint(255 * plane).astype(np.uint8) for plane in scaled])
 
 
+def _dicom(path: Path) -> _Opened:
+    try:
+        header = pydicom.dcmread(path)
+        mark = read_stamp(header)
+        if "PixelData" not in header:
+            if "Image" in header.file_meta.MediaStorageSOPClassUID.name:
+                raise EOFError("no pixels")
+            return _Opened(mark, content_of(header), [], "words")
+        stored = pixels_of(header)
+    except Exception as error:  # pydicom raises many kinds for damaged files
+        raise ValueError(
+            f"{path.name} cannot be read as DICOM ({type(error).__name__}): copy it again."
+        ) from error
+    opened = _Opened(mark, of_array(stored), [])
+    if header.get("Modality") == "SEG" or min(header.Rows, header.Columns) < SIDE:
+        return opened
+    frames = stored if int(header.get("NumberOfFrames") or 1) > 1 else stored[None]
+    shown = [
+        frames[n] for n in np.linspace(0, len(frames) - 1, min(SAMPLED, len(frames))).round().astype(int)
+    ]
+    if header.get("Modality") == "CT":
+        slope, intercept = float(header.get("RescaleSlope") or 1), float(header.get("RescaleIntercept") or 0)
+        return replace(opened, pictures=[picture * slope + intercept for picture in shown], span=CT_WINDOW)
+    if stored.dtype == np.uint8:
+        return replace(opened, pictures=shown)
+    low, high = np.percentile(np.stack(shown), (0.5, 99.5))
+    return replace(opened, pictures=shown, span=(float(low), float(max(high, low + 1))))
+
+
+def _examine_series(folder: Path) -> Verdict:
+    """One verdict on the DICOM files of a folder: the worst of them, and whether any is missing."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and is_dicom(path))
+    if not files:
+        raise ValueError(
+            f"folder {folder} holds no DICOM files, but a series is expected: name its folder or a file."
+        )
+    verdicts = [examine(path) for path in files]
+    cases = {verdict.case for verdict in verdicts}
+    first = verdicts[0]
+    beside = _manifest(folder)
+    if cases == {"marked"}:
+        if beside is not None and beside.get("output") != sha256(folder):
+            why = f"its files are not those that {manifest_path(folder).name} was written for"
+            return Verdict("altered", f"it is marked as synthetic, but {why}", first.mark)
+        alone = "" if beside is not None else "; its manifest is missing, the marks inside fit"
+        return Verdict("marked", f"{len(files)} files, synthetic and as they were made{alone}", first.mark)
+    if len(cases) == 1 or cases == {"stripped", "unmarked"}:
+        worst = max(verdicts, key=lambda verdict: verdict.case == "stripped")
+        return replace(
+            worst, why=f"{sum(v.case == worst.case for v in verdicts)} of {len(files)} files: {worst.why}"
+        )
+    odd = [path.name for path, verdict in zip(files, verdicts, strict=True) if verdict.case != "marked"]
+    why = f"{len(odd)} of {len(files)} files are not as they were made, {odd[0]} first"
+    return Verdict("altered", why, first.mark)
+
+
 def _json(path: Path) -> _Opened:
     mark = _parsed(path.read_text("utf8"))
-    return _Opened(mark, of_text(str((mark or {}).get("text", ""))), [])
+    return _Opened(mark, of_text(str((mark or {}).get("text", ""))), [], "words")
 
 
 def _page(path: Path) -> _Opened:
     html, _, comment = path.read_text("utf8").rpartition(PAGE[0])
     mark = _parsed(comment.strip().removesuffix(PAGE[1].strip()))
-    return _Opened(mark, of_text(html), [])
+    return _Opened(mark, of_text(html), [], "words")
 
 
 def _parsed(text: str | None) -> Mark | None:

@@ -56,7 +56,7 @@ def save_image(image: Tensor, path: str | Path, facts: Facts, *, invisible: bool
     """
     path = ending(path, PICTURES, "a picture")
     pixels = np.asarray(to_picture(image))
-    pixels, applied = _unseen(pixels, facts, (0.0, 255.0), invisible, pixels.ndim == 2)
+    pixels, applied = unseen_mark(pixels, facts, (0.0, 255.0), invisible, pixels.ndim == 2)
     mark = sealed({**facts.manifest(), "invisible_mark": applied.manifest(), "content": of_array(pixels)})
     stream = io.BytesIO()
     if path.suffix.lower() == ".png":
@@ -124,7 +124,7 @@ def mark_slices(
         ValueError: `span` is (black, white) and white is not above black.
     """
     if not wanted or labels or min(values.shape[:2]) < unseen.SIDE or span[0] == span[1]:
-        return values, _unseen(values[..., 0], facts, span, wanted, labels)[1].manifest()
+        return values, unseen_mark(values[..., 0], facts, span, wanted, labels)[1].manifest()
     marked = np.empty_like(values)
     count, least = 0, np.inf
     for index in range(values.shape[2]):
@@ -172,9 +172,10 @@ def ending(path: str | Path, endings: Sequence[str], what: str) -> Path:
     return path
 
 
-def _unseen(
+def unseen_mark(
     pixels: np.ndarray, facts: Facts, span: tuple[float, float], wanted: bool, labels: bool
 ) -> tuple[np.ndarray, unseen.Applied]:
+    """A picture with the invisible mark, where it is wanted and can be, and what that came to."""
     if not wanted:
         return pixels, unseen.Applied(None, why="not wanted")
     if labels:
