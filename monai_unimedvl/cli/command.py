@@ -131,7 +131,6 @@ def parser() -> argparse.ArgumentParser:
     )
     o.drawing(edit)
     o.reading(edit)
-    o.volumes(edit)
     o.listing(edit)
 
     segment = o.add(
@@ -143,7 +142,6 @@ def parser() -> argparse.ArgumentParser:
     segment.add_argument("--task", choices=MASKS, required=True, help="what to segment")
     o.drawing(segment)
     o.reading(segment)
-    o.volumes(segment)
     o.listing(segment, "input, seed and out")
 
     demo = o.add(
