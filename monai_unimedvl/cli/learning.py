@@ -20,6 +20,7 @@ def add_training(verbs: Any) -> None:
         help="of the curriculum: foundation, instruction, unified; without it one stage of fine-tuning",
     )  # fmt: skip
     train.add_argument("--tasks", nargs="+", metavar="TASK", help="only these, such as vqa sr4 text")
+    train.add_argument("--data", nargs="+", metavar="FOLDER", help="shards to learn from, not the atlas")
     train.add_argument("--config", metavar="FILE", help="YAML or JSON of settings; options given here win")
     train.add_argument("--max-steps", type=o.whole(1), help="updates, of all stages together (default: 300)")
     train.add_argument("--lr", type=float, help="rate after the warm-up (default: 0.001)")

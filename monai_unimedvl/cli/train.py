@@ -15,12 +15,13 @@ from monai_unimedvl.cli.command import Result
 
 MORE = (
     "model", "stage", "steps", "lr", "max_tokens", "curriculum", "tasks", "atlas", "permissive_only", "score",
+    "data", "check",
 )  # fmt: skip
 LARGE = 1_000_000_000  # parameters: from here on the curriculum is the paper's own
 
 
 def train(options: Namespace) -> Result:
-    """Fine-tune a model on the atlas corpus, or run stages of the curriculum."""
+    """Fine-tune a model on the atlas corpus or on shards of one's own, or run stages of the curriculum."""
     if options.replay:
         return _replay(options)
     from monai_unimedvl import bundle
@@ -32,12 +33,15 @@ def train(options: Namespace) -> Result:
     network, tokenizer = bundle.load(more.get("model", bundle.DEFAULT))
     root, free = more.get("atlas"), bool(more.get("permissive_only", False))
     tasks = more.get("tasks")
-    material = atlas_material(
-        root, tasks=tasks, permissive_only=free, seed=settings.seed, progress=settings.progress
-    )
+    if folders := more.get("data"):
+        material = _corpus(folders, tasks, more)
+    else:
+        material = atlas_material(
+            root, tasks=tasks, permissive_only=free, seed=settings.seed, progress=settings.progress
+        )
     curriculum, stages = _curriculum(more, network, material)
     score = None
-    if settings.validate_every and (limit := int(more.get("score", 4))):
+    if settings.validate_every and (limit := int(more.get("score", 0 if more.get("data") else 4))):
         from monai_unimedvl.evaluation.score import AtlasScore
 
         scored = None if tasks is None else [task for task in tasks if task != "text"]
@@ -82,10 +86,19 @@ def _settings(options: Namespace) -> tuple[Any, dict[str, Any]]:
     settings = replace(settings, **given)
     said = {
         "model": options.model, "stage": options.stage, "steps": options.max_steps, "lr": options.lr,
-        "tasks": options.tasks, "atlas": options.atlas, "permissive_only": options.permissive_only or None,
+        "tasks": options.tasks, "data": options.data, "atlas": options.atlas,
+        "permissive_only": options.permissive_only or None,
     }  # fmt: skip
     more |= {key: value for key, value in said.items() if value is not None}
     return settings, more
+
+
+def _corpus(folders: Any, tasks: Any, more: dict[str, Any]) -> Any:
+    """The shards to learn from, checked."""
+    from monai_unimedvl.training.material import corpus_material
+
+    named = [folders] if isinstance(folders, str) else list(folders)
+    return corpus_material(*named, tasks=tasks, check=more.get("check", "sha256"))
 
 
 def _curriculum(more: dict[str, Any], network: Any, material: Any) -> tuple[Any, list[int] | None]:

@@ -38,7 +38,7 @@ class Corpus:
         folders: as `write_shards` made them.
         check: "sha256" reads every byte once, here; "sizes" only looks at lengths.
         window: row groups that are shuffled together, and kept in memory.
-        augment: (turns, generator, record) -> turns, for each look at a record.
+        augment: (turns, generator, record) -> turns, for each look at a record of split "train".
 
     Raises:
         ValueError: a folder that is not whole, or a record that is in two of them.
@@ -127,15 +127,13 @@ class Corpus:
         lessons: dict[str, list[Stream]] = {kind: [] for kind in KINDS}
         for (kind, task, modality), indexes in sorted(places.items()):
             name = f"{task}:{modality}" if names[task, modality] == 1 else f"{task}:{kind}:{modality}"
-            lessons[kind].append(self._stream(name, torch.tensor(indexes), drawn=kind in KINDS[1::2]))
+            source = _Source(self, torch.tensor(indexes), self.augment if split == "train" else None)
+            stream = Stream(
+                name, source.read, len(indexes), float(len(indexes)), draws=kind in KINDS[1::2],
+                order=source.order, label=source.label, digest=self.digest,
+            )  # fmt: skip
+            lessons[kind].append(stream)
         return lessons
-
-    def _stream(self, name: str, indexes: Tensor, *, drawn: bool) -> Stream:
-        source = _Source(self, indexes)
-        return Stream(
-            name, source.read, len(indexes), float(len(indexes)), draws=drawn, order=source.order,
-            label=source.label, digest=self.digest,
-        )  # fmt: skip
 
     def _group_of(self, indexes: Tensor) -> Tensor:
         """The row group of each record, counted over all shards."""
@@ -193,12 +191,13 @@ class _Source:
 
     corpus: Corpus
     indexes: Tensor
+    augment: Augment | None = None
 
     def read(self, index: int, generator: torch.Generator) -> list[Turn]:
         """The dialogue of a record; an `InvalidRecord` where there is none."""
         record = self.corpus[int(self.indexes[index])]
         turns = dialogue(record)
-        return turns if self.corpus.augment is None else self.corpus.augment(turns, generator, record)
+        return turns if self.augment is None else self.augment(turns, generator, record)
 
     def label(self, index: int) -> str:
         """Its id."""

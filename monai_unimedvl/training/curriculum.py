@@ -148,6 +148,7 @@ class Curriculum:
         *,
         seed: int = 0,
         lanes: int = 1,
+        lookahead: int = 0,
     ) -> Mixture:
         """The packs of a stage. Streams of a kind share its weight in proportion to their own.
 
@@ -180,7 +181,7 @@ class Curriculum:
         moving = stage.anneal if before is not stage else 0
         return Mixture(
             streams, to_segments, budget=stage.max_tokens, seed=seed, lanes=lanes,
-            weights=_Annealed(tuple(ends), moving) if moving else None,
+            lookahead=lookahead, weights=_Annealed(tuple(ends), moving) if moving else None,
         )  # fmt: skip
 
     @classmethod

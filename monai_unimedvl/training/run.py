@@ -163,10 +163,10 @@ def make_trainer(
         accelerator=settings.device, devices=local, num_nodes=nodes, strategy=strategy,
         precision=settings.precision,  # type: ignore[arg-type]
         max_steps=stage.steps, max_epochs=-1,
-        accumulate_grad_batches=settings.accumulate, gradient_clip_val=settings.clip or None,
+        accumulate_grad_batches=settings.packs_each, gradient_clip_val=settings.clip or None,
         log_every_n_steps=settings.log_every, logger=_loggers(settings, folder), callbacks=callbacks,
         plugins=None if sharded else [AtomicCheckpointIO()], default_root_dir=folder,
-        val_check_interval=settings.validate_every * settings.accumulate if validate else None,
+        val_check_interval=settings.validate_every * settings.packs_each if validate else None,
         check_val_every_n_epoch=None if validate else 1, limit_val_batches=1.0 if validate else 0,
         num_sanity_val_steps=-1 if validate else 0, enable_progress_bar=settings.progress,
         enable_model_summary=False, use_distributed_sampler=False,
@@ -187,10 +187,10 @@ def _mixture(
     curriculum: Curriculum, number: int, network: UniMedVL, tokenizer: Tokenizer, lessons: Lessons,
     settings: Settings, seed: int,
 ) -> Mixture:  # fmt: skip
-    local, nodes = settings.ranks
-    lanes = settings.lanes or local * nodes * max(1, settings.workers)
     segments = to_segments(network, tokenizer, curriculum.stage(number))
-    return curriculum.mixture(number, lessons, segments, seed=seed, lanes=lanes)
+    return curriculum.mixture(
+        number, lessons, segments, seed=seed, lanes=settings.shared_lanes, lookahead=settings.lookahead
+    )
 
 
 def _kinds_that_are_there(curriculum: Curriculum, number: int, lessons: Lessons) -> Curriculum:

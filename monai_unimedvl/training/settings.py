@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,11 @@ class Settings:
         device: "cpu", "cuda", or "auto". devices: processes on this machine; None takes what a launcher
             (torchrun, SLURM) says, else 1. nodes: machines.
         strategy: "auto", "ddp", or "fsdp" (parameters cut over the ranks).
-        accumulate: packs an update, of each rank. clip: norm of the gradient; 0 does not clip.
-        workers: processes that make packs. lanes: see `Mixture`; None is ranks x workers.
+        accumulate: packs an update, of each rank. batch: packs an update of all ranks together, instead: the
+            same config then does the same on any number of ranks. clip: norm of the gradient; 0: none.
+        workers: processes that make packs, of each rank. lanes: see `Mixture`; None is the smallest multiple
+            of 8 that ranks x workers share evenly, so that 1, 2, 4 or 8 of them get the same packs.
+        lookahead: samples that wait while smaller ones fill a pack.
         checkpoint_every, keep: updates between checkpoints, and how many of the last are kept.
         validate_every: updates between validations, with pictures and scores; 0 never validates.
         validation_packs: packs of a validation. pictures: pictures of a validation.
@@ -46,9 +50,11 @@ class Settings:
     nodes: int | None = None
     strategy: str = "auto"
     accumulate: int = 1
+    batch: int | None = None
     clip: float = 1.0
     workers: int = 0
     lanes: int | None = None
+    lookahead: int = 0
     checkpoint_every: int = 50
     keep: int = 3
     log_every: int = 10
@@ -71,6 +77,28 @@ class Settings:
         for name in ("accumulate", "checkpoint_every", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1: raise it.")
+
+    @property
+    def packs_each(self) -> int:
+        """Packs an update, of each rank.
+
+        Raises:
+            ValueError: the ranks cannot share `batch` evenly.
+        """
+        local, nodes = self.ranks
+        if self.batch is None:
+            return self.accumulate
+        if self.batch < 1 or self.batch % (local * nodes):
+            raise ValueError(
+                f"batch is {self.batch} packs for {local * nodes} ranks, expected a multiple: choose another."
+            )
+        return self.batch // (local * nodes)
+
+    @property
+    def shared_lanes(self) -> int:
+        """Lanes of the mixture."""
+        local, nodes = self.ranks
+        return self.lanes or lcm(8, local * nodes * max(1, self.workers))
 
     @property
     def ranks(self) -> tuple[int, int]:
