@@ -262,6 +262,7 @@ def test_requirements_have_a_lower_bound_that_the_tested_version_meets() -> None
 DISTRIBUTION = {
     "dicomweb_client": "dicomweb-client",
     "ignite": "pytorch-ignite",
+    "openslide": "openslide-python",
     "PIL": "pillow",
     "pytorch_lightning": "pytorch-lightning",
     "skimage": "scikit-image",
