@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stages one after the other in one process: what each leaves, resuming, logs, pictures, wrong settings."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from monai_unimedvl import provenance, weights
+from monai_unimedvl.data.mixture import Stream
+from monai_unimedvl.networks.autoencoder import PatchCodec
+from monai_unimedvl.networks.unimedvl import UniMedVL, nano
+from monai_unimedvl.sequence import Turn
+from monai_unimedvl.tokenizer import Tokenizer
+from monai_unimedvl.training.callbacks import Case
+from monai_unimedvl.training.curriculum import Curriculum
+from monai_unimedvl.training.run import Material, train
+from monai_unimedvl.training.settings import Settings, read_config
+
+WORDS = ["Which plane is this?", "axial", "coronal", "Sharpen.", "A grey square."]
+
+
+def picture(n: int) -> Tensor:
+    """(3, 16, 16) in [0, 1], each its own"""
+    return torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(n))
+
+
+def lessons() -> dict[str, list[Stream]]:
+    """Four samples of each kind."""
+
+    def stream(name: str, turns: Any, draws: bool = False) -> Stream:
+        return Stream(name, lambda index, generator: turns(index), 4, 1.0, draws=draws)
+
+    def said(question: list[Any], answer: list[Any]) -> list[Turn]:
+        return [Turn("user", question), Turn("assistant", answer)]
+
+    return {
+        "text": [stream("text", lambda n: said([WORDS[0]], [WORDS[1 + n % 2]]))],
+        "text-to-image": [stream("draw", lambda n: said([WORDS[4]], [picture(n)]), True)],
+        "image-to-text": [stream("vqa", lambda n: said([picture(n), WORDS[0]], [WORDS[1 + n % 2]]))],
+        "interleaved": [stream("sr4", lambda n: said([picture(n), WORDS[3]], [picture(n)]), True)],
+    }
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(WORDS * 20, 300)
+
+
+@pytest.fixture
+def network(tokenizer: Tokenizer) -> UniMedVL:
+    torch.manual_seed(0)
+    made = nano(PatchCodec(8, 4), vocab_size=len(tokenizer), hidden_size=32, num_layers=1)
+    made.grids = {"view": [16, 16, 8], "canvas": [16, 16, 8]}
+    return made
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, "pytorch_lightning.utilities.rank_zero")
+
+
+SETTINGS = Settings(
+    precision="32-true", checkpoint_every=1, validate_every=2, log_every=1, validation_packs=1, pictures=2,
+    loggers=("csv",), progress=False,
+)  # fmt: skip
+SMALL = Curriculum.scaled(7, lr=1e-2, max_tokens=60, ema=0.5)
+
+
+def material() -> Material:
+    held_out = lessons()
+    cases = [Case([picture(9), "Sharpen."], picture(9)), Case(["A grey square."])]
+    return Material(lessons(), held_out, cases=cases)
+
+
+def moved(one: dict[str, Tensor], other: dict[str, Tensor]) -> set[str]:
+    return {name for name, x in one.items() if not torch.equal(x, other[name])}
+
+
+def test_three_stages_run_in_one_call_and_leave_what_they_made(
+    tmp_path: Path, tokenizer: Tokenizer, network: UniMedVL
+) -> None:
+    before = deepcopy(network.state_dict())
+    scores: list[int] = []
+
+    def score(scored: UniMedVL) -> dict[str, float]:
+        assert not scored.training and scored is network
+        scores.append(len(scores))
+        return {"vqa exact match": 0.5}
+
+    settings = replace(SETTINGS, out=str(tmp_path))
+    folders = train(network, tokenizer, material(), settings, SMALL, score=score)
+    assert [folder.name for folder in folders] == ["1-foundation", "2-instruction", "3-unified"]
+    saved = [weights.load(folder / "weights")[0].state_dict() for folder in folders]
+    learned = {name for name, p in network.named_parameters() if not name.startswith("autoencoder.")}
+    vision = {name for name in learned if name.startswith("vision.")}
+    assert vision & moved(saved[0], before)  # by name: test_curriculum; here: by what moved
+    assert not vision & moved(saved[1], saved[0]) and not vision & moved(saved[2], saved[1])
+    assert moved(saved[1], saved[0]) and moved(saved[2], saved[1])
+    assert moved(saved[2], before) <= learned
+    assert weights.load(folders[0] / "weights")[1] is not None  # with its tokenizer
+
+    rows = list(csv.DictReader((folders[1] / "log" / "csv" / "metrics.csv").open()))
+    columns = set(rows[0])
+    wanted = {"loss", "text", "flow", "tokens", "gradient_norm", "tokens_per_second", "mfu", "val_loss"}
+    assert wanted <= columns and {"score/vqa exact match", "lr-AdamW/understanding"} <= columns
+    assert any(name.startswith("text/") for name in columns)
+    assert any(name.startswith("val_text/") for name in columns)
+    speeds = [float(row["mfu"]) for row in rows if row["mfu"]]
+    assert speeds and all(0 < x < 1 for x in speeds)
+    steps = {int(row["step"]) for row in rows if row["score/vqa exact match"]}
+    assert steps == {0, 2, 3}  # before the first update, in between, at the end
+
+    sheets = sorted((folders[1] / "pictures").glob("*.png"))
+    assert [sheet.name for sheet in sheets] == ["step-000000.png", "step-000002.png", "step-000003.png"]
+    assert Image.open(sheets[0]).size == (48, 32)  # source, drawing, truth; two rows
+    assert provenance.verify(sheets[0])["task"] == "training samples"
+    assert "1. Sharpen." in (folders[1] / "pictures" / "rows.txt").read_text()
+
+
+def test_a_run_goes_on_from_the_stage_and_step_where_it_stopped(
+    tmp_path: Path, tokenizer: Tokenizer, network: UniMedVL
+) -> None:
+    settings = replace(SETTINGS, out=str(tmp_path / "a"), validate_every=0)
+    straight, stopped = deepcopy(network), deepcopy(network)
+    train(straight, tokenizer, material(), settings, SMALL, stages=[1, 2])
+    settings = replace(settings, out=str(tmp_path / "b"))
+    train(stopped, tokenizer, material(), settings, SMALL, stages=[1])
+    folder = tmp_path / "b" / "2-instruction" / "checkpoints"
+    folder.mkdir(parents=True)
+    (tmp_path / "a" / "2-instruction" / "checkpoints" / "step=2.ckpt").rename(folder / "step=2.ckpt")
+    with pytest.raises(ValueError, match="holds the checkpoints of a run.*add --resume"):
+        train(deepcopy(network), tokenizer, material(), settings, SMALL, stages=[1, 2])
+    resumed = deepcopy(network)  # nothing of stage 1 in it
+    train(resumed, tokenizer, material(), settings, SMALL, stages=[1, 2], resume=True)
+    assert not moved(straight.state_dict(), resumed.state_dict())
+
+
+def test_settings_are_read_from_a_file_and_wrong_ones_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("accumulate: 2\nprecision: 32-true\nmodel: my_bundle\n")
+    settings, more = read_config(path, ["model"])
+    assert (settings.accumulate, settings.precision, more) == (2, "32-true", {"model": "my_bundle"})
+    for content, said in (
+        ("acumulate: 2", "run.yaml has the key 'acumulate', .* did you mean 'accumulate'"),
+        ("[1, 2]", "holds list, expected names and values"),
+        ("a: [", "cannot be read"),
+        ("strategy: zero", "strategy is 'zero', expected one of auto, ddp, fsdp"),
+        ("loggers: [neptune]", "loggers has 'neptune'"),
+        ("keep: 0", "keep is 0, expected at least 1"),
+        ("keep: many", "does not fit"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=said):
+            read_config(path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_config(tmp_path / "nothing.yaml")
+
+
+def test_ranks_are_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert Settings().ranks == (1, 1) and Settings(devices=4, nodes=2).ranks == (4, 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    assert Settings().ranks == (2, 3)
