@@ -188,8 +188,8 @@ def parser() -> argparse.ArgumentParser:
     bundle.add_argument("name", nargs="?")
     bundle.add_argument("folder", nargs="?")
 
-    mark = o.add(verbs, "provenance", "read and check the mark of a generated file", "t2.png", model=False)
-    mark.add_argument("files", nargs="+", metavar="FILE", help="a PNG or NIfTI that this program wrote")
+    mark = o.add(verbs, "provenance", "tell whether a file is synthetic, and altered", "t2.png", model=False)
+    mark.add_argument("files", nargs="+", metavar="FILE", help="picture, volume, JSON, page, DICOM file or folder")
 
     send = o.add(
         verbs, "send", "send DICOM results to an archive", "out/ --to dicom://ARCHIVE@pacs:104", model=False

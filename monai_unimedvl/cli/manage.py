@@ -72,15 +72,22 @@ def bundle(options: Namespace) -> Result:
 
 
 def provenance(options: Namespace) -> Result:
-    """Whether each file is marked as synthetic and unchanged."""
-    from monai_unimedvl.provenance import verify
+    """Which of four each file is: marked, altered, unmarked, or stripped of a mark that its pixels still bear."""
+    from monai_unimedvl.provenance import examine
 
-    lines, manifests = [], []
+    lines, said = [], []
     for name in options.files:
-        manifest = verify(name)
-        manifests.append(manifest)
-        lines.append(f"{name}: synthetic, by {manifest['software']}, {manifest['created']}, unchanged")
-        lines += [
-            f"  {key}: {manifest[key]}" for key in ("task", "prompt", "seed", "weights") if key in manifest
-        ]
-    return lines, {"manifests": manifests}
+        verdict = examine(name)
+        lines.append(f"{name}: {verdict.case}: {verdict.why}")
+        mark = verdict.mark or {}
+        known = {
+            key: mark[key]
+            for key in ("software", "created", "task", "prompt", "seed", "weights")
+            if key in mark
+        }
+        lines += [f"  {key}: {value}" for key, value in known.items()]
+        found = verdict.found and {"score": round(verdict.found.score, 1), "id": verdict.found.id}
+        said.append(
+            {"file": name, "case": verdict.case, "why": verdict.why, "mark": mark, "invisible": found}
+        )
+    return lines, {"verdicts": said, "ok": all(one["case"] == "marked" for one in said)}

@@ -95,7 +95,6 @@ BAD = [
     (["edit", "{picture}", "Stain.", "--out", "{made}/a.nii"], "has no place in mm: write a .png"),
     (["edit", "{scan}", "Stain.", "--modality", "mri", "--count", "3"], "one slice is edited at a time"),
     (["draw", "T1", "--out", "{picture}/a.png"], "cannot be written"),
-    (["provenance", "{picture}"], "stain.png has no mark"),
     (["bundle", "copy", "nothing", "{made}/x"], "no bundle 'nothing'"),
     (["bundle", "copy"], "copy needs a bundle's name and a new folder"),
     (["data", "fetch-atlas", "--only", "nothing", "--yes"], "unknown atlas source 'nothing'"),
