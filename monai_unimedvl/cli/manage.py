@@ -72,7 +72,7 @@ def bundle(options: Namespace) -> Result:
 
 
 def provenance(options: Namespace) -> Result:
-    """Which of four each file is: marked, altered, unmarked, or stripped of a mark that its pixels still bear."""
+    """Which each file is: marked, altered, unmarked, or stripped of a mark that its pixels still bear."""
     from monai_unimedvl.provenance import examine
 
     lines, said = [], []
@@ -80,14 +80,9 @@ def provenance(options: Namespace) -> Result:
         verdict = examine(name)
         lines.append(f"{name}: {verdict.case}: {verdict.why}")
         mark = verdict.mark or {}
-        known = {
-            key: mark[key]
-            for key in ("software", "created", "task", "prompt", "seed", "weights")
-            if key in mark
-        }
-        lines += [f"  {key}: {value}" for key, value in known.items()]
-        found = verdict.found and {"score": round(verdict.found.score, 1), "id": verdict.found.id}
-        said.append(
-            {"file": name, "case": verdict.case, "why": verdict.why, "mark": mark, "invisible": found}
-        )
+        told = ("software", "created", "task", "prompt", "seed", "weights")
+        lines += [f"  {key}: {mark[key]}" for key in told if key in mark]
+        found = verdict.found
+        seen = None if found is None else {"score": round(found.score, 1), "id": found.id}
+        said.append({"file": name, "case": verdict.case, "why": verdict.why, "mark": mark, "invisible": seen})
     return lines, {"verdicts": said, "ok": all(one["case"] == "marked" for one in said)}

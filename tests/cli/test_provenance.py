@@ -23,7 +23,7 @@ def files(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "stripped.jpg", quality=90)
     Image.fromarray((photo * 255).byte().movedim(0, -1).numpy()).save(tmp_path / "unmarked.png")
     altered = save_image(photo, tmp_path / "altered.png", Facts("A rocket.", 7, "ab" * 32, "draw"))
-    altered.write_bytes(altered.read_bytes().replace(b"A rocket.", b"A mammal."))
+    altered.write_bytes(altered.read_bytes() + b"\0")
     return {name: tmp_path / name for name in ("marked.png", "altered.png", "unmarked.png", "stripped.jpg")}
 
 
