@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The best weights of a fine-tuning run, where a bundle has its weights: whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.handlers import CheckpointSaver
+from torch import nn
+
+from monai_unimedvl.networks.tensor_path import TensorPath
+from monai_unimedvl.provenance import write
+from monai_unimedvl.training.checkpoints import read_network
+from monai_unimedvl.weights.checkpoint import NAME, PREFIX, checkpoint_bytes
+
+
+class KeepBest(CheckpointSaver):
+    """Handler of an evaluator: `model.pt` becomes the network whose key metric, a loss, is the lowest so far.
+
+    MONAI's own saver writes into the old file; here it is replaced as a whole, so that a kill or a full disk
+    leaves the weights of before.
+
+    Args:
+        folder: of the weights: `models` of a bundle.
+        network: a `TensorPath`, whose names MONAI's verbs expect in the file.
+    """
+
+    def __init__(self, folder: str | Path, network: TensorPath) -> None:
+        super().__init__(
+            save_dir=str(folder), save_dict={"network": network}, save_key_metric=True,
+            key_metric_filename=NAME, key_metric_negative_sign=True,
+        )  # fmt: skip
+        self._key_metric_checkpoint.save_handler = _Whole(Path(folder))  # type: ignore[union-attr]
+
+
+class _Whole:
+    """What ignite's Checkpoint writes with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, checkpoint: Mapping[str, Any], filename: str, metadata: Any = None) -> None:
+        state = {name.removeprefix(PREFIX): x for name, x in checkpoint.items()}
+        write(self.folder / NAME, checkpoint_bytes(state))
+
+    def remove(self, filename: str) -> None:
+        """Nothing: the next one replaces the file."""
+
+
+def keep(network: nn.Module, folder: str | Path) -> Path:
+    """Write a network's weights as the `model.pt` of a folder, whole or not at all; returns the file.
+
+    Args:
+        network: a `UniMedVL`, or a `TensorPath` around one.
+    """
+    inner = network.network if isinstance(network, TensorPath) else network
+    file = Path(folder) / NAME
+    write(file, checkpoint_bytes(inner.state_dict()))
+    return file
+
+
+def keep_checkpoint(checkpoint: str | Path, folder: str | Path) -> Path:
+    """Write the weights in a Lightning checkpoint as the `model.pt` of a folder; returns the file.
+
+    Raises:
+        ValueError: no checkpoint of ours there.
+    """
+    return keep(read_network(checkpoint), folder)
