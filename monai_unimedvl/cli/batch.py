@@ -22,6 +22,7 @@ from monai_unimedvl.cli import verbs
 from monai_unimedvl.cli.command import Result
 from monai_unimedvl.cli.lists import Request, read_list
 from monai_unimedvl.cli.options import RESULTS
+from monai_unimedvl.cli.writing import ending_of, outputs
 from monai_unimedvl.delivery.audit import Audit
 from monai_unimedvl.provenance import manifest_path, sha256, write
 
@@ -47,7 +48,8 @@ class Worker:
         told: Outcome = {"line": request.line, "out": request.out}
         try:
             options = request.options(self.common, self.folder)
-            told["key"] = key(options, request, self.model.digest)
+            if all(Path(path).exists() for path in request.images):  # else the verb says which is not
+                told["key"] = key(options, request, self.model.digest)
             _, values = getattr(verbs, self.common.verb)(options, self.model)
         except Exception as error:
             if self.common.debug:
@@ -69,7 +71,8 @@ def run_list(options: Namespace, audit: Audit | None) -> Result:
         ValueError: the list, the folder or an option does not fit; a bad input file is no such reason.
     """
     folder = Path(options.out or f"{options.verb}-results")
-    requests = read_list(options.input_list, options, verbs.ENDINGS[options.verb][0])
+    options.out = None  # the ending of a folder's name says nothing of the files in it
+    requests = read_list(options.input_list, options, ending_of(options))
     worker = Worker(options, folder)
     _check(options, requests, worker)
     known = read_results(folder / RESULTS)
@@ -143,7 +146,7 @@ def _check(options: Namespace, requests: Sequence[Request], worker: Worker) -> N
         own = request.options(options, folder)
         try:
             verbs.prompt_of(own)
-            paths = verbs.outputs(own)
+            paths = outputs(own)
         except ValueError as error:
             raise ValueError(f"{name}, line {request.line}: {error}") from error
         for path in paths:
@@ -165,7 +168,7 @@ def _done(request: Request, outcome: Outcome | None, worker: Worker) -> bool:
         return False
     for name, digest in outcome["outputs"].items():
         path = worker.folder / name
-        if not path.is_file() or sha256(path) != digest:
+        if not path.exists() or sha256(path) != digest:
             return False
         if path.suffix != ".json" and not manifest_path(path).is_file():
             return False

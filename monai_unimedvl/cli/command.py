@@ -62,6 +62,10 @@ def _verb(name: str) -> Callable[[argparse.Namespace], Result]:
         from monai_unimedvl.cli.send import send
 
         return send
+    if name == "plan":
+        from monai_unimedvl.cli.plan import plan
+
+        return plan
     if name in ("train", "consolidate"):
         from monai_unimedvl.cli import train
 
@@ -131,6 +135,7 @@ def parser() -> argparse.ArgumentParser:
     )
     o.drawing(edit)
     o.reading(edit)
+    o.volumes(edit)
     o.listing(edit)
 
     segment = o.add(
@@ -142,6 +147,7 @@ def parser() -> argparse.ArgumentParser:
     segment.add_argument("--task", choices=MASKS, required=True, help="what to segment")
     o.drawing(segment)
     o.reading(segment)
+    o.volumes(segment)
     o.listing(segment, "input, seed and out")
 
     demo = o.add(

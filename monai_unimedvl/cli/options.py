@@ -15,6 +15,22 @@ USAGE = {
     "edit": "IMAGE [INSTRUCTION]",
     "segment": "IMAGE",
 }
+FORMATS: dict[
+    str, dict[str, tuple[str, ...]]
+] = {  # of results: endings, the first is the usual one; "" is a folder of DICOM files
+    "ask": {"json": (".json",), "dicom": (".dcm",)},
+    "report": {"json": (".json",), "dicom": (".dcm",)},
+    "draw": {"png": (".png",), "tiff": (".tiff", ".tif"), "dicom": ("",)},
+    "edit": {"png": (".png",), "nifti": (".nii.gz", ".nii"), "dicom": ("",)},
+    "segment": {"png": (".png",), "nifti": (".nii.gz", ".nii"), "dicom": (".dcm",)},
+}
+DICOM = {
+    "ask": "a structured report",
+    "report": "a structured report",
+    "draw": "a secondary capture",
+    "edit": "a derived series in a folder",
+    "segment": "a SEG",
+}
 GIVEN = {
     "ask": "files or DICOM series folders, then the question; with --input-list the question of all lines",
     "report": "files or DICOM series folders",
@@ -56,6 +72,14 @@ def add(verbs: Any, name: str, about: str, example: str, model: bool = True) -> 
     verb.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     if name in USAGE:
         verb.add_argument("given", nargs="*", metavar=USAGE[name], help=GIVEN[name])
+        formats = ", ".join(FORMATS[name])
+        verb.add_argument(
+            "--format", choices=FORMATS[name], metavar="FORMAT", help=f"{formats} (dicom: {DICOM[name]})"
+        )
+        verb.add_argument(
+            "--keep-identity", action="store_true",
+            help="dicom: patient and study of the source as they are, not a pseudonym",
+        )  # fmt: skip
     if model:
         verb.add_argument(
             "--model", default="unimedvl_nano", help="bundle or folder of weights (default: %(default)s)"
@@ -93,6 +117,7 @@ def words(verb: argparse.ArgumentParser) -> None:
         "--temperature", type=float, default=0.0, help="0 takes the likeliest word (default: 0)"
     )
     verb.add_argument("--think", action="store_true", help="ask for reasoning first")
+    verb.add_argument("--per-slice", action="store_true", help="an answer for each slice, not one for all")
 
 
 def drawing(verb: argparse.ArgumentParser) -> None:
@@ -102,6 +127,16 @@ def drawing(verb: argparse.ArgumentParser) -> None:
         "--guidance", type=float, help="weight of the words, from 1 = off (default: the model's)"
     )
     verb.add_argument("--image-guidance", type=float, help="weight of the image, from 1 = off (default: 1)")
+
+
+def volumes(verb: argparse.ArgumentParser) -> None:
+    """A whole volume instead of one slice."""
+    verb.add_argument(
+        "--whole", action="store_true", help="every slice: a volume in the space of the source comes out"
+    )
+    verb.add_argument(
+        "--fuse-planes", action="store_true", help="with --whole: draw in all three planes, and join them"
+    )
 
 
 def listing(verb: argparse.ArgumentParser, columns: str = "input, prompt, seed and out") -> None:
@@ -183,6 +218,7 @@ def positional(options: argparse.Namespace) -> None:
     given, usage = list(options.given), USAGE[options.verb]
     images, asked = usage.split()[0].startswith("IMAGE"), usage.split()[-1]
     spoken = asked.strip("[]") in ("QUESTION", "WORDS", "INSTRUCTION")
+    options.prompt = getattr(options, "prompt", None)  # of report it is an option
     if options.input_list is not None:
         if len(given) > spoken:
             raise ValueError(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the user named -> pictures for the model, with a note on each choice that was made on the way.
 
-A model that knows only squares (the nano: 64 x 64) gets what `recipe(modality, field="square")` gives; what it
-draws is put back the same way.
+A model that knows only squares (the nano: 64 x 64) gets what `recipe(modality, field="square")` gives; what
+it draws is put back the same way.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from torch import Tensor
 
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.provenance import sha256
-from monai_unimedvl.transforms import recipe
+from monai_unimedvl.transforms import Recipe, modalities, recipe
 from monai_unimedvl.transforms.dicom import is_dicom
 from monai_unimedvl.transforms.read import PICTURES
+from monai_unimedvl.transforms.slide import SLIDES
 from monai_unimedvl.transforms.volume import SelectSlices
 
 FROM_DICOM = {
@@ -32,6 +33,11 @@ FROM_DICOM = {
     "DX": "xray",
     "MG": "xray",
     "OP": "fundus",
+    "US": "ultrasound",
+    "IVUS": "ultrasound",
+    "OPT": "oct",
+    "ES": "endoscopy",
+    "DMS": "dermoscopy",
     "SM": "histopathology",
 }
 SHORT_CONTEXT = 4096  # tokens; a model below that gets one slice of a volume, not eight
@@ -86,6 +92,34 @@ def read_images(paths: Sequence[str], options: Namespace, network: UniMedVL, *, 
         side = network.grids["canvas"][0]
         notes.append(f"made square, because this model was trained on {side} x {side} pixels")
     return Reading(pictures, [sha256(path) for path in paths], notes)
+
+
+def volume_recipe(path: str, options: Namespace, network: UniMedVL) -> tuple[Recipe, str]:
+    """How the slices of a volume become pictures for this model, and a remark on it.
+
+    Raises:
+        ValueError: as `read_images`.
+    """
+    modality, guessed = (options.modality, "") if options.modality else _modality(Path(path))
+    settings: dict[str, Any] = {"policy": "all"}
+    if _square_only(network):
+        settings["field"] = "square"
+    if options.window:
+        settings["window"] = options.window
+    chain = recipe(modality, **settings)
+    if not any(type(step) is SelectSlices for step in chain.steps):
+        raise ValueError(
+            f"{Path(path).name} is read as {modality}, which is no volume of slices: leave --whole out."
+        )
+    return chain, f"{Path(path).name}: every slice{guessed}"
+
+
+def holds_dicom(path: str | Path) -> bool:
+    """Whether a path is a DICOM file, or a folder with one in it."""
+    path = Path(path)
+    if path.is_dir():
+        return any(is_dicom(file) for file in path.iterdir() if file.is_file())
+    return path.is_file() and is_dicom(path)
 
 
 def place(source: dict[str, Any]) -> str:
@@ -152,6 +186,8 @@ def _modality(path: Path) -> tuple[str, str]:
         file = next((p for p in inside if is_dicom(p)), next(iter(inside), path))
     if file.is_file() and file.suffix.lower() in PICTURES:
         return "histopathology", " (colours as they are)"
+    if file.is_file() and file.suffix.lower() in SLIDES:
+        return "histopathology", " (read as histopathology, as its suffix says)"
     if file.is_file() and is_dicom(file):
         tag = str(pydicom.dcmread(file, force=True, stop_before_pixels=True).get("Modality", ""))
         if tag in FROM_DICOM:
@@ -163,8 +199,7 @@ def _modality(path: Path) -> tuple[str, str]:
             f"folder {path} holds no images, but a DICOM series or pictures are expected: check the path."
         )
     raise ValueError(
-        f"{path.name} does not say how to read its values: add --modality mri, ct, xray, histopathology or"
-        " fundus."
+        f"{path.name} does not say how to read its values: add --modality, one of {', '.join(modalities())}."
     )
 
 

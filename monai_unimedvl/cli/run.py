@@ -21,6 +21,10 @@ def run(options: Namespace) -> Result:
         raise ValueError("--engine and --workers came without a list: add --input-list FILE.")
     if options.workers and options.engine == "local":
         raise ValueError(f"--workers {options.workers} came, but the local engine is one: add --engine ray.")
+    if options.keep_identity and options.format != "dicom":
+        raise ValueError("--keep-identity is for DICOM, which files by patient: add --format dicom.")
+    if getattr(options, "fuse_planes", False) and not options.whole:
+        raise ValueError("--fuse-planes joins whole volumes: add --whole.")
     audit = Audit(options.audit) if options.audit else None
     if options.input_list is not None:
         return run_list(options, audit)

@@ -10,22 +10,32 @@ import sys
 from argparse import Namespace
 from collections import Counter
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
 from monai_unimedvl import bundle, provenance
 from monai_unimedvl.cli.command import Result
-from monai_unimedvl.cli.reading import Reading, device, place, read_images
+from monai_unimedvl.cli.reading import Reading, device, place, read_images, volume_recipe
+from monai_unimedvl.cli.writing import (
+    ending_of,
+    outputs,
+    write_answer,
+    write_drawing,
+    write_edit,
+    write_labels,
+    write_volume,
+    wrote,
+)
 from monai_unimedvl.data.atlas_tasks import INSTRUCTIONS, LEGENDS
 from monai_unimedvl.evaluation.benchmarks import EDIT_STEPS, Drawing
 from monai_unimedvl.evaluation.image import labels_from_colours
 from monai_unimedvl.flow import Guidance
 from monai_unimedvl.inferers import ImageInferer, TextInferer
+from monai_unimedvl.inferers.outputs import Grey, Labels
+from monai_unimedvl.inferers.volume import VolumeInferer
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.provenance import Facts
 from monai_unimedvl.tokenizer import Tokenizer
@@ -33,14 +43,8 @@ from monai_unimedvl.transforms.geometry import put_back
 
 # Where the command line names nothing: as the bundle's scores were measured.
 DRAWING, EDITING = Drawing(), Drawing(EDIT_STEPS[0], 1.0)
-ENDINGS = {
-    "ask": (".json",),
-    "report": (".json",),
-    "draw": (".png",),
-    "edit": (".png", ".nii", ".nii.gz"),
-    "segment": (".png", ".nii", ".nii.gz"),
-}
-NAMES = {"ask": "ask", "report": "report", "draw": "drawn", "edit": "edited", "segment": "mask"}
+PLANES = ("axial", "coronal", "sagittal")
+AT_ONCE = 8  # slices that are asked about in one batch
 EMPTY = {
     "ask": "the question is empty, but some words are expected: ask something.",
     "report": "--prompt is empty, but some words are expected: leave it out for a description.",
@@ -107,7 +111,7 @@ def draw(options: Namespace, model: Model) -> Result:
             words, options.seed + i, model.digest, "draw",
             steps=steps, text_guidance=guidance.text, image_guidance=guidance.image,
         )  # fmt: skip
-        provenance.save_image(image, path, facts)
+        write_drawing(image, path, facts, options)
         lines.append(f"wrote {path} (synthetic, seed {facts.seed}) and {provenance.manifest_path(path).name}")
         values["outputs"].append(str(path))
         values.setdefault("manifest", facts.manifest())
@@ -115,42 +119,46 @@ def draw(options: Namespace, model: Model) -> Result:
 
 
 def edit(options: Namespace, model: Model) -> Result:
-    """One image out of another."""
-    instruction = prompt_of(options)
+    """One image out of another, or a volume out of a volume."""
+    instruction, task = prompt_of(options), options.task or "edit"
     (path,) = outputs(options)
-    reading, drawn, facts = _edited(options, model, instruction, options.task or "edit")
-    picture = reading.pictures[0]
-    if path.suffix == ".png":
-        provenance.save_image(put_back(drawn, picture, until="SquarePixels"), path, facts)
+    if options.whole:
+        volume, facts, said = _volume(options, model, instruction, task, Grey())
+        write_volume(volume, path, facts, options)
     else:
-        whole = put_back(drawn, picture)
-        provenance.save_volume(whole.mean(0)[..., None], _affine(whole), path, facts)
-    return [_wrote(path)], {"outputs": [str(path)], **_told(reading), "manifest": facts.manifest()}
+        reading, drawn, facts = _edited(options, model, instruction, task)
+        picture, said = reading.pictures[0], _told(reading)
+        shown = put_back(drawn, picture, until="SquarePixels")
+        write_edit(shown, put_back(drawn, picture), path, facts, options)
+    return [wrote(path)], {"outputs": [str(path)], **said, "manifest": facts.manifest()}
 
 
 def segment(options: Namespace, model: Model) -> Result:
-    """A mask: colours as drawn, and labels."""
+    """A mask: labels, and of a single slice the colours as drawn."""
     task = f"seg-{options.task}"
     (path,) = outputs(options)
-    reading, drawn, facts = _edited(options, model, prompt_of(options), task)
-    picture, drawn_labels = reading.pictures[0], labels_from_colours(drawn.unsqueeze(0), LEGENDS[task])[0]
-    stem = path.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".png")
-    coloured = path.with_name(f"{stem}-colours.png")
-    provenance.save_image(put_back(drawn, picture, until="SquarePixels"), coloured, facts)
-    if path.suffix == ".png":
-        labels = put_back(drawn_labels, picture, until="SquarePixels").to(torch.uint8)  # (H, W)
-        provenance.save_image(labels, path, facts)
+    legend, made = LEGENDS[task], [path]
+    if options.whole:
+        labels, facts, said = _volume(options, model, prompt_of(options), task, Labels(legend))
+        write_volume(labels, path, facts, options, legend)
     else:
+        reading, drawn, facts = _edited(options, model, prompt_of(options), task)
+        picture, said = reading.pictures[0], _told(reading)
+        drawn_labels = labels_from_colours(drawn.unsqueeze(0), legend)[0]
+        shown = put_back(drawn_labels, picture, until="SquarePixels").to(torch.uint8)  # (H, W)
         labels = put_back(drawn_labels, picture).to(torch.uint8)
-        provenance.save_volume(labels[..., None], _affine(labels), path, facts)
-    names = list(LEGENDS[task])
+        made.append(path.with_name(f"{path.name.removesuffix(ending_of(options))}-colours.png"))
+        write_labels(shown, labels, path, facts, options, legend)
+        provenance.save_image(put_back(drawn, picture, until="SquarePixels"), made[1], facts)
+        labels = shown if path.suffix == ".png" else labels
     counted = Counter(labels.flatten().tolist())
-    legend = {names[n - 1]: n for n in range(1, len(names) + 1)}
-    pixels = {name: counted.get(n, 0) for name, n in legend.items()}
-    lines = [_wrote(path), _wrote(coloured)]
-    lines.append("labels: " + ", ".join(f"{n} {name} ({pixels[name]} px)" for name, n in legend.items()))
-    values = {"outputs": [str(path), str(coloured)], "legend": legend, "pixels": pixels}
-    return lines, {**values, **_told(reading), "manifest": facts.manifest()}
+    numbers = {name: n for n, name in enumerate(legend, 1)}
+    pixels = {name: counted.get(n, 0) for name, n in numbers.items()}
+    unit = "voxels" if options.whole else "px"
+    lines = [wrote(one) for one in made]
+    lines.append("labels: " + ", ".join(f"{n} {name} ({pixels[name]} {unit})" for name, n in numbers.items()))
+    values = {"outputs": list(map(str, made)), "legend": numbers, "pixels": pixels}
+    return lines, {**values, **said, "manifest": facts.manifest()}
 
 
 def note(options: Namespace, text: str) -> None:
@@ -206,27 +214,35 @@ def speaker(options: Namespace, tokenizer: Tokenizer) -> TextInferer:
 
 
 def _answer(options: Namespace, model: Model, question: str) -> Result:
-    path = None if options.out is None else outputs(options)[0]
+    path = None if options.out is None and options.format is None else outputs(options)[0]
     infer = speaker(options, model.tokenizer)
     reading = _read(options, model.network)
-    (answer,) = infer([[*reading.images, question]], model.network)
-    if answer.stop_reason != "end":
-        note(
-            options,
-            f"the answer was cut at {len(answer.ids)} tokens ({answer.stop_reason}); --max-words allows more",
-        )
+    if options.per_slice:
+        prompts = [[image, question] for image in reading.images]
+    else:
+        prompts = [[*reading.images, question]]
+    groups = [prompts[i : i + AT_ONCE] for i in range(0, len(prompts), AT_ONCE)]
+    answers = [answer for group in groups for answer in infer(group, model.network)]
+    for answer in answers:
+        if answer.stop_reason != "end":
+            said = f"an answer was cut at {len(answer.ids)} tokens ({answer.stop_reason}); --max-words allows"
+            note(options, f"{said} more")
+    places = [place(picture.meta["source"]) for picture in reading.pictures]
+    text = answers[0].text
+    if options.per_slice:
+        text = "\n".join(f"{where}: {answer}" for where, answer in zip(places, answers, strict=True))
     facts = Facts(question, options.seed, model.digest, options.verb, reading.inputs, reading.slices)
     values: dict[str, Any] = {
-        "answer": answer.text,
-        "stop_reason": answer.stop_reason,
-        "logprob": sum(answer.logprobs),
+        "answer": text,
+        "stop_reason": next((a.stop_reason for a in answers if a.stop_reason != "end"), "end"),
+        "logprob": sum(sum(answer.logprobs) for answer in answers),
     }
     values |= {**_told(reading), "manifest": facts.manifest()}
-    lines = [answer.text]
+    lines = [text]
     if path is not None:
-        provenance.save_text(answer.text, path, facts)
+        write_answer(text, path, facts, options)
         values["outputs"] = [str(path)]
-        lines.append(_wrote(path))
+        lines.append(wrote(path))
     return lines, values
 
 
@@ -245,6 +261,30 @@ def _edited(options: Namespace, model: Model, instruction: str, task: str) -> tu
     return reading, drawn, facts
 
 
+def _volume(
+    options: Namespace, model: Model, instruction: str, task: str, output: Grey | Labels
+) -> tuple[MetaTensor, Facts, dict[str, Any]]:
+    """Every slice of the volume that was named, drawn and put back: (1, X, Y, Z), its facts and remarks."""
+    steps, guidance = settings(options)
+    if options.slice or options.count:
+        raise ValueError("--slice and --count choose slices, but --whole takes them all: leave one out.")
+    (path,) = options.images
+    chain, remark = volume_recipe(path, options, model.network)
+    planes = PLANES if options.fuse_planes else (options.plane or PLANES[0],)
+    infer = VolumeInferer(
+        ImageInferer(model.tokenizer, steps=steps, seed=options.seed, guidance=guidance),
+        chain, planes=planes, output=output, progress=not options.quiet,
+    )  # fmt: skip
+    note(options, remark)
+    made = infer(path, model.network, instruction)
+    assert isinstance(made, MetaTensor)
+    facts = Facts(
+        instruction, options.seed, model.digest, task, [provenance.sha256(path)], (),
+        steps, guidance.text, guidance.image,
+    )  # fmt: skip
+    return made, facts, {"read": [f"every {plane} slice" for plane in planes], "notes": [remark]}
+
+
 def _read(options: Namespace, network: UniMedVL, one: bool = False) -> Reading:
     reading = read_images(options.images, options, network, one=one)
     for line in reading.notes:
@@ -252,49 +292,5 @@ def _read(options: Namespace, network: UniMedVL, one: bool = False) -> Reading:
     return reading
 
 
-def outputs(options: Namespace) -> list[Path]:
-    """Where to write: --out, numbered where there are several; else a name that is free.
-
-    Raises:
-        ValueError: an ending that cannot be written, or a file that is an input.
-    """
-    name, endings = NAMES[options.verb], ENDINGS[options.verb]
-    count = options.count if options.verb == "draw" else 1
-    if options.out is None:
-        free = (Path(f"{name}{i or ''}{endings[0]}") for i in range(10_000))
-        first = next(path for path in free if not path.exists())
-    else:
-        first = Path(options.out)
-        if first.is_dir():
-            first = first / f"{name}{endings[0]}"
-    ending = next((end for end in reversed(endings) if first.name.lower().endswith(end)), None)
-    if ending is None:
-        raise ValueError(
-            f"--out {first.name} came, but a name in {' or '.join(endings)} is expected: rename it."
-        )
-    if any(Path(source).exists() and first.resolve() == Path(source).resolve() for source in options.images):
-        raise ValueError(
-            f"--out {first.name} is the input itself, which is never overwritten: choose another name."
-        )
-    if count == 1:
-        return [first]
-    return [first.with_name(f"{first.name.removesuffix(ending)}-{i}{ending}") for i in range(count)]
-
-
-def _affine(whole: Tensor) -> np.ndarray:
-    """From (row, column, 0) of what was put back on its slice to RAS mm.
-
-    Raises:
-        ValueError: the slice has no place in space.
-    """
-    if not isinstance(whole, MetaTensor) or whole.meta["source"]["affine"] is None:
-        raise ValueError("a NIfTI was asked for, but the input has no place in mm: write a .png.")
-    return whole.affine.numpy()
-
-
 def _told(reading: Reading) -> dict[str, Any]:
     return {"read": [place(picture.meta["source"]) for picture in reading.pictures], "notes": reading.notes}
-
-
-def _wrote(path: Path) -> str:
-    return f"wrote {path} (synthetic) and {provenance.manifest_path(path).name}"

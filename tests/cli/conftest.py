@@ -85,7 +85,7 @@ def series(tmp_path: Path) -> Path:
     """A folder of four MR slices in DICOM."""
     folder = tmp_path / "series"
     folder.mkdir()
-    uid = generate_uid()
+    uid, study, frame = generate_uid(), generate_uid(), generate_uid()
     for n in range(4):
         header = pydicom.Dataset()
         header.file_meta = pydicom.dataset.FileMetaDataset()
@@ -97,10 +97,13 @@ def series(tmp_path: Path) -> Path:
             header.file_meta.MediaStorageSOPInstanceUID,
         )
         header.Modality, header.PatientName, header.SeriesInstanceUID = "MR", NAME, uid
+        header.StudyInstanceUID, header.FrameOfReferenceUID = study, frame
+        header.PatientID = "4711"
         header.Rows = header.Columns = 32
         header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
         header.BitsAllocated = header.BitsStored = 16
         header.HighBit, header.PixelRepresentation = 15, 0
+        header.SliceThickness = 5
         header.PixelSpacing, header.ImageOrientationPatient = [5, 5], [1, 0, 0, 0, 1, 0]
         header.ImagePositionPatient, header.InstanceNumber = [0, 0, 5 * n], n + 1
         values = np.zeros((32, 32), np.uint16)

@@ -133,7 +133,7 @@ BAD = [
     ("x.csv", "input,plane\nstain.png,top\n", "line 2: plane is 'top', expected axial"),
     ("x.csv", "input,out\nstain.png,../a.json\n", "out is '../a.json', but a name within the folder"),
     ("x.csv", "input,out\nstain.png,a.json\nstain.png,a.json\n", "lines 2 and 3: both write a.json"),
-    ("x.csv", "input,out\nstain.png,a.txt\n", "line 2: --out a.txt came, but a name in .json"),
+    ("x.csv", "input,out\nstain.png,a.txt\n", "line 2: --out a.txt came, but a name in .json or .dcm"),
     ("x.csv", 'input\n"a\n', "no CSV"),
     ("x.csv", "prompt\nWhich?\n", "line 2: no input"),
     ("x.jsonl", '{"input": "a"\n', "x.jsonl, line 1: no JSON"),
