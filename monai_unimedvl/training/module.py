@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -79,7 +78,7 @@ class UniMedVLModule(pl.LightningModule):
         """The losses of one pack."""
         number = self._number(batch, self.trainer.fit_loop.total_batch_idx)
         self._last = batch, number
-        losses = self._objective(self.network, batch.samples, self.marks, pack_generator(self.seed, number))
+        losses = self.objective(self.network, batch.samples, self.marks, pack_generator(self.seed, number))
         self._check(losses.loss, "loss")
         self.log_dict(
             {"text": losses.text, "flow": losses.flow, "loss": losses.loss, "tokens": float(batch.tokens)},
@@ -90,7 +89,7 @@ class UniMedVLModule(pl.LightningModule):
     def validation_step(self, batch: Pack, batch_idx: int) -> dict[str, Tensor]:
         """The same losses in eval mode, with times and noise that are the same in every pass."""
         chance = pack_generator(self.seed, VALIDATION + self._number(batch, batch_idx))
-        losses = self._objective(self.network, batch.samples, self.marks, chance)
+        losses = self.objective(self.network, batch.samples, self.marks, chance)
         self.log_dict(
             {"val_text": losses.text, "val_flow": losses.flow, "val_loss": losses.loss},
             prog_bar=True, batch_size=1, sync_dist=True,
@@ -140,11 +139,6 @@ class UniMedVLModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the network's sizes in, so that the checkpoint alone can be turned into weights."""
         checkpoint["network"] = self.network.config
-
-    @property
-    def _objective(self) -> Objective:
-        """All ranks need all gradients; one alone does not."""
-        return replace(self.objective, touch=True) if self.trainer.world_size > 1 else self.objective
 
     def _number(self, batch: Pack, count: int) -> int:
         """The number of a pack over all ranks, as if one process had trained on them in turn."""

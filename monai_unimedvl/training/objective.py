@@ -60,8 +60,9 @@ class Objective:
         normalise: "pack": means are over this pack, so that two ranks are one rank that accumulates two
             packs. "ranks": means are over the packs of all ranks of the step, as in the reference.
         detach_understanding: no gradient through understanding states (the reference's `freeze_und`).
-        touch: give every parameter a gradient, zero if need be: sharded and data-parallel training wait for
-            all of them, also where a pack has no image or no words to learn.
+        touch: give every parameter a gradient, zero if need be, also where a pack has no image or no words
+            to learn. Data-parallel and sharded training wait for all of them, and an optimiser that skips a
+            parameter on one rank alone would not learn what one process learns.
 
     Raises:
         ValueError: an unknown reweighting or normaliser, or a weight below 0.
@@ -72,7 +73,7 @@ class Objective:
     reweight_text: bool | str = False
     normalise: str = "pack"
     detach_understanding: bool = False
-    touch: bool = False
+    touch: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.reweight_text, bool):
