@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inferers in MONAI's sense: batches of prompts in, answers and images out."""
 
+from monai_unimedvl.inferers.chain import Answerd
 from monai_unimedvl.inferers.context import Branches, Context, segments_for
 from monai_unimedvl.inferers.drawing import ImageInferer, InterleavedInferer
 from monai_unimedvl.inferers.groups import GroupInferer
@@ -11,6 +12,7 @@ from monai_unimedvl.inferers.volume import PlacedAnswer, Tiles, VolumeInferer
 
 __all__ = [
     "Answer",
+    "Answerd",
     "Branches",
     "Colour",
     "Context",

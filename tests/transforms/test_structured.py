@@ -173,6 +173,7 @@ def test_a_report_without_headings_is_findings_and_boxes_are_told() -> None:
         report.text("long")
 
 
+@pytest.mark.slow  # highdicom takes seconds to import
 def test_a_report_goes_to_dicom(tmp_path: Path) -> None:
     pytest.importorskip("highdicom", reason="DICOM SR needs highdicom")
     from monai_unimedvl.provenance import Facts, read_report, write_report
