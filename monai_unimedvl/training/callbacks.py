@@ -15,9 +15,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.callbacks import EMAWeightAveraging, ProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
+from tqdm import tqdm
 
 from monai_unimedvl.data.mixture import Pack
 from monai_unimedvl.inferers import ImageInferer
@@ -44,6 +45,38 @@ class Averaging(EMAWeightAveraging):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*with a model that overrides the configure_model")
             super().setup(trainer, pl_module, stage)
+
+
+class Bar(ProgressBar):
+    """A bar of updates on stderr, with the losses of the last step; validations stand still in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: tqdm[Any] | None = None
+        self._on = True
+
+    def disable(self) -> None:
+        """As Lightning asks on all ranks but the first."""
+        self._on = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the bar at the step that the run begins with."""
+        total, done = trainer.max_steps, trainer.global_step
+        self._bar = tqdm(total=total, initial=done, desc="train", unit="step", disable=not self._on)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Pack, batch_idx: int
+    ) -> None:
+        """Move it."""
+        if self._bar is not None:
+            self._bar.update(trainer.global_step - self._bar.n)
+            shown = {k: x for k, x in trainer.progress_bar_metrics.items() if k in ("loss", "text", "flow")}
+            self._bar.set_postfix({k: f"{float(x):.3f}" for k, x in shown.items()})  # type: ignore[arg-type]
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close it."""
+        if self._bar is not None:
+            self._bar.close()
 
 
 class Meter(pl.Callback):

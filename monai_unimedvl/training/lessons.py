@@ -23,6 +23,7 @@ from monai_unimedvl.training.presets import QUESTIONS_A_DIALOGUE, WEIGHTS, atlas
 from monai_unimedvl.training.run import Material
 
 READING = ("vqa", "caption")
+SHOWN = 6  # pictures of a run at least, where there are that many held out
 IN_WORDS = ("plane", "contrast", "region")  # questions that a caption answers
 
 
@@ -117,13 +118,17 @@ def atlas_material(
         raise ValueError(
             f"The atlas has no sample of {', '.join(tasks or known)}: run `unimedvl data fetch-atlas`."
         )
-    cases = []
-    for task in WEIGHTS:
-        places = [i for i, entry in enumerate(held_out.entries) if entry.task == task]
-        if places and task not in READING and (tasks is None or task in tasks):
-            item = held_out[places[len(places) // 2]]
-            cases.append(Case(item["turns"][0].parts, item["truth"]))
-    names, held_out_names = (partial(_names, modality_of(each)) for each in (dataset, held_out))
+    places = {
+        task: [i for i, entry in enumerate(held_out.entries) if entry.task == task]
+        for task in WEIGHTS
+        if task not in READING and (tasks is None or task in tasks)
+    }
+    places = {task: found for task, found in places.items() if found}
+    each = 1 + (SHOWN - 1) // max(1, len(places))
+    shown = [found[len(found) * (n + 1) // (each + 1)] for found in places.values() for n in range(each)]
+    items = map(held_out.__getitem__, shown)
+    cases = [Case(item["turns"][0].parts, item["truth"]) for item in items]
+    names, held_out_names = (partial(_names, modality_of(x)) for x in (dataset, held_out))
     return Material(lessons, validation, names, held_out_names, cases)
 
 

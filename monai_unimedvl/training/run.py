@@ -25,7 +25,7 @@ from monai_unimedvl import weights
 from monai_unimedvl.data.mixture import Mixture
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.tokenizer import Tokenizer
-from monai_unimedvl.training.callbacks import Averaging, Case, Meter, Pictures, Scores
+from monai_unimedvl.training.callbacks import Averaging, Bar, Case, Meter, Pictures, Scores
 from monai_unimedvl.training.checkpoints import AtomicCheckpointIO, AtomicSharding, newest, whole
 from monai_unimedvl.training.curriculum import Curriculum, Lessons, Stage
 from monai_unimedvl.training.datamodule import UniMedVLDataModule, first_packs
@@ -151,6 +151,8 @@ def make_trainer(
         every_n_train_steps=settings.checkpoint_every, enable_version_counter=False,
     )  # fmt: skip
     callbacks = [*watchers, LearningRateMonitor("step"), keep]
+    if settings.progress:
+        callbacks.append(Bar())
     if stage.ema:
         callbacks.insert(len(watchers), Averaging(decay=stage.ema))
     sharded = settings.strategy == "fsdp"
