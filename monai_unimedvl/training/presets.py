@@ -22,7 +22,7 @@ from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.unimedvl import UniMedVL, nano
 from monai_unimedvl.sequence import Turn
 from monai_unimedvl.tokenizer import Tokenizer
-from monai_unimedvl.training.vision import pretrain_vision
+from monai_unimedvl.training.vision import pretrain_vision, seeded
 from monai_unimedvl.transforms.segments import Rule, ToSegments
 
 # share of draws; drawing needs more looks at a picture than answering does
@@ -55,6 +55,7 @@ def nano_training(
     hidden_size: int = 160,
     num_layers: int = 4,
     vision_steps: int = 600,
+    progress: bool = True,
 ) -> NanoTraining:
     """The network, tokenizer and mixture of the nano model, from the atlas packages.
 
@@ -63,17 +64,18 @@ def nano_training(
         vision_steps: of pretraining the vision encoder; 0 when weights are loaded afterwards anyway.
         permissive_only: leave out sources under GPL.
         budget: tokens a pack.
+        progress: show bars.
     """
-    dataset = AtlasDataset(root, "train", permissive_only=permissive_only, seed=seed)
+    dataset = AtlasDataset(root, "train", permissive_only=permissive_only, seed=seed, progress=progress)
     tokenizer = Tokenizer.train(corpus(dataset), VOCABULARY)
-    torch.manual_seed(seed)
     pictures = training_pictures(dataset)
-    codec = PatchCodec.fit(pictures, patch=8, channels=96)
-    network = nano(codec, vocab_size=len(tokenizer), hidden_size=hidden_size, num_layers=num_layers)
+    with seeded(seed):
+        codec = PatchCodec.fit(pictures, patch=8, channels=96)
+        network = nano(codec, vocab_size=len(tokenizer), hidden_size=hidden_size, num_layers=num_layers)
     latents = codec.encode_stage_2_inputs(pictures)  # (N, C, h, w)
     network.latent_variance.copy_(latents.var(dim=(0, 2, 3)))  # type: ignore[operator]
     if vision_steps:
-        pretrain_vision(network, dataset, steps=vision_steps, seed=seed)
+        pretrain_vision(network, dataset, steps=vision_steps, seed=seed, progress=progress)
     return NanoTraining(network, tokenizer, nano_mixture(dataset, tokenizer, budget=budget, seed=seed))
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -54,10 +56,22 @@ class Quiz(nn.Module):
         return torch.stack(losses).mean()
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Weights are drawn from `seed` inside, and the caller's own chance is as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 def pretrain_vision(
-    network: UniMedVL, dataset: AtlasDataset, *, steps: int, batch: int = 64, seed: int = 0
-) -> list[float]:
+    network: UniMedVL, dataset: AtlasDataset, *, steps: int, batch: int = 64, seed: int = 0,
+    progress: bool = True,
+) -> list[float]:  # fmt: skip
     """Train `network.vision` in place on the answers of `dataset`; returns the loss of each step.
+
+    Args:
+        progress: show a bar.
 
     Raises:
         ValueError: the network has no vision encoder, or the dataset no questions.
@@ -65,15 +79,15 @@ def pretrain_vision(
     images, labels, answers = _lessons(dataset)
     if network.vision is None or not answers:
         raise ValueError("pretrain_vision needs a vision encoder and questions: give both, or take 0 steps.")
-    torch.manual_seed(seed)
-    quiz = Quiz(network.vision, answers)
+    with seeded(seed):
+        quiz = Quiz(network.vision, answers)
     optimizer = MuonAdamW(quiz, matrix_lr=4e-3, lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: warmup_stable_decay(step, warmup=20, total=steps, decay=0.5)
     )
     generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []
-    for _ in trange(steps, desc="pretrain vision", leave=False):
+    for _ in trange(steps, desc="pretrain vision", leave=False, disable=not progress):
         chosen = torch.randint(len(images), (batch,), generator=generator).tolist()
         shown = [augment([Turn("user", [images[i]])], generator, task="vqa")[0].parts[0] for i in chosen]
         with torch.autocast("cpu", torch.bfloat16, enabled=images[0].device.type == "cpu"):

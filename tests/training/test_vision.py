@@ -9,7 +9,7 @@ import torch
 from monai_unimedvl import AtlasDataset
 from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.unimedvl import UniMedVL, nano
-from monai_unimedvl.training.vision import pretrain_vision
+from monai_unimedvl.training.vision import pretrain_vision, seeded
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,22 @@ def test_a_few_steps_lower_the_loss_and_change_the_encoder_only(lessons: AtlasDa
 
 def test_the_same_seed_gives_the_same_encoder(lessons: AtlasDataset) -> None:
     once, twice = small(), small()
-    first = pretrain_vision(once, lessons, steps=2, batch=8, seed=3)
-    second = pretrain_vision(twice, lessons, steps=2, batch=8, seed=3)
+    first = pretrain_vision(once, lessons, steps=2, batch=8, seed=3, progress=False)
+    torch.manual_seed(99)  # the caller's chance is of no account
+    second = pretrain_vision(twice, lessons, steps=2, batch=8, seed=3, progress=False)
     assert first == second
     assert torch.equal(once.vision.patch.weight, twice.vision.patch.weight)
+
+
+def test_the_chance_of_the_caller_is_left_as_it_was() -> None:
+    torch.manual_seed(1)
+    wanted = torch.rand(3)
+    torch.manual_seed(1)
+    with seeded(0):
+        drawn = torch.nn.Linear(2, 2).weight
+    assert torch.equal(torch.rand(3), wanted)
+    torch.manual_seed(0)
+    assert torch.equal(torch.nn.Linear(2, 2).weight, drawn)  # what a global seed gave
 
 
 def test_without_questions_there_is_nothing_to_learn() -> None:
