@@ -16,6 +16,7 @@ import pydicom
 import torch
 from monai.data import MetaTensor
 from PIL import Image
+from pydicom.filereader import read_partial
 from pydicom.pixels import apply_color_lut, apply_modality_lut
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from monai_unimedvl.transforms.volume import nearest_plane, to_display
 
 Header = pydicom.Dataset
 File = tuple[Path, Header]
+PIXELS = 0x7FE00010
 EVEN = 0.05  # of the spacing: how far gaps between slices may differ
 
 
@@ -36,7 +38,7 @@ def is_dicom(path: Path) -> bool:
 
 def read_file(path: Path, voi: bool = False) -> MetaTensor:
     """(C, H, W), turned to radiological display where the file knows its orientation, or (C, H, W, T)."""
-    header = deidentify(pydicom.dcmread(path, force=True))
+    header = deidentify(_dataset(path))
     values, unit = pixels(header, path.name, voi)
     meta = {"kind": "image" if values.ndim == 3 else "frames", "unit": unit, **_described(header)}
     affine = _affine(header)
@@ -136,7 +138,7 @@ def _read_slice(path: Path, header: Header, voi: bool, alone: bool = False) -> M
     try:
         if alone:
             return read_file(path, voi)
-        values, unit = pixels(deidentify(pydicom.dcmread(path, force=True)), path.name, voi)
+        values, unit = pixels(deidentify(_dataset(path)), path.name, voi)
     except ValueError as error:
         if path.name in str(error):
             raise
@@ -159,6 +161,12 @@ def series_uids(path: Path) -> list[str]:
             header = pydicom.dcmread(file, force=True, specific_tags=["SeriesInstanceUID"])
             uids.add(str(deidentify(header).get("SeriesInstanceUID", "")))
     return sorted(uids - {""})
+
+
+def _dataset(path: Path) -> Header:
+    """Header and pixels; what some devices pad behind them, thousands of empty elements, is not parsed."""
+    with path.open("rb") as file:
+        return read_partial(file, stop_when=lambda tag, vr, length: tag > PIXELS, force=True)
 
 
 def pixels(header: Header, name: str, voi: bool = False) -> tuple[Tensor, bool]:

@@ -86,6 +86,14 @@ def resize(image: Tensor, size: tuple[int, int], limits: tuple[float, float] | N
     return result.to(image.device, image.dtype)
 
 
+def not_finite(values: Tensor) -> int:
+    """How many values are NaN or Inf; one sum tells that none is, all but always."""
+    plain = values.as_subclass(Tensor)
+    if not plain.dtype.is_floating_point or bool(torch.isfinite(plain.sum())):
+        return 0
+    return int((~torch.isfinite(plain)).sum())
+
+
 def check_picture(image: Tensor, name: str = "image", channels: Sequence[int] = (1, 3, 4)) -> None:
     """Refuse what is no picture: (C, H, W), C in `channels`, finite, sides and area within limits.
 
@@ -112,8 +120,7 @@ def check_picture(image: Tensor, name: str = "image", channels: Sequence[int] = 
         )
     if height * width > MAX_IMAGE_PIXELS:
         raise ValueError(too_large(name, f"{width}x{height} pixels"))
-    if not image.dtype == torch.uint8 and not bool(torch.isfinite(image).all()):
-        count = int((~torch.isfinite(image)).sum())
+    if count := not_finite(image):
         raise ValueError(
             f"{name} has {count} pixels that are NaN or Inf, but finite numbers are expected: "
             "repair the file, or read it with nonfinite=0.0 to count them as 0."

@@ -78,7 +78,7 @@ class Windows(Transform):
         if meta_of(x, "unit"):
             return x
         if _on_screen(x):
-            return like(x, x.float() / 255, unit=True)
+            return like(x, x / 255, unit=True)
         if x.shape[0] != 1:
             check_picture(x, channels=(1,))
         if x.dtype.is_floating_point and bool(((x > 0) & (x < 1)).any() and x.min() >= 0 and x.max() <= 1):
@@ -100,7 +100,7 @@ class ToUnit(Transform):
         if meta_of(x, "unit"):
             return x
         if x.dtype == torch.uint8:
-            return like(x, x.float() / 255, unit=True)
+            return like(x, x / 255, unit=True)
         if bool(x.min() < 0):
             raise ValueError(
                 f"image goes down to {float(x.min()):g}, but light is 0 or more here: "
@@ -146,7 +146,7 @@ class PercentileScale(Transform):
         if meta_of(x, "unit"):
             return x
         if x.dtype == torch.uint8 and (_on_screen(x) or meta_of(x, "kind") == "frames"):
-            return like(x, x.float() / 255, unit=True)
+            return like(x, x / 255, unit=True)
         low, high = self.bounds(x)
         plain = x.as_subclass(Tensor)
         scaled = window(plain, low, high) if high > low else torch.zeros_like(plain, dtype=torch.float32)

@@ -51,7 +51,10 @@ class BlankOutside(Transform):
         if not self.apply or meta_of(x, "blanked") is not None:
             return x
         plain = x.as_subclass(Tensor)
-        light = plain.float().amax(0) if plain.ndim == 3 else plain.amax(-1).float().amax(0)  # (H, W)
+        brightest = plain if plain.ndim == 3 else plain[..., 0]
+        for frame in plain.unbind(-1)[1:] if plain.ndim == 4 else ():
+            brightest = torch.maximum(brightest, frame)
+        light = brightest.amax(0).float()  # (H, W)
         mask = field_mask(light, self.threshold, meta_of(x, "regions"))
         shown = plain * (mask if plain.ndim == 3 else mask[..., None]).to(plain.dtype)
         rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()

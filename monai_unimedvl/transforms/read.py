@@ -27,7 +27,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from monai_unimedvl.transforms import dicom
-from monai_unimedvl.transforms.image import MAX_IMAGE_PIXELS, PerKey, check_picture, too_large
+from monai_unimedvl.transforms.image import MAX_IMAGE_PIXELS, PerKey, check_picture, not_finite, too_large
 from monai_unimedvl.transforms.video import VIDEOS, read_video
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
@@ -68,8 +68,7 @@ def read(
         check_picture(image, name)
     elif image.meta["kind"] == "frames":
         check_picture(image[..., 0], name)
-    if image.dtype.is_floating_point and not bool(torch.isfinite(image).all()):
-        count = int((~torch.isfinite(image)).sum())
+    if image.ndim > 3 and (count := not_finite(image)):
         raise ValueError(
             f"{name} has {count} values that are NaN or Inf, but finite numbers are expected: "
             "repair the file, or read it with nonfinite=0.0 to count them as 0."
