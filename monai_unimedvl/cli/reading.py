@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.provenance import sha256
 from monai_unimedvl.transforms import Recipe, modalities, recipe
-from monai_unimedvl.transforms.dicom import is_dicom
+from monai_unimedvl.transforms.dicom import is_dicom, series_uids
 from monai_unimedvl.transforms.read import PICTURES
 from monai_unimedvl.transforms.slide import SLIDES
 from monai_unimedvl.transforms.volume import SelectSlices
@@ -51,11 +51,13 @@ class Reading:
         pictures: of the recipe, (3, H, W) in [0, 1] with `meta["source"]`.
         inputs: sha256 of the files.
         notes: what was chosen, a sentence each.
+        sources: the hashed UIDs of the DICOM series among them.
     """
 
     pictures: list[MetaTensor]
     inputs: list[str]
     notes: list[str]
+    sources: list[str] = field(default_factory=list)
 
     @property
     def images(self) -> list[Tensor]:
@@ -84,14 +86,15 @@ def read_images(paths: Sequence[str], options: Namespace, network: UniMedVL, *, 
         raise ValueError(f"--count {options.count} came, but one slice is edited at a time: use --slice.")
     few = one or network.decoder.max_context < SHORT_CONTEXT
     field = "square" if _square_only(network) else None
-    for path in map(Path, paths):
+    for number, path in enumerate(map(Path, paths), 1):
         found, said = _read(path, options, 1 if few else 8, field)
         pictures += found
-        notes += said
+        notes.append(f"input {number}: {said}")  # not by name: files are often named after patients
     if field is not None:
         side = network.grids["canvas"][0]
         notes.append(f"made square, because this model was trained on {side} x {side} pixels")
-    return Reading(pictures, [sha256(path) for path in paths], notes)
+    sources = [uid for path in paths for uid in series_uids(Path(path))]
+    return Reading(pictures, [sha256(path) for path in paths], notes, sources)
 
 
 def volume_recipe(path: str, options: Namespace, network: UniMedVL) -> tuple[Recipe, str]:
@@ -111,7 +114,7 @@ def volume_recipe(path: str, options: Namespace, network: UniMedVL) -> tuple[Rec
         raise ValueError(
             f"{Path(path).name} is read as {modality}, which is no volume of slices: leave --whole out."
         )
-    return chain, f"{Path(path).name}: every slice{guessed}"
+    return chain, f"every slice{guessed}"
 
 
 def holds_dicom(path: str | Path) -> bool:
@@ -136,7 +139,7 @@ def place(source: dict[str, Any]) -> str:
 
 def _read(
     path: Path, options: Namespace, count: int, field: str | None
-) -> tuple[list[MetaTensor], list[str]]:  # fmt: skip
+) -> tuple[list[MetaTensor], str]:  # fmt: skip
     modality, guessed = options.modality, ""
     if modality is None:
         modality, guessed = _modality(path)
@@ -154,7 +157,7 @@ def _read(
     ]
     pictures = chain(path)
     names = [place(picture.meta["source"]) for picture in pictures]
-    return pictures, [f"{path.name}: {', '.join(names)}{guessed}"]
+    return pictures, f"{', '.join(names)}{guessed}"
 
 
 class _Chosen:

@@ -10,6 +10,7 @@ import sys
 from argparse import Namespace
 from collections import Counter
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ from monai_unimedvl.inferers.volume import VolumeInferer
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.provenance import Facts
 from monai_unimedvl.tokenizer import Tokenizer
+from monai_unimedvl.transforms.dicom import series_uids
 from monai_unimedvl.transforms.geometry import put_back
 
 # Where the command line names nothing: as the bundle's scores were measured.
@@ -231,7 +233,10 @@ def _answer(options: Namespace, model: Model, question: str) -> Result:
     text = answers[0].text
     if options.per_slice:
         text = "\n".join(f"{where}: {answer}" for where, answer in zip(places, answers, strict=True))
-    facts = Facts(question, options.seed, model.digest, options.verb, reading.inputs, reading.slices)
+    facts = Facts(
+        question, options.seed, model.digest, options.verb, reading.inputs, reading.slices,
+        sources=reading.sources,
+    )  # fmt: skip
     values: dict[str, Any] = {
         "answer": text,
         "stop_reason": next((a.stop_reason for a in answers if a.stop_reason != "end"), "end"),
@@ -256,7 +261,7 @@ def _edited(options: Namespace, model: Model, instruction: str, task: str) -> tu
     (drawn,) = infer([[reading.images[0], instruction]], model.network)
     facts = Facts(
         instruction, options.seed, model.digest, task, reading.inputs, reading.slices,
-        steps, guidance.text, guidance.image,
+        steps, guidance.text, guidance.image, reading.sources,
     )  # fmt: skip
     return reading, drawn, facts
 
@@ -280,7 +285,7 @@ def _volume(
     assert isinstance(made, MetaTensor)
     facts = Facts(
         instruction, options.seed, model.digest, task, [provenance.sha256(path)], (),
-        steps, guidance.text, guidance.image,
+        steps, guidance.text, guidance.image, series_uids(Path(path)),
     )  # fmt: skip
     return made, facts, {"read": [f"every {plane} slice" for plane in planes], "notes": [remark]}
 

@@ -15,6 +15,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom import DataElement, Dataset
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -86,7 +88,7 @@ def origin(source: Source, keep_identity: bool) -> Origin:
         return Origin([_filed(nobody, nobody, False)], [], False)
     headers = _read(source)
     known = [] if keep_identity else identifiers(headers)
-    filed = [_filed(h if keep_identity else deidentify(h), h, keep_identity) for h in headers]
+    filed = [_filed(copy(h) if keep_identity else deidentify(h), h, keep_identity) for h in headers]
     return Origin(filed, known, keep_identity)
 
 
@@ -187,7 +189,9 @@ def taking_over(path: Path) -> Iterator[None]:
             yield
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        reason = re.sub(r"""(["']).*?\1""", "...", first)
+        reason = re.sub(
+            r"""(["'])(.*?)\1""", lambda said: said[2] if tag_for_keyword(said[2]) else "...", first
+        )
         raise ValueError(
             f"{path.name} cannot be made from this source ({reason}): check its header."
         ) from None

@@ -89,6 +89,9 @@ def write_segmentation(
     placed = affine is not None and all("ImagePositionPatient" in header for header in images)
     by_rows = np.ascontiguousarray(values.transpose(2, 1, 0))  # (slices, rows, columns)
     where = _planes(hd, LPS @ np.asarray(affine, dtype=np.float64), len(by_rows)) if placed else {}
+    for header in images:  # highdicom asks for it, scanners may leave it out
+        if placed and "SliceThickness" not in header:
+            header.SliceThickness = where["pixel_measures"][0].SliceThickness
     algorithm = hd.AlgorithmIdentificationSequence(
         name=MAKER, version=__version__, family=codes.cid7162.ArtificialIntelligence,
         parameters={"task": facts.task or "unnamed", "seed": str(facts.seed)},
