@@ -27,10 +27,25 @@ class Output(Protocol):
     planes.
     """
 
-    channels: int
-    added: int
-    mode: str
-    added_dtype: Any
+    @property
+    def channels(self) -> int:
+        """C"""
+        ...
+
+    @property
+    def added(self) -> int:
+        """A"""
+        ...
+
+    @property
+    def mode(self) -> str:
+        """How drawings are resampled."""
+        ...
+
+    @property
+    def added_dtype(self) -> Any:
+        """The type of the sums."""
+        ...
 
     def dtype(self, prepared: Prepared) -> np.dtype:
         """The type of the result."""
