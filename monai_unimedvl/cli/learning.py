@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of the verbs that train. Standard library only."""
+"""The options of the verbs that train, and of the one that plans. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from monai_unimedvl.cli import options as o
 
 
 def add_training(verbs: Any) -> None:
-    """`train` and `consolidate`."""
+    """`train`, `plan` and `consolidate`."""
     train = o.add(
         verbs, "train", "fine-tune a model, or run the paper's curriculum",
         "--tasks seg-tissue --max-steps 150", model=False,
@@ -35,8 +35,30 @@ def add_training(verbs: Any) -> None:
     train.epilog = (
         f"{train.epilog}\n\nResults go to --out (default: runs), a folder for each stage: weights,"
         " checkpoints, log, pictures.\nSeveral processes: torchrun --nproc-per-node 2 -m monai_unimedvl train"
-        " ...; docs/training.md has more."
+        " ...; docs/TRAINING.md has more."
     )
+
+    plan = o.add(
+        verbs, "plan", "say what a training takes of memory, time and disk, before it starts",
+        "--model released --stage 3 --flops 200e12", model=False,
+    )  # fmt: skip
+    plan.add_argument("config", nargs="?", metavar="CONFIG", help="that of train --config (default: none)")
+    plan.add_argument("--model", help="bundle, folder of weights, or released (default: unimedvl_nano)")
+    plan.add_argument("--stage", choices=["1", "2", "3"], help="of the curriculum (default: 1)")
+    plan.add_argument("--device", help="cpu or cuda (default: that of the config, else cpu)")
+    plan.add_argument("--max-tokens", type=o.whole(1), help="of a pack (default: the stage's)")
+    plan.add_argument("--words", type=o.whole(2), default=64, help="tokens of a text (default: 64)")
+    plan.add_argument(
+        "--flops", type=float,
+        help="operations a second that one device sustains (default: 1e14 on cuda, 5e10 on cpu)",
+    )  # fmt: skip
+    plan.add_argument(
+        "--adapters", choices=["understanding", "generation", "both", "connector"],
+        help="train LoRA adapters instead of the weights",
+    )  # fmt: skip
+    plan.add_argument("--rank", type=o.whole(1), default=4, help="of the adapters (default: 4)")
+    plan.add_argument("--quantise", choices=["int8", "nf4"], help="the frozen matrices under adapters")
+    plan.add_argument("--no-machines", action="store_true", help="do not look for machines that it fits")
 
     consolidate = o.add(
         verbs, "consolidate", "turn a checkpoint, also a sharded one, into a folder of weights",

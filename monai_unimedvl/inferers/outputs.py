@@ -27,25 +27,10 @@ class Output(Protocol):
     planes.
     """
 
-    @property
-    def channels(self) -> int:
-        """C"""
-        ...
-
-    @property
-    def added(self) -> int:
-        """A"""
-        ...
-
-    @property
-    def mode(self) -> str:
-        """How drawings are resampled."""
-        ...
-
-    @property
-    def added_dtype(self) -> Any:
-        """The type of the sums."""
-        ...
+    channels: int
+    added: int
+    mode: str
+    added_dtype: Any
 
     def dtype(self, prepared: Prepared) -> np.dtype:
         """The type of the result."""
