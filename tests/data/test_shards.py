@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from monai_unimedvl.cli.train import MORE
 from monai_unimedvl.data import corpus as corpus_module
 from monai_unimedvl.data.atlas import AtlasDataset
 from monai_unimedvl.data.atlas_records import atlas_records
@@ -27,6 +29,7 @@ from monai_unimedvl.data.record import Message, Record, Reject, read_jsonl, with
 from monai_unimedvl.data.shards import check_shards, write_shards
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.training.presets import NANO_RULE
+from monai_unimedvl.training.settings import read_config
 from monai_unimedvl.transforms.segments import ToSegments
 
 pytest.importorskip("pyarrow", reason="shards need the extra 'data'")
@@ -289,3 +292,24 @@ def test_the_atlas_as_json_lines_is_the_atlas(records: list[Record], tmp_path: P
 
     write_jsonl(records, tmp_path / "a.jsonl")
     assert list(read_jsonl(tmp_path / "a.jsonl")) == records
+
+
+def test_the_page_on_training_builds_shards_as_printed(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (root / "docs" / "TRAINING.md").read_text("utf8")
+    line = json.loads(page.split("```json\n")[1].split("```")[0])
+    (tmp_path / "pictures" / "images").mkdir(parents=True)
+    Image.new("L", (512, 512), 90).save(tmp_path / "pictures" / line["input_img"][0]["path"])
+    (tmp_path / "records.jsonl").write_text(json.dumps(line) + "\n{}\n")
+    monkeypatch.chdir(tmp_path)
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out == "1 {'missing-field': 1}\n"
+    assert Corpus("shards")[0].id == line["id"]
+    settings, more = read_config(_written(tmp_path, page.split("```yaml\n")[1].split("```")[0]), MORE)
+    assert settings.batch == 8 and more["data"] == ["shards"]
+
+
+def _written(folder: Path, text: str) -> Path:
+    (folder / "run.yaml").write_text(text)
+    return folder / "run.yaml"
