@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from monai_unimedvl.cli import verbs
+from monai_unimedvl.cli.case import files_of
 from monai_unimedvl.cli.command import Result
 from monai_unimedvl.cli.lists import Request, read_list
 from monai_unimedvl.cli.options import RESULTS
@@ -48,7 +49,9 @@ class Worker:
         told: Outcome = {"line": request.line, "out": request.out}
         try:
             options = request.options(self.common, self.folder)
-            if all(Path(path).exists() for path in request.images):  # else the verb says which is not
+            if all(
+                Path(path).exists() for path in [*request.images, *files_of(options)]
+            ):  # else the verb says which is not
                 told["key"] = key(options, request, self.model.digest)
             _, values = getattr(verbs, self.common.verb)(options, self.model)
         except Exception as error:
@@ -112,7 +115,7 @@ def key(options: Namespace, request: Request, weights: str) -> str:
     """sha256 of all that a result depends on: words, settings, weights and the bytes of the inputs."""
     settings = {name: value for name, value in vars(options).items() if name not in ASIDE}
     settings |= {"prompt": verbs.prompt_of(options), "out": request.out, "weights": weights}
-    settings["inputs"] = [sha256(path) for path in request.images]
+    settings["inputs"] = [sha256(path) for path in [*request.images, *files_of(options)]]
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 

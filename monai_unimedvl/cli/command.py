@@ -104,12 +104,14 @@ def parser() -> argparse.ArgumentParser:
     )
     o.words(ask)
     o.reading(ask)
+    o.beside(ask)
     o.listing(ask)
 
     report = o.add(verbs, "report", "describe images", "scan.nii.gz --modality mri --plane coronal")
     report.add_argument("--prompt", help='what to ask for (default: "Describe this image.")')
     o.words(report)
     o.reading(report)
+    o.beside(report)
     o.listing(report)
 
     draw = o.add(

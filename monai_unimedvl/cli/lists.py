@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A list of requests: text (a path a line), CSV with a header, or JSONL.
 
-Columns: `input` (paths; several in a CSV parted by ";", in JSONL an array), `prompt`, `seed`, `out`, and what
-is said of the reading (`modality`, `plane`, `slice`, `window`). What a line leaves empty is as on the command
-line. Paths count from the list's own folder, results from the folder --out.
+Columns: `input` (paths; several in a CSV parted by ";", in JSONL an array), `prompt`, `seed`, `out`, what is
+said of the reading (`modality`, `plane`, `slice`, `window`) and, for ask and report, what is known beside the
+images (`history`, `indication`, `labs`, `prior_report`, `prior_image`, `box`). What a line leaves empty is as
+on the command line. Paths count from the list's own folder, results from the folder --out.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-COLUMNS = ("input", "prompt", "seed", "out", "modality", "plane", "slice", "window")
+READ = ("modality", "plane", "slice", "window")
+BESIDE = ("history", "indication", "labs", "prior_report", "prior_image", "box")  # of ask and report
+PATHS = ("labs", "prior_report", "prior_image")
+COLUMNS = ("input", "prompt", "seed", "out", *READ, *BESIDE)
 PLANES = ("axial", "coronal", "sagittal")
 
 
@@ -164,10 +168,20 @@ def _request(
         raise ValueError(f"{where}: {len(images)} inputs came, but {common.verb} takes one: part the line.")
     if "seed" in row:
         row["seed"] = _seed(where, row["seed"])
+    for key in BESIDE if common.verb not in ("ask", "report") else ():
+        if key in row:
+            raise ValueError(f"{where}: {key} came, which {common.verb} does not take: leave it out.")
+    if isinstance(row.get("box"), list):
+        row["box"] = ";".join(map(str, row["box"]))
     for key in set(row) - {"seed"}:
         if not isinstance(row[key], str | int):
             raise ValueError(f"{where}: {key} is {row[key]!r}, but a text is expected: put it in quotes.")
         row[key] = str(row[key])
+    for key in PATHS:
+        if key in row:
+            row[key] = str(folder / row[key])
+    if "box" in row:
+        row["box"] = [text.strip() for text in row["box"].split(";")]
     if row.get("plane", PLANES[0]) not in PLANES:
         raise ValueError(f"{where}: plane is {row['plane']!r}, expected {', '.join(PLANES)}: choose one.")
     if "prompt" in row and common.verb == "segment":

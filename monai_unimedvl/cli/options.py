@@ -120,6 +120,22 @@ def words(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--per-slice", action="store_true", help="an answer for each slice, not one for all")
 
 
+def beside(verb: argparse.ArgumentParser) -> None:
+    """What is known beside the images."""
+    group = verb.add_argument_group("what is known", "put into the prompt in fixed words")
+    group.add_argument("--history", metavar="TEXT", help="of the patient")
+    group.add_argument("--indication", metavar="TEXT", help="why the images were made")
+    group.add_argument("--labs", metavar="FILE", help="CSV: name, value, unit, low, high")
+    group.add_argument("--prior-report", metavar="FILE", help="text, our .json, or a DICOM SR")
+    group.add_argument("--prior-image", metavar="FILE", help="file or series of an earlier study")
+    group.add_argument(
+        "--box",
+        action="append",
+        metavar="X0,Y0,X1,Y1[=NAME]",
+        help="where to look: pixels of the slice, or X,Y; R,A,S,R,A,Smm or R,A,Smm in mm; may be given again",
+    )
+
+
 def drawing(verb: argparse.ArgumentParser) -> None:
     """How an image is sampled."""
     verb.add_argument("--steps", type=whole(1), help="network evaluations (default: the model's)")

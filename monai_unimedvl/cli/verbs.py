@@ -18,6 +18,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from monai_unimedvl import bundle, provenance
+from monai_unimedvl.cli.case import known_of
 from monai_unimedvl.cli.command import Result
 from monai_unimedvl.cli.reading import Reading, device, place, read_images, volume_recipe
 from monai_unimedvl.cli.writing import (
@@ -42,6 +43,7 @@ from monai_unimedvl.provenance import Facts
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.transforms.dicom import series_uids
 from monai_unimedvl.transforms.geometry import put_back
+from monai_unimedvl.transforms.structured import parse_report
 
 # Where the command line names nothing: as the bundle's scores were measured.
 DRAWING, EDITING = Drawing(), Drawing(EDIT_STEPS[0], 1.0)
@@ -219,10 +221,10 @@ def _answer(options: Namespace, model: Model, question: str) -> Result:
     path = None if options.out is None and options.format is None else outputs(options)[0]
     infer = speaker(options, model.tokenizer)
     reading = _read(options, model.network)
-    if options.per_slice:
-        prompts = [[image, question] for image in reading.images]
-    else:
-        prompts = [[*reading.images, question]]
+    known = known_of(options, model.network)
+    shown = [[one] for one in reading.pictures] if options.per_slice else [reading.pictures]
+    prompts = [known.prompt(pictures, question) for pictures in shown]
+    asked = " ".join(part for part in prompts[0] if isinstance(part, str))
     groups = [prompts[i : i + AT_ONCE] for i in range(0, len(prompts), AT_ONCE)]
     answers = [answer for group in groups for answer in infer(group, model.network)]
     for answer in answers:
@@ -233,19 +235,25 @@ def _answer(options: Namespace, model: Model, question: str) -> Result:
     text = answers[0].text
     if options.per_slice:
         text = "\n".join(f"{where}: {answer}" for where, answer in zip(places, answers, strict=True))
+    inputs = [*reading.inputs, *known.inputs]
     facts = Facts(
-        question, options.seed, model.digest, options.verb, reading.inputs, reading.slices,
-        sources=reading.sources,
-    )  # fmt: skip
+        asked, options.seed, model.digest, options.verb, inputs, reading.slices, sources=reading.sources
+    )
+    report = parse_report(text, reading.pictures[:1])
     values: dict[str, Any] = {
         "answer": text,
         "stop_reason": next((a.stop_reason for a in answers if a.stop_reason != "end"), "end"),
         "logprob": sum(sum(answer.logprobs) for answer in answers),
+        "report": {"findings": list(report.findings), "impression": report.impression},
+        "regions": list(report.regions),
     }
     values |= {**_told(reading), "manifest": facts.manifest()}
     lines = [text]
+    for found in report.regions:  # boxes in the answer, led back to the source
+        place_in_mm = f", mm {found['mm']}" if "mm" in found else ""
+        lines.append(f"region {found['label'] or '-'}: pixels {found['pixels']}{place_in_mm}")
     if path is not None:
-        write_answer(text, path, facts, options)
+        write_answer(report, text, path, facts, options)
         values["outputs"] = [str(path)]
         lines.append(wrote(path))
     return lines, values

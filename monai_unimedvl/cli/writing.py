@@ -21,6 +21,7 @@ from monai_unimedvl import provenance
 from monai_unimedvl.cli.options import FORMATS
 from monai_unimedvl.cli.reading import holds_dicom
 from monai_unimedvl.provenance import Facts, manifest_path
+from monai_unimedvl.transforms.structured import StructuredReport
 
 NAMES = {"ask": "ask", "report": "report", "draw": "drawn", "edit": "edited", "segment": "mask"}
 COLOURFUL = 0.1  # of [0, 1]: what differs more between its channels is no grey picture
@@ -96,13 +97,16 @@ def outputs(options: Namespace) -> list[Path]:
     return [first.with_name(f"{first.name.removesuffix(ending)}-{i}{ending}") for i in range(count)]
 
 
-def write_answer(text: str, path: Path, facts: Facts, options: Namespace) -> None:
+def write_answer(report: StructuredReport, text: str, path: Path, facts: Facts, options: Namespace) -> None:
     """Words as JSON, or as a structured report about the DICOM images that were read."""
     if format_of(options) == "json":
         provenance.save_text(text, path, facts)
         return
     source = [name for name in options.images if holds_dicom(name)] or None
-    provenance.write_report(text, "", path, facts, source=source, keep_identity=options.keep_identity)
+    provenance.write_report(
+        report.findings_text, report.impression, path, facts, source=source,
+        keep_identity=options.keep_identity,
+    )  # fmt: skip
 
 
 def write_drawing(image: Tensor, path: Path, facts: Facts, options: Namespace) -> None:

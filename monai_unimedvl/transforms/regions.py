@@ -142,6 +142,25 @@ def region_from_mm(
     return Region(float(x0), float(y0), float(x1), float(y1), label)
 
 
+def region_from_source(
+    picture: MetaTensor, left: float, top: float, right: float, bottom: float, label: str = ""
+) -> Region:
+    """The region of a picture that a box covers in pixels of the slice or file it was made of.
+
+    Raises:
+        ValueError: corners in the wrong order, or a box that leaves the picture.
+    """
+    given = Region(left, top, right, bottom, label)
+    place = _affine(picture)
+    source = (picture.meta.get("source") or {}).get("affine")
+    to_picture = np.linalg.inv(place) @ (np.eye(4) if source is None else np.asarray(source))
+    corners = [[given.top - 0.5, given.left - 0.5, 0, 1], [given.bottom - 0.5, given.right - 0.5, 0, 1]]
+    (y0, y1), (x0, x1) = np.sort((to_picture @ np.array(corners).T)[:2] + 0.5)
+    found = Region(float(x0), float(y0), float(x1), float(y1), label)
+    found.words(picture)  # raises where it leaves the picture
+    return found
+
+
 def regions_in(answer: str, picture: MetaTensor) -> list[Region]:
     """The boxes and points that an answer names, on the picture that was shown, in order.
 
