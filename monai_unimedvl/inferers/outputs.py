@@ -187,7 +187,11 @@ class Labels:
 
     def chosen(self, resampled: Tensor) -> Tensor:
         """The label with most votes."""
-        return resampled.argmax(0, keepdim=True)
+        best, label = resampled[0], torch.zeros_like(resampled[0], dtype=torch.uint8)
+        for n, votes in enumerate(resampled[1:], 1):  # argmax over the first axis is ten times slower
+            label[votes > best] = n
+            best = torch.maximum(best, votes)
+        return label.unsqueeze(0)
 
     def fused(self, sums: np.ndarray, fill: float) -> np.ndarray:
         """The label with most votes."""
