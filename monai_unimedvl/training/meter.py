@@ -60,35 +60,50 @@ def step_flops(network: UniMedVL, samples: Sequence[Sequence[Segment]]) -> float
 
     A product of matrices counts two for each multiplication; recomputed layers are not counted twice.
     """
+    return BACKWARD * (_products(network, samples) + _attention(network, samples))
+
+
+def _products(network: UniMedVL, samples: Sequence[Sequence[Segment]]) -> float:
+    """Of a forward, in linear layers."""
     expert = dict.fromkeys(("understanding", "generation"), 0)
     for name, p in network.decoder.named_parameters():
         if p.ndim == 2 and (part := part_of(f"decoder.{name}")) in expert:
             expert[part] += p.numel()
+    seen = _matrices(network.vision) + _matrices(network.connector)
+    drawn = sum(_matrices(x) for x in (network.latent_in, network.latent_out, network.time_embed))
+    total = 0.0
+    for segment in (s for segments in samples for s in segments if not s.dropped):
+        n = len(segment.ids) if isinstance(segment, Text) else prod(segment.grid)
+        total += 2 * 2 * expert["understanding"]  # the marks
+        total += 2 * n * expert["generation" if isinstance(segment, Canvas) else "understanding"]
+        if isinstance(segment, View):
+            total += 2 * n * seen
+        elif isinstance(segment, Canvas):
+            total += 2 * n * drawn
+        elif segment.loss:
+            total += 2 * (n + 1) * network.decoder.embed.weight.numel()
+    return total
+
+
+def _attention(network: UniMedVL, samples: Sequence[Sequence[Segment]]) -> float:
+    """Of a forward, between tokens of a sample and between patches of an image; masked ones count too."""
     width, depth = network.decoder.embed.embedding_dim, len(network.decoder.layers)
-    seen = 0 if network.vision is None else _matrices(network.vision) + _matrices(network.connector)
-    drawn = _matrices(network.latent_in) + _matrices(network.latent_out) + _matrices(network.time_embed)
     total = 0.0
     for segments in samples:
-        length = 0
-        for segment in (s for s in segments if not s.dropped):
-            n = len(segment.ids) if isinstance(segment, Text) else prod(segment.grid)
-            length += n + 2
-            inside = expert["generation"] if isinstance(segment, Canvas) else expert["understanding"]
-            total += 2 * (n * inside + 2 * expert["understanding"])
-            if isinstance(segment, View):
-                vision = network.vision
-                total += 2 * n * seen
-                total += 4 * n * n * vision.norm.weight.shape[0] * len(vision.layers)  # type: ignore[union-attr]
-            elif isinstance(segment, Canvas):
-                total += 2 * n * drawn
-            elif segment.loss:
-                total += 2 * (n + 1) * network.decoder.embed.weight.numel()
-        total += 4 * length * length * width * depth
-    return BACKWARD * total
+        kept = [s for s in segments if not s.dropped]
+        sizes = [len(s.ids) if isinstance(s, Text) else prod(s.grid) for s in kept]
+        total += 4 * (sum(sizes) + 2 * len(sizes)) ** 2 * width * depth
+        if network.vision is not None:
+            patches = sum(n * n for n, s in zip(sizes, kept, strict=True) if isinstance(s, View))
+            total += 4 * patches * network.vision.norm.weight.shape[0] * len(network.vision.layers)
+    return total
 
 
 def _matrices(module: torch.nn.Module | None) -> int:
-    return 0 if module is None else sum(p.numel() for p in module.parameters() if p.ndim == 2)
+    """Numbers in the matrices that tokens are multiplied with; tables are looked up."""
+    if module is None:
+        return 0
+    return sum(x.weight.numel() for x in module.modules() if isinstance(x, torch.nn.Linear))
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype, size: int = 768) -> float:
