@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from monai_unimedvl import __version__
+from monai_unimedvl.cli import bundles
 from monai_unimedvl.cli import options as o
 from monai_unimedvl.cli.learning import add_training
 
@@ -78,7 +79,11 @@ def _verb(name: str) -> Callable[[argparse.Namespace], Result]:
         from monai_unimedvl.cli.demo import demo
 
         return demo
-    if name in ("data", "bundle", "provenance", "evaluate"):
+    if name == "bundle":
+        from monai_unimedvl.cli.bundles import bundle
+
+        return bundle
+    if name in ("data", "provenance", "evaluate"):
         from monai_unimedvl.cli import manage
 
         return getattr(manage, name)
@@ -104,14 +109,12 @@ def parser() -> argparse.ArgumentParser:
     )
     o.words(ask)
     o.reading(ask)
-    o.beside(ask)
     o.listing(ask)
 
     report = o.add(verbs, "report", "describe images", "scan.nii.gz --modality mri --plane coronal")
     report.add_argument("--prompt", help='what to ask for (default: "Describe this image.")')
     o.words(report)
     o.reading(report)
-    o.beside(report)
     o.listing(report)
 
     draw = o.add(
@@ -190,11 +193,10 @@ def parser() -> argparse.ArgumentParser:
     shown.add_argument("--scans", nargs="+", metavar="FILE", help="to draw, of one recipe (default: public)")
 
     bundle = o.add(
-        verbs, "bundle", "list or copy the shipped bundles", "copy unimedvl_nano my_bundle", model=False
-    )
-    bundle.add_argument("what", choices=["list", "copy"])
-    bundle.add_argument("name", nargs="?")
-    bundle.add_argument("folder", nargs="?")
+        verbs, "bundle", "copy, check, pack, fetch and write MONAI bundles",
+        "copy unimedvl_nano unimedvl_nano", model=False,
+    )  # fmt: skip
+    bundles.add_options(bundle)
 
     mark = o.add(verbs, "provenance", "tell whether a file is synthetic, and altered", "t2.png", model=False)
     mark.add_argument("files", nargs="+", metavar="FILE", help="picture, volume, JSON, page, DICOM file or folder")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs that keep house: evaluate, data, bundle, provenance."""
+"""The verbs that keep house: evaluate, data, provenance."""
 
 from __future__ import annotations
 
@@ -54,21 +54,6 @@ def evaluate(options: Namespace) -> Result:
     if options.out:
         lines.append(f"wrote {options.out}: report.json, table.md, predictions.jsonl, images.safetensors")
     return lines, {"about": report.about, "rows": [asdict(row) for row in report.rows]}
-
-
-def bundle(options: Namespace) -> Result:
-    """List the shipped bundles, or copy one."""
-    from monai_unimedvl import bundle as bundles
-
-    if options.what == "list":
-        names = bundles.available()
-        return [*names] or ["no bundle is shipped here"], {"bundles": names}
-    if not options.name or not (options.folder or options.out):
-        raise ValueError(
-            "copy needs a bundle's name and a new folder: unimedvl bundle copy unimedvl_nano my_bundle."
-        )
-    path = bundles.copy(options.name, options.folder or options.out)
-    return [f"copied {options.name} to {path}"], {"outputs": [str(path)]}
 
 
 def provenance(options: Namespace) -> Result:
