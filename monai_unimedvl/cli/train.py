@@ -138,7 +138,7 @@ def _replay(options: Namespace) -> Result:
         network, _ = bundle.load(options.model or bundle.DEFAULT)
     found = replay(network, batch, facts)
     losses = found.losses
-    text, flow, loss = (float(x) for x in losses[:3])
+    text, flow, loss = (float(x.detach()) for x in losses[:3])
     lines = [f"pack {facts['number']}: text {text:.4g}, flow {flow:.4g}, loss {loss:.4g}"]
     lines[0] += f" ({facts['what']} was {facts['value']})"
     for origin, row in zip(batch.origins, losses.by_sample.tolist(), strict=True):
