@@ -218,6 +218,17 @@ def test_a_state_in_the_middle_is_exact_with_lanes_and_lookahead(lanes: int, loo
         assert [p.number for p in islice(resumed, 2)] == [at + 29, at + 30]
 
 
+def test_what_waits_is_kept_when_a_run_goes_on_with_less_lookahead() -> None:
+    before, after = mixture(*STREAMS, budget=17, lookahead=5), mixture(*STREAMS, budget=17)
+    first = list(islice(before, 9))
+    after.load_state_dict(before.state_dict())
+    found = places(first + list(islice(after, 20)))
+    assert set(found.values()) == {1}
+    for number, source in enumerate(STREAMS):
+        taken = {o for o in found if o.startswith(source.name)}
+        assert len(taken) + sum(n == number for n, _ in after._lanes[0].held) == after.taken[number]
+
+
 def test_a_run_may_go_on_with_other_ranks(lanes: int = 4) -> None:
     alone = list(islice(mixture(*STREAMS, lanes=lanes), 24))
     states = []
