@@ -26,7 +26,7 @@ from monai_unimedvl.transforms.volume import nearest_plane, to_display
 
 Header = pydicom.Dataset
 File = tuple[Path, Header]
-PIXELS = 0x7FE00010
+PIXELS = 0x7FE00010  # the tag of the pixels
 EVEN = 0.05  # of the spacing: how far gaps between slices may differ
 
 
@@ -165,8 +165,16 @@ def series_uids(path: Path) -> list[str]:
 
 def _dataset(path: Path) -> Header:
     """Header and pixels; what some devices pad behind them, thousands of empty elements, is not parsed."""
+    seen: list[
+        int
+    ] = []  # the last tag; tags of padding are zero, so the pixels must be remembered
+
+    def behind_pixels(tag: int, vr: str | None, length: int) -> bool:
+        seen.append(int(tag))
+        return len(seen) > 1 and seen.pop(0) == PIXELS
+
     with path.open("rb") as file:
-        return read_partial(file, stop_when=lambda tag, vr, length: tag > PIXELS, force=True)
+        return read_partial(file, stop_when=behind_pixels, force=True)
 
 
 def pixels(header: Header, name: str, voi: bool = False) -> tuple[Tensor, bool]:
