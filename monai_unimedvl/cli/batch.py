@@ -28,7 +28,7 @@ from monai_unimedvl.delivery.audit import Audit
 from monai_unimedvl.provenance import manifest_path, sha256, write
 
 # Options that do not change what comes out.
-ASIDE = set("out json quiet debug model device input_list audit given images engine workers".split())
+ASIDE = set("out json quiet debug model device input_list audit who given images engine workers".split())
 Outcome = dict[str, Any]  # a line of results.jsonl, and "message": words for the screen alone
 
 

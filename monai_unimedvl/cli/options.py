@@ -174,6 +174,7 @@ def listing(verb: argparse.ArgumentParser, columns: str = "input, prompt, seed a
     group.add_argument(
         "--audit", metavar="FILE", help="add one JSON line per request: who, when, and hashes of what"
     )
+    group.add_argument("--who", metavar="NAME", help="of the audit (default: the account that runs this)")
 
 
 def sending(verb: argparse.ArgumentParser) -> None:
@@ -191,6 +192,7 @@ def sending(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--tries", type=whole(1), default=1, help="rounds now, with pauses (default: 1)")
     verb.add_argument("--watch", action="store_true", help="try until nothing waits")
     verb.add_argument("--again", action="store_true", help="try what was refused once more")
+    verb.add_argument("--unmarked", action="store_true", help="send what bears no mark of being synthetic")
     verb.add_argument("--list", action="store_true", help="only say what is in the queue")
     verb.add_argument("--ca", metavar="FILE", help="PEM: who signed the archive's certificate")
     verb.add_argument("--certificate", metavar="FILE", help="PEM: our own certificate and its key")

@@ -25,7 +25,9 @@ def run(options: Namespace) -> Result:
         raise ValueError("--keep-identity is for DICOM, which files by patient: add --format dicom.")
     if getattr(options, "fuse_planes", False) and not options.whole:
         raise ValueError("--fuse-planes joins whole volumes: add --whole.")
-    audit = Audit(options.audit) if options.audit else None
+    if options.who and not options.audit:
+        raise ValueError("--who is for the audit: add --audit FILE.")
+    audit = Audit(options.audit, options.who) if options.audit else None
     if options.input_list is not None:
         return run_list(options, audit)
     model = verbs.Model(options.model, options.device)

@@ -12,7 +12,7 @@ from typing import Any
 
 from monai_unimedvl.cli.command import Result
 from monai_unimedvl.delivery.destination import Trust
-from monai_unimedvl.delivery.outbox import Outbox, instances
+from monai_unimedvl.delivery.outbox import Outbox, check, instances
 
 LONGEST = 60.0  # seconds between looks at the queue
 
@@ -32,8 +32,10 @@ def send(options: Namespace) -> Result:
         *(Path(name) if name else None for name in (options.ca, options.certificate, options.token_file))
     )
     found, others = instances(options.files)
+    for path in found:  # all or none: an error must not leave half of a series in the queue
+        check(path, options.unmarked)
     for path in found:
-        outbox.add(path, _address(options))
+        outbox.add(path, _address(options), options.unmarked)
     if others:
         _note(options, f"left out {others} files that are no DICOM")
     if options.again:

@@ -76,15 +76,15 @@ class Outbox:
                 f"the queue {folder} cannot be made ({error.strerror}): choose another folder by --queue."
             ) from error
 
-    def add(self, path: str | Path, to: str) -> Entry:
+    def add(self, path: str | Path, to: str, unmarked: bool = False) -> Entry:
         """Take a copy of a file; it is on the disk before this returns, and adding it again changes nothing.
 
         Raises:
-            ValueError: no such archive, no whole DICOM instance, or it cannot be read or written.
+            ValueError: no such archive, a file that may not be sent (`check`), or that cannot be written.
         """
         destination(to)
+        check(path, unmarked)
         try:
-            _whole(Path(path))
             content = Path(path).read_bytes()
             digest = hashlib.sha256(content).hexdigest()
             name = hashlib.sha256(f"{to} {digest}".encode()).hexdigest()[:24]
@@ -239,22 +239,38 @@ def instances(paths: Iterable[str | Path]) -> tuple[list[Path], int]:
     return found, others
 
 
-def _whole(path: Path) -> None:
-    """Raises ValueError where an archive could not even take the file's head, or its end is missing."""
-    import pydicom
+def check(path: str | Path, unmarked: bool = False) -> None:
+    """Whether a file may be sent: a whole DICOM instance, and marked as synthetic.
 
+    Args:
+        unmarked: what bears no mark may be sent, too.
+
+    Raises:
+        ValueError: it may not.
+    """
+    import pydicom
+    from pydicom.pixels.utils import get_expected_length
+
+    name = Path(path).name
     with hushed():
         try:
             instance = pydicom.dcmread(path)
-            for name in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
-                assert instance.get(name), name
-            assert instance.file_meta.TransferSyntaxUID and instance.file_meta.MediaStorageSOPClassUID
-        except OSError:
-            raise
+            for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+                assert instance.get(keyword), keyword
+            assert instance.file_meta.MediaStorageSOPClassUID
+            if "PixelData" in instance and not instance.file_meta.TransferSyntaxUID.is_compressed:
+                assert len(instance.PixelData) >= get_expected_length(instance), "the end is missing"
+        except OSError as error:
+            raise ValueError(f"{name} cannot be read ({error.strerror}): nothing of it is sent.") from error
         except Exception as error:  # a parser of damaged bytes fails in many ways
             raise ValueError(
-                f"{path.name} is no whole DICOM instance ({type(error).__name__}): write it again."
+                f"{name} is no whole DICOM instance ({type(error).__name__}): write it again."
             ) from error
+    if not unmarked and instance.get("SyntheticData") != "YES":
+        raise ValueError(
+            f"{name} is not marked as synthetic (0008,001C), and only what a model made is sent: send it by"
+            " the archive's own tools, or add --unmarked."
+        )
 
 
 def _by_scheme(to: Destination) -> Sender:

@@ -198,9 +198,10 @@ def test_words_may_stand_between_options(command, picture, tmp_path):
 
 def test_the_audit_has_a_line_per_request_and_no_name(command, folder, scan, tmp_path):
     audit = tmp_path / "log" / "audit.jsonl"
-    code, out, _ = command("ask", scan, f"Is {NAME} ill?", "--modality", "mri", "--audit", audit, *WORDS)
+    again = ("--modality", "mri", "--audit", audit, *WORDS)
+    code, out, _ = command("ask", scan, f"Is {NAME} ill?", *again, "--who", "PACS-7")
     assert code == 0
-    assert command("ask", scan, "?", "--slice", "99", "--modality", "mri", "--audit", audit, *WORDS)[0] == 2
+    assert command("ask", scan, "?", "--slice", "99", *again)[0] == 2
     words = ("--out", folder / "r", "--audit", audit, *WORDS)
     assert command("ask", f"Is {NAME} ill?", "--input-list", folder / "list.txt", *words)[0] == 1
     said = [json.loads(line) for line in audit.read_text().splitlines()]
@@ -208,7 +209,9 @@ def test_the_audit_has_a_line_per_request_and_no_name(command, folder, scan, tmp
     assert outcomes == ["done", "failed: ValueError", "done", "done", "failed: ValueError", "done"]
     assert said[0]["inputs"] == [provenance.sha256(scan)] and len(said[0]["model"]) == 64
     assert said[2]["outputs"] == [provenance.sha256(folder / "r" / "ask-00002.json")]
-    assert all(line["who"] and line["when"].endswith("+00:00") for line in said)
+    assert said[0]["who"] == "PACS-7" and all(
+        line["who"] and line["when"].endswith("+00:00") for line in said
+    )
     assert NAME not in audit.read_text() and str(tmp_path) not in audit.read_text()
     for path in (folder / "r").iterdir():  # the prompt is kept as it was written, names of files are not
         if path.name == "results.jsonl":

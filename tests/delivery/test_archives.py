@@ -47,6 +47,13 @@ def test_c_store_brings_every_instance_whole(send, files, archive):
     assert send()[1] == "0 sent, 0 wait, 0 refused\n" and archive.calls == 4
 
 
+def test_one_bad_file_leaves_nothing_in_the_queue(send, files, archive, tmp_path):
+    files[2].write_bytes(files[2].read_bytes()[:-100])
+    code, out, err = send(*files, "--to", archive.to)
+    assert (code, out) == (2, "") and "2.dcm is no whole DICOM instance" in err
+    assert send("--list")[1] == "0 waiting\n0 refused\n" and not archive.calls
+
+
 def test_an_archive_that_is_away_gets_everything_later(send, files, archive):
     with socket.socket() as closed:  # bound and not listening: nobody answers here
         closed.bind(("127.0.0.1", 0))

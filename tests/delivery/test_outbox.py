@@ -8,6 +8,7 @@ import os
 import re
 from datetime import UTC, datetime, timedelta
 
+import pydicom
 import pytest
 
 from monai_unimedvl.delivery import outbox as module
@@ -158,6 +159,16 @@ def test_files_are_found_in_folders_and_others_refused(tmp_path, files):
     (tmp_path / "cut.dcm").write_bytes(files[0].read_bytes()[:300])
     with pytest.raises(ValueError, match="cut.dcm is no whole DICOM instance"):
         Outbox(tmp_path / "q").add(tmp_path / "cut.dcm", TO)
+
+
+def test_what_no_model_made_is_not_sent(tmp_path, files):
+    box, header = Outbox(tmp_path / "q"), pydicom.dcmread(files[0])
+    del header.SyntheticData
+    header.save_as(tmp_path / "real.dcm")
+    with pytest.raises(ValueError, match="real.dcm is not marked as synthetic"):
+        box.add(tmp_path / "real.dcm", TO)
+    box.add(tmp_path / "real.dcm", TO, unmarked=True)
+    assert len(box.waiting()) == 1
 
 
 def test_names_in_the_queue_are_hashes(tmp_path, files):
