@@ -93,7 +93,7 @@ def reading(verb: argparse.ArgumentParser) -> None:
     """Which pictures of a file are read, and how."""
     group = verb.add_argument_group("reading", "NIfTI, DICOM file or series folder, PNG, JPEG, TIFF")
     group.add_argument(
-        "--modality", help="mri, ct, xray, histopathology, fundus, or a recipe's YAML (default: see below)"
+        "--modality", help="mri, ct, xray ... (`unimedvl recipes`), or a recipe's YAML (default: see below)"
     )
     group.add_argument(
         "--plane", choices=["axial", "coronal", "sagittal"], help="of a volume's slices (default: axial)"
