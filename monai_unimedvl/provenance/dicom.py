@@ -212,6 +212,8 @@ def _filed(made: Dataset, header: Dataset, keep: bool) -> Dataset:
                 setattr(made, keyword, "")
         if not made.StudyInstanceUID:
             made.StudyInstanceUID = generate_uid(prefix=None)
+        made.decode()  # from the source's character set, which may lack letters of a prompt or report
+        made.SpecificCharacterSet = "ISO_IR 192"
         return made
     name = pseudonym(header)
     made.PatientName, made.PatientID = f"Anonymous^{name.removeprefix('ANON-')}", name

@@ -32,7 +32,7 @@ SIDE = 256  # of the smallest picture that holds enough blocks
 LEAST = 40.0  # dB PSNR that a marked picture keeps
 FOUND = 7.0  # from this score on there is a mark: P < 3e-11 at one place, < 1e-7 at all 4096
 AIM = 14.0  # the score after JPEG at which marking is content
-MARGINS = (2.0, 3.0, 4.5, 6.5, 9.0)  # in grey levels, tried in this order
+MARGINS = (3.0, 4.5, 6.5, 9.0, 13.0, 2.0)  # in grey levels: the first strong and unseen enough is taken
 QUALITY = 90
 BLOCK, TILE, BITS = 8, 8, 32
 CT_WINDOW = (-160.0, 240.0)  # HU, the abdominal window: a mark made for all of HU would be noise in this one
@@ -103,14 +103,14 @@ def embed(
         shown = (stored.astype(np.float64) - span[0]) * (255 / (span[1] - span[0]))
         psnr = _psnr(scaled, shown)
         if psnr < LEAST:
-            break
+            continue
         found = _found(_fold(_votes(_luma(_after_jpeg(shown)))))
         if found.id == id and (best is None or found.score > best[0]):
             best = found.score, stored, psnr
         if best is not None and best[0] >= AIM:
             break
     if best is None or best[0] < FOUND + 1:
-        return image, Applied(None, why=f"too flat to hold one above {LEAST:g} dB")
+        return image, Applied(None, why=f"too flat or too busy to hold one above {LEAST:g} dB")
     return best[1], Applied(id, psnr=round(best[2], 1))
 
 
