@@ -18,8 +18,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any
 
-from monai.utils import optional_import
-from packaging.version import InvalidVersion, Version
+from monai.utils import optional_import, version_leq
 
 from monai_unimedvl import __version__
 from monai_unimedvl.bundle import places
@@ -149,19 +148,18 @@ def _metadata(folder: Path) -> Iterator[Finding]:
 
 def _older(name: str, where: _Lines, package: str, wanted: str) -> Iterator[Finding]:
     """A package that is missing, or older than the bundle was made with."""
+    line = where[f"{package.replace('torch', 'pytorch')}_version"] or where[package]
+    if not re.fullmatch(r"\d+(\.\d+)*((a|b|rc|\.dev|\.post)\d+)?", wanted):
+        yield Finding(name, line, f"{package} has version {wanted!r}, expected one like 1.2.3", "mend it")
+        return
     try:
         here = __version__ if package == "monai-unimedvl" else installed.version(package)
-        if Version(here) >= Version(wanted):
+        if version_leq(wanted, here):
             return
         problem = f"the bundle was made with {package} {wanted}, here is {here}"
     except installed.PackageNotFoundError:
         problem = f"the bundle needs {package} {wanted}, which is not installed"
-    except InvalidVersion:
-        yield Finding(
-            name, where[package], f"{package} has version {wanted!r}, expected one like 1.2.3", "mend it"
-        )
-        return
-    yield Finding(name, where[package], problem, f"run `pip install {package}=={wanted}`")
+    yield Finding(name, line, problem, f"run `pip install {package}=={wanted}`")
 
 
 def _configs(folder: Path) -> Iterator[Finding]:

@@ -66,6 +66,10 @@ BREAKS = {
         meta(lambda m: m["required_packages_version"].update({"no-such-thing": "1.0"})),
         "the bundle needs no-such-thing 1.0, which is not installed; run `pip install no-such-thing==1.0`.",
     ),
+    "no version": (
+        meta(lambda m: m.update(numpy_version="newest")),
+        "numpy has version 'newest', expected one like 1.2.3; mend it.",
+    ),
     "changelog": (
         meta(lambda m: m.update(version="0.2.0")),
         r"configs/metadata.json:\d+: changelog has no entry '0.2.0', the version; write what changed in it.",
