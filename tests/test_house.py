@@ -33,7 +33,7 @@ ONLY = {
     "pytorch_lightning": [
         f"training/{name}" for name in ("module", "datamodule", "callbacks", "checkpoints", "run")
     ],
-    "ignite": ["training/engine"],
+    "ignite": ["training/engine", "training/sheets"],
     "monailabel": ["label"],
     "monai": ROOMS[ROOMS.index("networks") :],
     "diffusers": ROOMS[ROOMS.index("networks") :],

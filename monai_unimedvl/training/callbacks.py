@@ -7,9 +7,7 @@ Pictures and scores are made inside a validation, so they see the averaged weigh
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -21,14 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from monai_unimedvl.data.mixture import Pack
-from monai_unimedvl.inferers import ImageInferer
 from monai_unimedvl.networks.unimedvl import UniMedVL
-from monai_unimedvl.provenance import Facts, save_image, write
-from monai_unimedvl.sequence import Prompt
-from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.training.acceleration import is_sharded
 from monai_unimedvl.training.meter import Names, Speed, Tally, measured_flops, task_of
-from monai_unimedvl.transforms.image import resize
+from monai_unimedvl.training.sheets import Sheets
 
 
 class Averaging(EMAWeightAveraging):
@@ -149,79 +143,22 @@ class Scores(pl.Callback):
         _log(trainer, found)
 
 
-@dataclass(frozen=True)
-class Case:
-    """What is drawn again and again in a run: a prompt, and the true picture (3, H, W) where there is one."""
-
-    prompt: Prompt
-    truth: Tensor | None = None
-
-
 class Pictures(pl.Callback):
-    """Draws the same cases at each validation: a sheet of source, drawing and truth, one row a case.
+    """Writes a sheet of `Sheets` at each validation, also to TensorBoard, MLflow and W&B where they log."""
 
-    Sheets are marked as synthetic and go to `folder` and to TensorBoard, MLflow or W&B where they log.
-
-    Args:
-        steps: network evaluations of a drawing.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        cases: Sequence[Case],
-        folder: str | Path,
-        *,
-        steps: int = 8,
-        seed: int = 0,
-    ) -> None:
-        self.cases, self.folder, self.steps, self.seed = list(cases), Path(folder), steps, seed
-        self.inferer = ImageInferer(tokenizer, steps=steps, seed=seed)
+    def __init__(self, sheets: Sheets) -> None:
+        self.sheets = sheets
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw and write the sheet."""
         network: UniMedVL = pl_module.network  # type: ignore[assignment]
-        if trainer.global_rank and not is_sharded(network):  # sharded: every rank draws, the first one writes
+        if not self.sheets.cases or (trainer.global_rank and not is_sharded(network)):
             return
-        sheet = self.sheet(network)
-        if trainer.global_rank:
-            return
-        path = self.folder / f"step-{trainer.global_step:06d}.png"
-        words = " | ".join(_words(case.prompt) for case in self.cases)
-        facts = Facts(prompt=words, seed=self.seed, weights=f"step {trainer.global_step} of a run",
-                      task="training samples", steps=self.steps)  # fmt: skip
-        save_image(sheet, path, facts)
-        rows = "\n".join(f"{n + 1}. {_words(case.prompt)}" for n, case in enumerate(self.cases))
-        write(self.folder / "rows.txt", f"Columns: source, drawing, truth. Rows:\n{rows}\n".encode())
-        for logger in trainer.loggers:
-            _show(logger, sheet, trainer.global_step)
-
-    def sheet(self, network: UniMedVL) -> Tensor:
-        """(3, rows * H, 3 * W) in [0, 1]; what a case does not have is black."""
-        rows = []
-        for case in self.cases:
-            (drawn,) = self.inferer([case.prompt], network)
-            drawn = drawn.detach().float().cpu().clamp(0, 1)
-            source = next((x for x in _parts(case.prompt) if isinstance(x, Tensor)), None)
-            shown = [source, drawn, case.truth]
-            rows.append(torch.cat([_like(x, drawn) for x in shown], dim=2))
-        return torch.cat(rows, dim=1)
-
-
-def _like(image: Tensor | None, drawn: Tensor) -> Tensor:
-    """The picture at the size of a drawing."""
-    if image is None:
-        return torch.zeros_like(drawn)
-    height, width = drawn.shape[1:]
-    return torch.as_tensor(resize(image.float().cpu(), (width, height), (0.0, 1.0))).to(drawn)
-
-
-def _parts(prompt: Prompt) -> list[str | Tensor]:
-    return [part for turn in prompt for part in (turn.parts if hasattr(turn, "parts") else [turn])]  # type: ignore
-
-
-def _words(prompt: Prompt) -> str:
-    return " ".join(part for part in _parts(prompt) if isinstance(part, str))
+        sheet = self.sheets.draw(network)  # sharded: every rank draws, the first one writes
+        if trainer.is_global_zero:
+            self.sheets.keep(sheet, trainer.global_step)
+            for logger in trainer.loggers:
+                _show(logger, sheet, trainer.global_step)
 
 
 @rank_zero_only

@@ -15,12 +15,12 @@ import torch
 from monai_unimedvl.data.atlas import AtlasDataset
 from monai_unimedvl.data.mixture import Dropout, Stream
 from monai_unimedvl.sequence import Turn
-from monai_unimedvl.training.callbacks import Case
 from monai_unimedvl.training.curriculum import KINDS, Curriculum, Lessons, Stage
 from monai_unimedvl.training.meter import task_of
 from monai_unimedvl.training.optimizer import Rates
 from monai_unimedvl.training.presets import QUESTIONS_A_DIALOGUE, WEIGHTS, atlas_streams
 from monai_unimedvl.training.run import Material
+from monai_unimedvl.training.sheets import Case
 
 READING = ("vqa", "caption")
 SHOWN = 6  # pictures of a run at least, where there are that many held out

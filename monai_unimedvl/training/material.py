@@ -13,8 +13,8 @@ from torch import Tensor
 from monai_unimedvl.data.corpus import Augment, Corpus
 from monai_unimedvl.data.mixture import Stream
 from monai_unimedvl.data.record import InvalidRecord
-from monai_unimedvl.training.callbacks import Case
 from monai_unimedvl.training.run import Material
+from monai_unimedvl.training.sheets import Case
 
 
 def corpus_material(

@@ -25,7 +25,7 @@ from monai_unimedvl import weights
 from monai_unimedvl.data.mixture import Mixture
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.tokenizer import Tokenizer
-from monai_unimedvl.training.callbacks import Averaging, Bar, Case, Meter, Pictures, Scores
+from monai_unimedvl.training.callbacks import Averaging, Bar, Meter, Pictures, Scores
 from monai_unimedvl.training.checkpoints import AtomicCheckpointIO, AtomicSharding, newest, whole
 from monai_unimedvl.training.curriculum import Curriculum, Lessons, Stage
 from monai_unimedvl.training.datamodule import UniMedVLDataModule, first_packs
@@ -33,6 +33,7 @@ from monai_unimedvl.training.meter import Names, task_of
 from monai_unimedvl.training.module import UniMedVLModule
 from monai_unimedvl.training.replay import Guard
 from monai_unimedvl.training.settings import Settings
+from monai_unimedvl.training.sheets import Case, Sheets
 from monai_unimedvl.transforms.image import Rule
 from monai_unimedvl.transforms.segments import ToSegments
 
@@ -121,7 +122,8 @@ def _run_stage(
     if score is not None and packs:
         watchers.append(Scores(score))
     if material.cases and packs and settings.pictures:
-        watchers.append(Pictures(tokenizer, material.cases[: settings.pictures], folder / "pictures"))
+        sheets = Sheets(tokenizer, material.cases, folder / "pictures", count=settings.pictures)
+        watchers.append(Pictures(sheets))
     trainer = make_trainer(settings, stage, folder, watchers, validate=bool(packs))
     if trainer.is_global_zero:
         tokenizer.save(folder / "tokenizer")

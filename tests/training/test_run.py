@@ -21,10 +21,10 @@ from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.unimedvl import UniMedVL, nano
 from monai_unimedvl.sequence import Turn
 from monai_unimedvl.tokenizer import Tokenizer
-from monai_unimedvl.training.callbacks import Case
 from monai_unimedvl.training.curriculum import Curriculum
 from monai_unimedvl.training.run import Material, train
 from monai_unimedvl.training.settings import Settings, read_config
+from monai_unimedvl.training.sheets import Case
 
 WORDS = ["Which plane is this?", "axial", "coronal", "Sharpen.", "A grey square."]
 
