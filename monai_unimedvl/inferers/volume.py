@@ -300,8 +300,8 @@ def _as_it_is() -> Recipe:
 
 
 def _flat(picture: Tensor) -> bool:
-    plain = picture.as_subclass(Tensor)
-    return float(plain.max() - plain.min()) < FLAT
+    low, high = picture.as_subclass(Tensor).aminmax()
+    return float(high - low) < FLAT
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -26,16 +26,20 @@ CUBIC, LINEAR = "cubic", "linear"
 
 
 def empty_volume(shape: Sequence[int], dtype: np.dtype | type, fill: float = 0) -> np.ndarray:
-    """An array to be written slice by slice; a large one lies in a temporary file, gone with the array."""
-    kind = np.dtype(dtype)
+    """An array (C, X, Y, Z) to be written slice by slice; a large one lies in a temporary file, gone with it.
+
+    X runs fastest and Z slowest, as in NIfTI files, so that a slice along Z lies together.
+    """
+    kind, stored = np.dtype(dtype), (shape[0], *reversed(shape[1:]))
     if int(np.prod(shape, dtype=float)) * kind.itemsize <= IN_MEMORY:
-        return np.full(shape, fill, kind)
-    store: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the mapping
-    values = np.memmap(store, kind, "w+", shape=tuple(shape))
-    if fill:
-        for part in values.reshape(-1, *shape[-1:]):
-            part[...] = fill
-    return values
+        values = np.full(stored, fill, kind)
+    else:
+        store: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the mapping
+        values = np.memmap(store, kind, "w+", shape=stored)
+        if fill:
+            for part in values.reshape(-1, *stored[2:]):
+                part[...] = fill
+    return values.transpose(0, 3, 2, 1)
 
 
 def squared_grid(
@@ -67,20 +71,20 @@ def _kernel(x: np.ndarray, mode: str) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def axis_weights(count: int, step: float, first: float, drawn: int, mode: str) -> Tensor:
-    """(count, drawn): what each of `count` pixels takes from a row of `drawn` ones; zeros where outside.
+def axis_weights(
+    count: int, step: float, first: float, drawn: int, mode: str
+) -> tuple[Tensor, int, int]:  # fmt: skip
+    """What each pixel takes from a row of `drawn` ones, (n, drawn), and from where to where they are covered.
 
     Args:
         step, first: pixel n lies at n * step + first, in drawn pixels.
         mode: "cubic" or "linear"; both average where `step` is above 1.
     """
     at = np.arange(count) * step + first
-    wide = max(abs(step), 1.0)
-    weights = _kernel((np.arange(drawn) - at[:, None]) / wide, mode)
-    total = weights.sum(1, keepdims=True)
-    weights = weights / np.where(np.abs(total) < 1e-9, 1.0, total)
-    weights[(at < -0.5 - 1e-6) | (at > drawn - 0.5 + 1e-6)] = 0
-    return torch.from_numpy(weights).float()
+    (inside,) = ((at >= -0.5 - 1e-6) & (at <= drawn - 0.5 + 1e-6)).nonzero()
+    low, high = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
+    weights = _kernel((np.arange(drawn) - at[low:high, None]) / max(abs(step), 1.0), mode)
+    return torch.from_numpy(weights / weights.sum(1, keepdims=True)).float(), low, high
 
 
 class Restack(Transform):
@@ -116,6 +120,7 @@ class Restack(Transform):
             values = empty_volume((channels, *self.shape), dtype, fill)
         self.values = values
         self.display: Display = display_of(self.shape, self.affine, plane)
+        self._from_mm = np.linalg.inv(self.display.affine)
         self._shown = self.display.shown(self.values)  # (C, H, W, D), the same memory
 
     @property
@@ -133,45 +138,55 @@ class Restack(Transform):
         self, drawn: Tensor, picture: MetaTensor, *, add: bool = False,
         last: Callable[[Tensor], Tensor] | None = None,
     ) -> None:  # fmt: skip
-        """Write one slice.
+        """Write one slice; pixels that the picture does not show keep their value.
 
         Args:
             drawn: (C, h, w), of any size; it covers what `picture` shows.
             picture: (3, H, W) with its affine and `meta["source"]`.
             add: to what is there, instead of in its place.
-            last: what is done with the resampled slice (C, H, W) before it is written, such as a choice among
-                probabilities.
-        """
-        index = self.index_of(picture)
-        resampled, inside = self.resampled(drawn, picture, index)
-        if last is not None:
-            resampled = last(resampled)
-        values, place = resampled.numpy(), self._shown[..., index]
-        kind = place.dtype
-        if add:
-            values = values + place
-        if kind.kind in "iu":
-            limits = np.iinfo(kind)
-            values = np.clip(np.rint(values.astype(np.float64)), limits.min, limits.max)
-        elif kind.kind == "b":
-            values = values >= 0.5
-        np.copyto(place, values.astype(kind), where=inside.numpy())
-
-    def index_of(self, picture: MetaTensor) -> int:
-        """Which slice of this volume lies nearest to the middle of the picture.
+            last: what is done with the resampled slice (C, h', w') before it is written, such as a choice
+                among probabilities.
 
         Raises:
             ValueError: the picture does not know its place, lies outside, or not along the slices.
         """
+        index, to_picture = self._placed(picture)
+        scales = [drawn.shape[axis] / picture.shape[axis] for axis in (1, 2)]
+        across = [
+            axis_weights(
+                self._shown.shape[1 + axis], round(to_picture[axis, axis] * scale, 9),
+                round((to_picture[axis, 3] + to_picture[axis, 2] * index + 0.5) * scale - 0.5, 7),
+                drawn.shape[1 + axis], self.mode,
+            )
+            for axis, scale in enumerate(scales)
+        ]  # fmt: skip
+        (rows, top, bottom), (columns, left, right) = across
+        resampled = rows @ drawn.detach().as_subclass(Tensor).cpu().float() @ columns.T
+        if self.mode == CUBIC:
+            resampled = resampled.clamp(*map(float, drawn.aminmax()))
+        values = (resampled if last is None else last(resampled)).numpy()
+        place = self._shown[:, top:bottom, left:right, index]
+        if add:
+            values = values + place
+        if place.dtype.kind in "iu" and values.dtype != place.dtype:
+            limits = np.iinfo(place.dtype)
+            values = np.clip(np.rint(values), limits.min, limits.max)
+        elif place.dtype.kind == "b":
+            values = values >= 0.5
+        place[...] = values
+
+    def _placed(self, picture: MetaTensor) -> tuple[int, np.ndarray]:
+        """The slice nearest to the picture's middle, and (4, 4) from (row, column, slice) to its pixels."""
         source = picture.meta.get("source") or {}
         if source.get("affine") is None:
             raise ValueError(
                 "Restack got a picture without its place in mm, expected one that SelectSlices or a recipe "
                 "cut out of a volume: pass that."
             )
-        from_picture = self._to_slices(picture)
-        turned = np.abs(from_picture[:3, :3]) / np.abs(from_picture[:3, :3]).max(0)
-        middle = from_picture @ [(picture.shape[-2] - 1) / 2, (picture.shape[-1] - 1) / 2, 0, 1]
+        place = picture.affine.detach().cpu().numpy().astype(np.float64)
+        to_slices = self._from_mm @ place
+        turned = np.abs(to_slices[:3, :3]) / np.abs(to_slices[:3, :3]).max(0)
+        middle = to_slices @ [(picture.shape[-2] - 1) / 2, (picture.shape[-1] - 1) / 2, 0, 1]
         index = round(float(middle[2]))
         if turned[[1, 2, 0, 2], [0, 0, 1, 1]].max() > 1e-3 or not 0 <= index < self._shown.shape[3]:
             raise ValueError(
@@ -179,32 +194,8 @@ class Restack(Transform):
                 f"has {self._shown.shape[3]} {self.plane} slices of its own direction: restack what was cut "
                 "from it."
             )
-        return index
-
-    def resampled(self, drawn: Tensor, picture: MetaTensor, index: int) -> tuple[Tensor, Tensor]:
-        """What was drawn (C, h, w) on the pixels of slice `index`: (C, H, W) float32, and where it lies."""
-        height, width = self._shown.shape[1:3]
-        values = drawn.detach().as_subclass(Tensor).cpu().float()
-        matrix = np.linalg.inv(self._to_slices(picture))  # slice pixel -> picture pixel
-        weights = []
-        for axis, count in enumerate((height, width)):
-            scale = drawn.shape[1 + axis] / picture.shape[1 + axis]
-            step, first = matrix[axis, axis] * scale, (matrix[axis, 3] + 0.5) * scale - 0.5
-            first += matrix[axis, 2] * index * scale
-            weights.append(
-                axis_weights(count, round(step, 9), round(first, 7), drawn.shape[1 + axis], self.mode)
-            )
-        limits = float(values.min()), float(values.max())
-        result = weights[0] @ values @ weights[1].T
-        inside = (weights[0].sum(1) != 0)[:, None] & (weights[1].sum(1) != 0)
-        return result.clamp(*limits), inside  # (C, H, W), (H, W)
+        return index, np.linalg.inv(to_slices)
 
     def release(self) -> None:
         """Let the system drop written pages from memory; they are in the file."""
         release(self.values)
-
-    def _to_slices(self, picture: MetaTensor) -> np.ndarray:
-        """(4, 4) from (row, column, 0) of the picture to (row, column, slice) of this volume."""
-        place = picture.affine.detach().cpu().numpy().astype(np.float64)
-        found: np.ndarray = np.linalg.inv(self.display.affine) @ place
-        return found

@@ -101,9 +101,10 @@ def test_what_is_no_slice_of_the_volume_is_refused() -> None:
 def test_weights_average_where_pixels_shrink_and_hold_a_constant() -> None:
     for mode in ("cubic", "linear"):
         for step, drawn in ((3.0, 63), (0.3, 7)):
-            weights = axis_weights(21, step, (step - 1) / 2, drawn, mode)
-            assert_close(weights @ torch.ones(drawn), torch.ones(21))
-    assert_close(axis_weights(5, 1.0, 0.0, 5, "cubic"), torch.eye(5))
+            weights, low, high = axis_weights(21, step, (step - 1) / 2, drawn, mode)
+            assert_close(weights @ torch.ones(drawn), torch.ones(21)) and (low, high) == (0, 21)
+    assert_close(axis_weights(5, 1.0, 0.0, 5, "cubic")[0], torch.eye(5))
+    assert axis_weights(9, 1.0, -3.0, 4, "linear")[1:] == (3, 7)
 
 
 def test_a_thick_slice_gets_square_pixels_with_the_same_edges() -> None:
