@@ -7,6 +7,7 @@ import json
 import re
 from types import SimpleNamespace
 
+import pydicom
 import pytest
 import torch
 
@@ -91,6 +92,21 @@ def test_a_report_comes_in_parts_and_a_prior_one_is_read_from_what_we_wrote(comm
         assert command("ask", series, "New?", "--prior-report", tmp_path / name, "--quiet")[0] == 0
         (prior,) = [p for p in heard.prompts[-1] if isinstance(p, str) and p.startswith("Prior report")]
         assert "A node." in prior and "Benign." in prior
+
+
+def test_letters_outlive_the_character_set_of_the_source(command, series, heard, tmp_path):
+    pytest.importorskip("highdicom", reason="the extra dicom is not installed")
+    for path in series.iterdir():
+        header = pydicom.dcmread(path)
+        header.SpecificCharacterSet, header.PatientName = "ISO_IR 100", "M\u00fcller^J\u00f6rg"
+        header.save_as(path)
+    heard.says = "Findings: \u03b1-Strahler, Gr\u00f6\u00dfe 3 \u00b5m. Impression: \u826f\u6027."
+    words = ("--keep-identity", "--format", "dicom", "--out", tmp_path / "a.dcm", "--quiet")
+    code, _, err = command("report", series, *words)
+    assert (code, err) == (0, "")
+    said, header = provenance.read_report(tmp_path / "a.dcm"), pydicom.dcmread(tmp_path / "a.dcm")
+    assert f"Findings: {said.findings} Impression: {said.impression}" == heard.says
+    assert str(header.PatientName) == "M\u00fcller^J\u00f6rg"
 
 
 def test_columns_of_a_list_say_what_is_known(command, known, heard):
