@@ -16,16 +16,19 @@ import pydicom
 import torch
 from monai.data import MetaTensor
 from PIL import Image
+from pydicom.encaps import generate_fragments
 from pydicom.filereader import read_partial
 from pydicom.pixels import apply_color_lut, apply_modality_lut
 from torch import Tensor
 
 from monai_unimedvl.transforms.deidentify import deidentify
 from monai_unimedvl.transforms.image import MAX_IMAGE_PIXELS, too_large
+from monai_unimedvl.transforms.video import read_video
 from monai_unimedvl.transforms.volume import nearest_plane, to_display
 
 Header = pydicom.Dataset
 File = tuple[Path, Header]
+FILMS = "1.2.840.10008.1.2.4.10"  # .100 to .108: MPEG-2, MPEG-4 AVC, HEVC
 PIXELS = 0x7FE00010  # the tag of the pixels
 EVEN = 0.05  # of the spacing: how far gaps between slices may differ
 
@@ -36,9 +39,17 @@ def is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom", ".ima")
 
 
-def read_file(path: Path, voi: bool = False) -> MetaTensor:
-    """(C, H, W), turned to radiological display where the file knows its orientation, or (C, H, W, T)."""
+def read_file(path: Path, voi: bool = False, frames: int | None = None) -> MetaTensor:
+    """(C, H, W), turned to radiological display where the file knows its orientation, or (C, H, W, T).
+
+    Args:
+        frames: of a film (MPEG-2, H.264, HEVC) at most that many, evenly spread.
+    """
     header = deidentify(_dataset(path))
+    if str(header.file_meta.get("TransferSyntaxUID", "")).startswith(FILMS) and "PixelData" in header:
+        film = read_video(path, frames, b"".join(generate_fragments(header.PixelData)))
+        film.meta = {**film.meta, "unit": False, **_described(header)}
+        return film
     values, unit = pixels(header, path.name, voi)
     meta = {"kind": "image" if values.ndim == 3 else "frames", "unit": unit, **_described(header)}
     affine = _affine(header)
@@ -165,9 +176,7 @@ def series_uids(path: Path) -> list[str]:
 
 def _dataset(path: Path) -> Header:
     """Header and pixels; what some devices pad behind them, thousands of empty elements, is not parsed."""
-    seen: list[
-        int
-    ] = []  # the last tag; tags of padding are zero, so the pixels must be remembered
+    seen: list[int] = []  # the last tag; tags of padding are zero, so the pixels must be remembered
 
     def behind_pixels(tag: int, vr: str | None, length: int) -> bool:
         seen.append(int(tag))

@@ -148,7 +148,7 @@ def _open(path: Path, voi: bool, volume: int | None, frames: int | None = None) 
             return _nifti(path, volume)
     if suffix in DICOM or dicom.is_dicom(path):
         with opening(path, "DICOM"):
-            return dicom.read_file(path, voi)
+            return dicom.read_file(path, voi, frames)
     if suffix in PICTURES:
         with opening(path, suffix[1:].upper()):
             return _picture(path)

@@ -7,6 +7,7 @@ far apart, those between are jumped over from key frame to key frame.
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ FAR = 48  # frames; a longer way to the next wanted one is jumped
 PATIENCE = (10.0, 10.0)  # seconds to open and to read
 
 
-def read_video(path: Path, frames: int | None = None) -> MetaTensor:
+def read_video(path: Path, frames: int | None = None, content: bytes | None = None) -> MetaTensor:
     """(3, H, W, T) uint8 with `meta["numbers"]`, the place of each frame in the film of `meta["available"]`.
 
     Args:
         frames: at most that many, evenly spread; None takes all.
+        content: the film itself, where it is a part of the file (DICOM).
 
     Raises:
         ValueError: no PyAV, no film in the file, too large, or cut short.
@@ -35,14 +37,24 @@ def read_video(path: Path, frames: int | None = None) -> MetaTensor:
     av, found = optional_import("av")
     if not found:
         raise ValueError(f"{path.name} is a video, which PyAV reads: `pip install av` and try again.")
-    with av.open(str(path), timeout=PATIENCE) as container:
+
+    def opened() -> Any:
+        return av.open(str(path) if content is None else BytesIO(content), timeout=PATIENCE)
+
+    with opened() as container:
         if not container.streams.video:
             raise ValueError(f"{path.name} holds no pictures, but a video is expected: choose another file.")
         stream = container.streams.video[0]
         width, height = int(stream.codec_context.width), int(stream.codec_context.height)
         if width * height > MAX_IMAGE_PIXELS:
             raise ValueError(too_large(path.name, f"frames of {width}x{height} pixels"))
-        times = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None)
+        packets = [packet.pts for packet in container.demux(stream) if packet.size]
+        base = float(stream.time_base or 0)
+    times = sorted(pts for pts in packets if pts is not None)
+    if len(times) < len(packets):
+        times, base = list(range(len(packets))), 0.0  # a bare stream: frames are counted
+    with opened() as container:
+        stream = container.streams.video[0]
         room = max(1, MAX_VALUES // (3 * max(width * height, 1)))
         if not times:
             raise ValueError(f"{path.name} holds a video without frames: copy or export it again.")
@@ -53,8 +65,7 @@ def read_video(path: Path, frames: int | None = None) -> MetaTensor:
             )
         count = min(frames or len(times), room, len(times))
         numbers = [(2 * i + 1) * len(times) // (2 * count) for i in range(count)]
-        pictures = _decoded(container, stream, times, numbers)
-        base = float(stream.time_base or 0)
+        pictures = _decoded(container, stream, times if base else None, numbers)
     if len(pictures) < len(numbers):
         raise ValueError(
             f"{path.name} ends after {len(pictures)} of {len(numbers)} wanted frames: it may be cut short; "
@@ -68,9 +79,19 @@ def read_video(path: Path, frames: int | None = None) -> MetaTensor:
     return MetaTensor(values, meta=meta)
 
 
-def _decoded(container: Any, stream: Any, times: list[int], numbers: list[int]) -> list[np.ndarray]:
-    """The pictures (H, W, 3) of the frames `numbers`, as many as there are."""
+def _decoded(
+    container: Any, stream: Any, times: list[int] | None, numbers: list[int]
+) -> list[np.ndarray]:  # fmt: skip
+    """The pictures (H, W, 3) of the frames `numbers`, if there are so many; without times they are counted."""
     pictures: list[np.ndarray] = []
+    if times is None:
+        wanted = set(numbers)
+        for here, frame in enumerate(container.decode(stream)):
+            if here in wanted:
+                pictures.append(_upright(frame))
+            if here == numbers[-1]:
+                break
+        return pictures
     container.seek(times[0], stream=stream)
     decoder, here = container.decode(stream), 0
     for number in numbers:

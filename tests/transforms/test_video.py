@@ -89,3 +89,31 @@ def test_more_frames_than_memory_holds_are_sampled_or_refused(
     with pytest.raises(ValueError, match=r"many\.mp4 holds 90 frames of 32x32 pixels, but 21 fit.*frames=21"):
         read_video(path)
     assert read_video(path, 50).shape[-1] == 21
+
+
+@pytest.mark.parametrize("kind", ["mp4", "bare stream"])
+def test_a_film_inside_a_dicom_file_is_read(kind: str, tmp_path: Path) -> None:
+    import pydicom
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import MPEG2MPML, MPEG4HP41, VideoEndoscopicImageStorage, generate_uid
+
+    bare = kind == "bare stream"
+    made = film(tmp_path / ("film.m2v" if bare else "film.mp4"), 20, codec="mpeg2video" if bare else "mpeg4")
+    header = pydicom.Dataset()
+    header.file_meta = pydicom.dataset.FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = MPEG2MPML if bare else MPEG4HP41
+    header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = VideoEndoscopicImageStorage
+    header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID = generate_uid()
+    header.Modality, header.PatientName = "ES", "Doe^Jane"
+    header.Rows, header.Columns, header.NumberOfFrames, header.SamplesPerPixel = 64, 96, 20, 3
+    header.PhotometricInterpretation, header.BitsAllocated = "YBR_PARTIAL_420", 8
+    header.PixelData = encapsulate([made.read_bytes()])
+    header["PixelData"].is_undefined_length = True
+    header.save_as(tmp_path / "scope.dcm", enforce_file_format=True)
+    run = read(tmp_path / "scope.dcm", frames=5)
+    assert run.shape == (3, 64, 96, 5) and run.meta["modality"] == "ES"
+    assert run.meta["numbers"] == [2, 6, 10, 14, 18]
+    shown = run.as_tensor().float()
+    assert float(shown[0, 20:, 4:40].mean()) > 150 > 60 > float(shown[2, 20:, 4:40].mean())
+    greens = shown[1, 40:60, 60:90].mean((0, 1))
+    assert (greens - torch.tensor([n * 200 // 20 for n in run.meta["numbers"]])).abs().max() < 14
