@@ -82,7 +82,7 @@ def read_video(path: Path, frames: int | None = None, content: bytes | None = No
 def _decoded(
     container: Any, stream: Any, times: list[int] | None, numbers: list[int]
 ) -> list[np.ndarray]:  # fmt: skip
-    """The pictures (H, W, 3) of the frames `numbers`, if there are so many; without times they are counted."""
+    """The pictures (H, W, 3) of the frames `numbers` that are there; without times they are counted."""
     pictures: list[np.ndarray] = []
     if times is None:
         wanted = set(numbers)
