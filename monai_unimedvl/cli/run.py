@@ -7,7 +7,7 @@ import hashlib
 from argparse import Namespace
 
 from monai_unimedvl.cli import verbs
-from monai_unimedvl.cli.batch import run_list
+from monai_unimedvl.cli.batch import hashes, run_list
 from monai_unimedvl.cli.command import Result
 from monai_unimedvl.cli.options import positional
 from monai_unimedvl.delivery.audit import Audit
@@ -36,10 +36,10 @@ def run(options: Namespace) -> Result:
     try:
         lines, values = getattr(verbs, options.verb)(options, model)
     except BaseException as error:
-        audit.add(options.verb, model.digest, failed=type(error).__name__)
+        audit.add(options.verb, model.digest, hashes(options), failed=type(error).__name__)
         raise
     made = [sha256(path) for path in values.get("outputs", ())]
     if not made:  # an answer that was only shown
         made = [hashlib.sha256(values["answer"].encode()).hexdigest()]
-    audit.add(options.verb, model.digest, values["manifest"].get("inputs", ()), made)
+    audit.add(options.verb, model.digest, hashes(options), made)
     return lines, values

@@ -54,7 +54,10 @@ def test_a_list_goes_on_after_a_bad_file_and_says_which_failed(command, folder, 
     assert "3 of 4 done" in out and re.search(r"line 5  \S*broken.png  broken.png is empty", out)
     assert [line["line"] for line in lines(folder / "r")] == [2, 4, 5, 6]
     first, _, failed, last = lines(folder / "r")
-    assert failed == {"line": 5, "out": "ask-00005.json", "key": failed["key"], "failed": "ValueError"}
+    broken = [provenance.sha256(folder / "broken.png")]
+    assert failed.pop("key") and failed == {
+        "line": 5, "out": "ask-00005.json", "inputs": broken, "failed": "ValueError"
+    }  # fmt: skip
     assert first["answer"] == last["answer"] and first["synthetic"] is True
     said = json.loads((folder / "r" / first["out"]).read_text())
     assert said["text"] == first["answer"] and said["synthetic"] and said["inputs"] == first["inputs"]
