@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong from the start is said at the start: a tokenizer of other weights, ranks with other data."""
+"""What is wrong from the start is said at the start: a tokenizer of other weights, ranks with other data.
+
+And what is only different is made to fit: the counts of a checkpoint that another number of ranks wrote.
+"""
 
 from __future__ import annotations
 
@@ -60,3 +63,19 @@ def check_ranks(parts: Mapping[str, str]) -> None:
                 f"{values[0]} on rank 0), expected the same everywhere: copy the same shards and "
                 "configuration to every machine."
             )
+
+
+def recount(checkpoint: dict[str, Any], ranks: int) -> None:
+    """Let Lightning's count of packs, which is that of one rank, go on where the mixture of all ranks stands.
+
+    Without this a run that went on with fewer ranks would begin in the middle of an update.
+    """
+    place = checkpoint.get("UniMedVLDataModule") or {}
+    packs = [lane.get("packs") for lane in place.get("lanes", [place])]
+    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress")
+    if progress is None or None in packs or not progress["total"]["ready"]:
+        return
+    then, now = progress["total"]["ready"], sum(packs) // ranks
+    for part in ("total", "current"):
+        moved = progress[part]["ready"] * now // then - progress[part]["ready"]
+        progress[part] = {key: count + moved for key, count in progress[part].items()}

@@ -16,6 +16,7 @@ from monai_unimedvl.networks.compiling import compile_layers
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.sequence import Marks
 from monai_unimedvl.training.acceleration import is_sharded, recompute_layers, shard_layers
+from monai_unimedvl.training.checks import recount
 from monai_unimedvl.training.objective import VALIDATION, Objective, pack_generator
 from monai_unimedvl.training.optimizer import Rates
 from monai_unimedvl.training.parts import freeze, understanding
@@ -135,6 +136,10 @@ class UniMedVLModule(pl.LightningModule):
         if self.trainer.scaler is None:  # a scaled loss may overflow: the scaler then skips the step
             self._check(norm, "norm of the gradient")
         self.log("gradient_norm", norm, batch_size=1)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A run may go on with another number of ranks: count its packs as they do."""
+        recount(checkpoint, self.trainer.world_size)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the network's sizes in, so that the checkpoint alone can be turned into weights."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -249,7 +250,7 @@ def test_shards_in_any_number_of_workers_are_the_same_records_in_the_same_order(
 
 
 def _first(held: Corpus, queue: Any) -> None:
-    queue.put(held[0].id)
+    queue.put((held[0].id, held._process == os.getpid()))
 
 
 def test_a_corpus_can_be_sent_to_a_fresh_process(folder: Path) -> None:
@@ -261,7 +262,7 @@ def test_a_corpus_can_be_sent_to_a_fresh_process(folder: Path) -> None:
     queue = context.Queue()
     process = context.Process(target=_first, args=(held, queue))
     process.start()
-    assert queue.get(timeout=30) == held[0].id
+    assert queue.get(timeout=30) == (held[0].id, True)  # with files of its own
     process.join()
 
 

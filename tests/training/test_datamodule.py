@@ -17,7 +17,7 @@ from tiny import MARKS, text, tiny_network
 
 from monai_unimedvl.data.mixture import Mixture, Stream
 from monai_unimedvl.training import checks, datamodule
-from monai_unimedvl.training.checks import check_ranks, check_tokenizer
+from monai_unimedvl.training.checks import check_ranks, check_tokenizer, recount
 from monai_unimedvl.training.datamodule import UniMedVLDataModule, first_packs
 from monai_unimedvl.training.module import UniMedVLModule
 
@@ -135,3 +135,29 @@ def test_ranks_that_would_wait_for_each_other_are_refused() -> None:
     assert UniMedVLDataModule(mixture()).val_dataloader() == []
     with pytest.raises(ValueError, match="lanes=2, which 1 rank.*3 loader worker"):
         UniMedVLDataModule(mixture(), num_workers=3).train_dataloader()
+
+
+def test_a_checkpoint_of_two_ranks_is_counted_as_one_process_counts() -> None:
+    def checkpoint(ready: int, completed: int) -> dict[str, Any]:
+        counts = {"ready": ready, "completed": completed}
+        place = {"lanes": [{"packs": 5}, {"packs": 5}]}
+        loop = {
+            "epoch_loop.batch_progress": {
+                "total": dict(counts),
+                "current": dict(counts),
+                "is_last_batch": False,
+            }
+        }
+        return {"UniMedVLDataModule": place, "loops": {"fit_loop": loop}}
+
+    found = checkpoint(5, 4)
+    recount(found, 1)
+    assert found == checkpoint(10, 9)
+    recount(found, 2)
+    assert found == checkpoint(5, 4)
+    recount(found, 2)
+    assert found == checkpoint(5, 4)
+    for other in ({}, {**found, "UniMedVLDataModule": {"packs": None}}):
+        before = json.dumps(other)
+        recount(other, 3)
+        assert json.dumps(other) == before

@@ -127,6 +127,14 @@ def test_two_ranks_killed_and_resumed_are_one_process_never_killed(
     assert_same(run(shards, tmp_path / "run", ranks=2, workers=1, resume=True), straight)
 
 
+def test_a_run_killed_on_two_ranks_goes_on_in_one_process(
+    shards: Path, straight: tuple[dict[str, Any], Order], tmp_path: Path
+) -> None:
+    step = kill_at_random(shards, tmp_path / "run", ranks=2)
+    assert 0 < step < STEPS
+    assert_same(run(shards, tmp_path / "run", workers=2, resume=True), straight)
+
+
 def test_ranks_with_other_shards_stop_at_the_start_and_say_so(shards: Path, tmp_path: Path) -> None:
     for rank in range(2):
         (tmp_path / f"rank{rank}").mkdir()
