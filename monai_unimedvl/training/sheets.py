@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,16 @@ class Sheets:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, cases: Iterable[Case | Mapping[str, Any]], folder: str | Path, *,
+        self, tokenizer: Tokenizer, cases: Sequence[Case | Mapping[str, Any]], folder: str | Path, *,
         count: int = 6, steps: int = 8, seed: int = 0,
     ) -> None:  # fmt: skip
         self.cases: list[Case] = []
-        for given in cases:
+        for place in range(len(cases)):  # MONAI's cached datasets begin anew after their last item
+            if len(self.cases) == count:
+                break
+            given = cases[place]
             case = given if isinstance(given, Case) else _case_of(given["turns"])
-            if case is not None and len(self.cases) < count:
+            if case is not None:
                 self.cases.append(case)
         self.folder, self.steps, self.seed = Path(folder), steps, seed
         self.inferer = ImageInferer(tokenizer, steps=steps, seed=seed)
