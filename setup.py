@@ -76,7 +76,6 @@ EXTRAS = {
     ],
     "serve": ["fastapi>=0.120", "uvicorn>=0.38", "prometheus-client>=0.22", "python-multipart>=0.0.20"],
     "delivery": ["pynetdicom>=3.0", "dicomweb-client>=0.60", "requests>=2.32", "filelock>=3.12"],
-    "watermark": ["scipy>=1.14"],
     "bundle": ["fire>=0.7", "jsonschema>=4.23"],
     "quant": ["torchao>=0.18,<0.19"],
     "generative": ["monai-generative==0.2.3"],  # its last release; only to compare old checkpoints against
