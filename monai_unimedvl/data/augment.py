@@ -26,6 +26,8 @@ class Change:
         angle: degrees. scale: relative. shift: share of the side.
         gamma: of images the user gives; log of the exponent, up to 1.5 times this either way.
         gain: of all images but masks; the factor is 1 - gain to 1 + gain.
+        noise: deviation of noise on images the user gives, at most; erase: side of a black square on them, as
+            a share of theirs, at most.
         mirror: left-right flips. turn: quarter turns and flips.
     """
 
@@ -34,11 +36,13 @@ class Change:
     shift: float = 0.0
     gamma: float = 0.0
     gain: float = 0.0
+    noise: float = 0.0
+    erase: float = 0.0
     mirror: bool = False
     turn: bool = False
 
 
-READING = Change(angle=8, scale=0.07, shift=0.05, gamma=0.2, gain=0.1)
+READING = Change(angle=15, scale=0.15, shift=0.1, gamma=0.3, gain=0.2, noise=0.05, erase=0.25)
 MASK = Change(angle=10, scale=0.08, shift=0.06, gamma=0.2, gain=0.1, mirror=True)
 PAIR = Change(angle=8, scale=0.06, shift=0.05, gamma=0.05, mirror=True)
 PATCH = Change(turn=True)
@@ -70,6 +74,8 @@ def augment(turns: Sequence[Turn], generator: torch.Generator, *, task: str) -> 
                 part = _move(part, change, draw, nearest=is_mask and turn.role == "assistant")
                 if not (is_mask and turn.role == "assistant"):
                     part = _shade(part, change, draw, given=turn.role == "user")
+                if turn.role == "user" and (change.noise or change.erase):
+                    part = _spoil(part, change, generator)
             parts.append(part)
         changed.append(Turn(turn.role, parts))
     return changed
@@ -99,3 +105,14 @@ def _shade(image: Tensor, change: Change, draw: list[float], *, given: bool) -> 
     if change.gain:
         image = image * (1 + change.gain * draw[8])
     return image.clamp(0, 1)
+
+
+def _spoil(image: Tensor, change: Change, generator: torch.Generator) -> Tensor:
+    """(3, H, W) in [0, 1] with grey noise and a black square, so that no picture is learnt by heart."""
+    size, level, *corner = torch.rand(4, generator=generator).tolist()
+    grain = torch.randn(image.shape[-2:], generator=generator).to(image)
+    image = (image + change.noise * level * grain).clamp(0, 1)
+    sides = [round(side * change.erase * size) for side in image.shape[-2:]]
+    top, left = (round((s - e) * c) for s, e, c in zip(image.shape[-2:], sides, corner, strict=True))
+    image[:, top : top + sides[0], left : left + sides[1]] = 0
+    return image
