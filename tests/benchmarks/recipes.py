@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recipe adds to the time of a picture that the nano answers a question about, or edits in four steps.
+"""What a recipe adds to the time of a picture that the nano answers a question about, or edits.
 
 Opening a file is paid once and shared by its slices, so whole files are taken: all slices or frames of each.
 Processor time of one thread. A unit is one file for a recipe, and one picture for the model.
@@ -17,6 +17,7 @@ from _timing import Side, arguments, load_average, report, take_turns
 
 from monai_unimedvl import ImageInferer, TextInferer, load, recipe
 from monai_unimedvl.cli.recipes import CASES
+from monai_unimedvl.evaluation.benchmarks import EDIT_STEPS
 
 FILES = {  # of a title of the contact sheets: how all of it is read
     ("mri", "ICBM152 average, T1"): {"policy": "all", "field": "square"},
@@ -62,7 +63,7 @@ def main() -> None:
     """Every file that is installed."""
     options, busy = arguments(__doc__ or ""), load_average()
     network, tokenizer = load("unimedvl_nano")
-    answer, edit = TextInferer(tokenizer), ImageInferer(tokenizer, steps=4)
+    answer, edit = TextInferer(tokenizer), ImageInferer(tokenizer, steps=EDIT_STEPS[0])
     cells = [
         [
             "recipe", "file", "pictures", "recipe, CPU ms a picture", "answer, CPU ms", "edit, CPU ms",

@@ -127,6 +127,23 @@ def test_an_own_yaml_is_a_recipe(tmp_path: Path) -> None:
         recipe(tmp_path / "none.yaml")
 
 
+@pytest.mark.slow
+def test_an_own_yaml_may_name_steps_of_monai_without_their_module(tmp_path: Path) -> None:
+    (tmp_path / "turned.yaml").write_text(
+        "steps:\n"
+        "  - _target_: monai_unimedvl.transforms.read.Read\n"
+        "  - _target_: monai_unimedvl.transforms.volume.SelectFrames\n"
+        "  - _target_: monai_unimedvl.transforms.image.ToRGB\n"
+        "  - _target_: monai_unimedvl.transforms.intensity.ToUnit\n"
+        "  - _target_: Rotate90\n"
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60)).astype(np.uint8)
+    (turned,) = recipe(tmp_path / "turned.yaml")(pixels)
+    assert turned.shape == (3, 60, 40) and np.array_equal(
+        turned[0].numpy(), np.rot90(pixels) / np.float32(255)
+    )
+
+
 # Real files ---------------------------------------------------------------------------------------------
 
 
