@@ -31,7 +31,7 @@ ROOMS = (
 # Outside packages that only these files or rooms may name; an empty list means nobody.
 ONLY = {
     "pytorch_lightning": [
-        f"training/{name}" for name in ("module", "datamodule", "callbacks", "checkpoints", "run")
+        f"training/{name}" for name in ("module", "datamodule", "callbacks", "checkpoints", "run", "autoencoder")
     ],
     "ignite": ["training/engine", "training/sheets"],
     "monailabel": ["label"],

@@ -67,6 +67,10 @@ def _verb(name: str) -> Callable[[argparse.Namespace], Result]:
         from monai_unimedvl.cli.plan import plan
 
         return plan
+    if name == "autoencoder":
+        from monai_unimedvl.cli.autoencoder import autoencoder
+
+        return autoencoder
     if name in ("train", "consolidate"):
         from monai_unimedvl.cli import train
 
@@ -109,12 +113,14 @@ def parser() -> argparse.ArgumentParser:
     )
     o.words(ask)
     o.reading(ask)
+    o.beside(ask)
     o.listing(ask)
 
     report = o.add(verbs, "report", "describe images", "scan.nii.gz --modality mri --plane coronal")
     report.add_argument("--prompt", help='what to ask for (default: "Describe this image.")')
     o.words(report)
     o.reading(report)
+    o.beside(report)
     o.listing(report)
 
     draw = o.add(
@@ -199,7 +205,9 @@ def parser() -> argparse.ArgumentParser:
     bundles.add_options(bundle)
 
     mark = o.add(verbs, "provenance", "tell whether a file is synthetic, and altered", "t2.png", model=False)
-    mark.add_argument("files", nargs="+", metavar="FILE", help="picture, volume, JSON, page, DICOM file or folder")
+    mark.add_argument(
+        "files", nargs="+", metavar="FILE", help="picture, volume, JSON, page, DICOM file or folder"
+    )
 
     send = o.add(
         verbs, "send", "send DICOM results to an archive", "out/ --to dicom://ARCHIVE@pacs:104", model=False

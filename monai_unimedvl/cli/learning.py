@@ -9,7 +9,7 @@ from monai_unimedvl.cli import options as o
 
 
 def add_training(verbs: Any) -> None:
-    """`train`, `plan` and `consolidate`."""
+    """`train`, `plan`, `autoencoder` and `consolidate`."""
     train = o.add(
         verbs, "train", "fine-tune a model, or run the paper's curriculum",
         "--tasks seg-tissue --max-steps 150", model=False,
@@ -59,6 +59,25 @@ def add_training(verbs: Any) -> None:
     plan.add_argument("--rank", type=o.whole(1), default=4, help="of the adapters (default: 4)")
     plan.add_argument("--quantise", choices=["int8", "nf4"], help="the frozen matrices under adapters")
     plan.add_argument("--no-machines", action="store_true", help="do not look for machines that it fits")
+
+    latent = o.add(
+        verbs, "autoencoder", "adapt the latent space to one's own images, or make one for them",
+        "scans/ --modality histopathology --new 8 --max-steps 500 --out latent",
+    )  # fmt: skip
+    latent.add_argument("images", nargs="+", metavar="IMAGE", help="files, DICOM series, or folders of files")
+    latent.add_argument("--modality", required=True, help="recipe that reads them, as in the other verbs")
+    latent.add_argument(
+        "--new", type=o.whole(1), metavar="CHANNELS",
+        help="a fresh small autoencoder of that many latent channels, not the model's own",
+    )  # fmt: skip
+    latent.add_argument("--decoder-only", action="store_true", help="leave the latents where they are")
+    latent.add_argument(
+        "--adversarial", type=float, default=0.0, help="weight of a discriminator's word (default: 0, none)"
+    )
+    latent.add_argument("--max-steps", type=o.whole(1), default=200, help="updates (default: 200)")
+    latent.add_argument("--lr", type=float, default=1e-4, help="rate (default: 0.0001)")
+    latent.add_argument("--side", type=o.whole(8), default=64, help="of a crop in pixels (default: 64)")
+    latent.add_argument("--batch", type=o.whole(1), default=8, help="crops an update (default: 8)")
 
     consolidate = o.add(
         verbs, "consolidate", "turn a checkpoint, also a sharded one, into a folder of weights",
