@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from argparse import Namespace
@@ -50,6 +51,8 @@ def train(options: Namespace) -> Result:
         network.train(), tokenizer, material, settings, curriculum, stages=stages,
         resume=options.resume or False, score=score,
     )  # fmt: skip
+    if int(os.environ.get("RANK", 0)):
+        return [], {}  # the first of several processes speaks
     lines = [f"{folder.name}: weights in {folder / 'weights'}, log and pictures beside" for folder in folders]
     lines.append(f"Look at the course: tensorboard --logdir {settings.out}")
     return lines, {"outputs": [str(folder / "weights") for folder in folders]}
