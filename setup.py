@@ -84,7 +84,7 @@ EXTRAS = {
 
 # transforms/ and bundles/ hold no Python: they ride in the wheel as data, under the package.
 RECIPES, BUNDLES = "monai_unimedvl.transforms.recipes", "monai_unimedvl.bundles"
-BUNDLE_FILES = ["json", "safetensors", "md", "txt", "png"]
+BUNDLE_FILES = ["json", "safetensors", "md", "txt", "png", "nii.gz"]
 
 setup(
     name="monai-unimedvl",

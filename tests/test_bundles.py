@@ -219,6 +219,26 @@ def test_what_the_user_overrides_reaches_the_result(copied: Path, elsewhere: Pat
     assert "does not exist, expected a folder of images" in str(reasons(caught.value))
 
 
+def test_a_volume_comes_back_in_the_space_of_its_source(
+    random_weights: Path, elsewhere: Path, tmp_path: Path
+) -> None:
+    folder = copy_of("unimedvl_volume", tmp_path / "volume", random_weights)
+    affine = np.array([[0, -3.0, 0, 30], [3.0, 0, 0, -20], [0, 0, 6.0, -9], [0, 0, 0, 1]])
+    values = np.random.default_rng(0).random((40, 44, 4), dtype=np.float32) * 900
+    (tmp_path / "scans").mkdir()
+    nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "scans" / "case.nii.gz")
+    options = {"steps": 1, "slices": 2, "instruction": "grey matter", "question": "Which plane is this?"}
+    made = workflow(folder, "inference", dataset_dir=str(tmp_path / "scans"), **options)
+    assert made.check_properties() == []
+    made.run()
+    drawn = nibabel.load(elsewhere / "eval" / "case-drawing.nii.gz")
+    assert drawn.shape == values.shape and np.allclose(drawn.affine, affine)
+    manifest = provenance.verify(elsewhere / "eval" / "case-drawing.nii.gz")
+    assert manifest["prompt"] == "grey matter" and manifest["weights"] == bundle.digest(folder)
+    report = json.loads((elsewhere / "eval" / "case-report.json").read_text("utf8"))
+    assert report["text"].count("Axial slice, S ") == 2 and report["synthetic"] is True
+
+
 def reasons(error: BaseException | None) -> list[str]:
     """The messages of an error and of its causes: MONAI wraps what a component raises."""
     return [] if error is None else [str(error), *reasons(error.__cause__)]
@@ -239,9 +259,9 @@ def test_monais_load_gives_the_network_with_the_trained_weights(tmp_path: Path) 
     network, tokenizer = bundle.load(NANO)
     image = torch.rand(2, 3, 64, 64)
     instruction = "Segment grey matter, white matter and CSF."
-    (expected,) = ImageInferer(tokenizer, steps=4, shift=network.timestep_shift)(
-        [[image[1], instruction]], network
-    )
+    steps = ConfigParser.load_config_file(NANO / "configs" / "inference.json")["steps"]
+    draw = ImageInferer(tokenizer, steps=steps, shift=network.timestep_shift)
+    (expected,) = draw([[image[1], instruction]], network)
     for path in made.values():
         torch.testing.assert_close(path(image)[1], expected, atol=1e-5, rtol=0)
     other = made["unimedvl_nano"]

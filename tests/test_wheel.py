@@ -14,7 +14,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 MOVED = {"transforms": "monai_unimedvl/transforms/recipes", "bundles": "monai_unimedvl/bundles"}
-SHIPPED = (".py", ".typed", ".yaml", ".json", ".jsonl", ".safetensors", ".md", ".txt", ".conf", ".png")
+SHIPPED = (".py", ".typed", ".yaml", ".json", ".jsonl", ".safetensors", ".md", ".txt", ".conf", ".png", ".gz")
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of a network on one's own held-out data: answers, masks and drawings of a folder that `data.own` reads.
+"""Scores of a network on one's own held-out data: answers, masks and drawings of `data.own`.
 
 report = score_own(network, tokenizer, list_own("my_data", "val"), ReadOwn("mri"))
 print(report.table())
