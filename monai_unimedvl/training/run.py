@@ -11,7 +11,9 @@ skips the stages whose weights lie there and goes on from the newest checkpoint.
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,14 @@ from monai_unimedvl import weights
 from monai_unimedvl.data.mixture import Mixture
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.tokenizer import Tokenizer
+from monai_unimedvl.training.adapters import (
+    adapted,
+    add_adapters,
+    merge_adapters,
+    quantise,
+    save_adapters,
+    take_adapters,
+)
 from monai_unimedvl.training.callbacks import Averaging, Bar, Meter, Pictures, Scores
 from monai_unimedvl.training.checkpoints import AtomicCheckpointIO, AtomicSharding, newest, whole
 from monai_unimedvl.training.curriculum import Curriculum, Lessons, Stage
@@ -85,6 +95,10 @@ def train(
             f"{there[0]} holds the checkpoints of a run, expected a new folder: add --resume to go on with "
             "it, or choose another --out."
         )
+    if settings.adapters and not adapted(network):
+        if settings.quantise:
+            quantise(network, settings.quantise)
+        add_adapters(network, settings.adapters, rank=settings.rank)
     for number, folder in named:
         if resume is True and (folder / "weights" / "config.json").is_file():
             _take(network, folder / "weights")
@@ -127,13 +141,18 @@ def _run_stage(
     trainer = make_trainer(settings, stage, folder, watchers, validate=bool(packs))
     if trainer.is_global_zero:
         tokenizer.save(folder / "tokenizer")
-    trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as stopped:  # Lightning's answer to Ctrl-C, which it ignores from then on
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt from stopped
     if packs and stage.steps % settings.validate_every:
         trainer.validate(module, datamodule=datamodule, verbose=False)
     found = whole(network)
     if trainer.is_global_zero and found is not None:
+        if adapted(found):  # alone, to the bit, and merged into weights that need no peft
+            save_adapters(found, folder / "adapters", dtype=None)
+            found = merge_adapters(deepcopy(found))
         weights.save(found, tokenizer, folder / "weights")
     trainer.strategy.barrier()
 
@@ -227,6 +246,9 @@ def _loggers(settings: Settings, folder: Path) -> list[Any]:
 
 
 def _take(network: UniMedVL, folder: Path) -> None:
-    """Put saved weights into a network."""
+    """Put saved weights into a network, or into its adapters."""
+    if adapted(network):
+        take_adapters(network, folder.parent / "adapters")
+        return
     found, _ = weights.load(folder)
     network.load_state_dict(found.state_dict())

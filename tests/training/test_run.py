@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import signal
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -143,6 +144,17 @@ def test_a_run_goes_on_from_the_stage_and_step_where_it_stopped(
     resumed = deepcopy(network)  # nothing of stage 1 in it
     train(resumed, tokenizer, material(), settings, SMALL, stages=[1, 2], resume=True)
     assert not moved(straight.state_dict(), resumed.state_dict())
+
+
+def test_a_user_who_stops_a_run_is_heard(tmp_path: Path, tokenizer: Tokenizer, network: UniMedVL) -> None:
+    def stop(scored: UniMedVL) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    settings = replace(SETTINGS, out=str(tmp_path), pictures=0)
+    with pytest.raises(KeyboardInterrupt):
+        train(network, tokenizer, material(), settings, SMALL, score=stop)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not (tmp_path / "1-foundation" / "weights").exists()
 
 
 def test_settings_are_read_from_a_file_and_wrong_ones_are_named(tmp_path: Path) -> None:
