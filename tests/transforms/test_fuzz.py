@@ -2,7 +2,7 @@
 """Corrupted files of every format: read, or refused in one line with the name; no crash, no hang, no flood.
 
 A corruption is drawn from a seed: bits flipped, blocks zeroed, filled with ones or noise, removed, the file
-cut. Default tier: a few of each format. Slow tier: 200 of each in a process of their own, timed one by one; its
+cut. Default tier: a few of each format. Slow tier: 200 of each in a process of their own, timed each; its
 exit code tells a crash, the system what memory it took at most.
 """
 
