@@ -10,6 +10,7 @@ from provenance.rates import CASES, CHANGES, FACTS, rates, told_apart
 
 from monai_unimedvl.provenance.invisible import FOUND, LEAST, embed
 
+pytestmark = pytest.mark.slow  # it draws, and reads a brain
 pytest.importorskip("nilearn", reason="the pictures need nilearn's brain: pip install 'monai-unimedvl[demo]'")
 pytest.importorskip("data_store", reason="the pictures need pydicom-data: pip install 'monai-unimedvl[demo]'")
 
