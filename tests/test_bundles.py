@@ -27,6 +27,7 @@ from PIL import Image
 
 from monai_unimedvl import __version__, bundle, provenance, weights
 from monai_unimedvl.bundle import places
+from monai_unimedvl.bundle.checks import verify
 from monai_unimedvl.data.atlas import AtlasDataset, licences
 from monai_unimedvl.evaluation import Report, Row
 from monai_unimedvl.inferers import ImageInferer
@@ -147,7 +148,14 @@ def test_the_papers_are_there_and_hold_no_path_of_a_machine(every: Path) -> None
     assert "BUNDLE_NAME" not in readme and "<!-- shared" not in readme and every.name in readme
     for linked in re.findall(r"\]\((?!http)([^)#]+)\)", readme):
         assert (every / "docs" / linked).exists(), f"README links to {linked}"
+    for file in every.rglob("*"):
+        if file.suffix in (".json", ".md", ".txt", ".conf") and "models" not in file.parts:
+            assert not re.search(r"/(home|root|work|tmp|Users)/", file.read_text("utf8")), file
+        assert not file.is_file() or file.stat().st_size < 25_000_000
     named = (every / "docs" / "data_license.txt").read_text("utf8")
+    if "large_weights" in bundle.metadata(every):
+        assert "makers of the weights" in named
+        return
     free = {name for name, *_ in licences(permissive_only=True)}
     for name, _, licence, used in licences():
         entry = named.split(f"\n{name} ")[1].split("\n\n")[0]
@@ -158,10 +166,6 @@ def test_the_papers_are_there_and_hold_no_path_of_a_machine(every: Path) -> None
         name = image.relative_to(every / "samples").as_posix()
         assert f"| {name} |" in samples, "name it with its licence"
         assert image.stat().st_size < 100_000
-    for file in every.rglob("*"):
-        if file.suffix in (".json", ".md", ".txt", ".conf") and "models" not in file.parts:
-            assert not re.search(r"/(home|root|work|tmp|Users)/", file.read_text("utf8")), file
-        assert not file.is_file() or file.stat().st_size < 25_000_000
 
 
 def test_monai_finds_every_property(every: Path) -> None:
@@ -237,6 +241,19 @@ def test_a_volume_comes_back_in_the_space_of_its_source(
     assert manifest["prompt"] == "grey matter" and manifest["weights"] == bundle.digest(folder)
     report = json.loads((elsewhere / "eval" / "case-report.json").read_text("utf8"))
     assert report["text"].count("Axial slice, S ") == 2 and report["synthetic"] is True
+
+
+def test_the_released_bundle_without_weights_says_where_they_are(tmp_path: Path) -> None:
+    folder = bundle.copy("unimedvl_released", tmp_path / "unimedvl_released")
+    with pytest.raises(
+        ValueError, match="model.pt is a placeholder without weights: fetch them as docs/README"
+    ):
+        bundle.load(folder)
+    assert verify(folder) == [], "its papers and configs are in order"
+    made = workflow(folder, "inference", dataset_dir=str(NANO / "samples" / "brain"))
+    with pytest.raises(RuntimeError) as caught:
+        made.run()
+    assert "placeholder without weights" in str(reasons(caught.value))
 
 
 def reasons(error: BaseException | None) -> list[str]:

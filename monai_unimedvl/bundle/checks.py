@@ -81,7 +81,15 @@ def verify(path: str | Path, *, run: bool = True, export: bool = False) -> list[
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder, expected a bundle: copy or download one first.")
     found = [*_files(folder), *_metadata(folder), *_configs(folder), *_weights(folder), *_papers(folder)]
-    return found or [*(_running(folder, export) if run else ())]
+    if not found and run and not _lacks_weights(folder):
+        found += _running(folder, export)
+    return found
+
+
+def _lacks_weights(folder: Path) -> bool:
+    """A bundle whose weights are fetched later, and were not: nothing of it can be built."""
+    content = json.loads((folder / "configs" / "metadata.json").read_text("utf8"))
+    return bool(content.get("large_weights")) and not list((folder / "models").glob("*.safetensors"))
 
 
 def _files(folder: Path) -> Iterator[Finding]:
@@ -216,7 +224,7 @@ def _weights(folder: Path) -> Iterator[Finding]:
     if not file.is_file():
         return
     try:
-        if not json.loads((folder / "configs" / "metadata.json").read_text("utf8")).get("large_weights"):
+        if not _lacks_weights(folder):
             read_checkpoint(file)
             weights.load(file.parent)
     except ValueError as error:  # of JSON too: said already

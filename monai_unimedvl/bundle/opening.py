@@ -18,6 +18,7 @@ from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.weights.checkpoint import NAME, read_checkpoint
 
+CONFIGS = ("config.json", "llm_config.json")  # ours; the released one
 SMALL = 1_000_000_000  # bytes of weights; below that they are computed in float32 however they are kept
 
 
@@ -35,6 +36,8 @@ def load(
         ValueError: no such folder, no weights or no tokenizer in it, or weights that do not fit their config.
     """
     folder = models(path)
+    if (folder / NAME).is_file() and not any((folder / name).is_file() for name in CONFIGS):
+        read_checkpoint(folder / NAME)  # a placeholder says where its weights are
     if dtype is None and sum(file.stat().st_size for file in _files(folder)) < SMALL:
         dtype = torch.float32
     network, tokenizer = weights.load(folder, dtype=dtype, device=device)
@@ -55,9 +58,10 @@ def digest(path: str | Path = DEFAULT) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    """model.pt, which training writes, before the safetensors files."""
+    """model.pt, which training writes, before the safetensors files; without config.json it is no model."""
     checkpoint = folder / NAME
-    return [checkpoint] if checkpoint.is_file() else sorted(folder.glob("*.safetensors"))
+    ours = checkpoint.is_file() and (folder / CONFIGS[0]).is_file()
+    return [checkpoint] if ours else sorted(folder.glob("*.safetensors"))
 
 
 @lru_cache(maxsize=256)

@@ -40,11 +40,9 @@ def compose(name: str) -> dict[str, bytes]:
         shipped = ", ".join(places.available()) or "none"
         raise ValueError(f"there is no bundle {name!r}, expected one of {shipped}: name one.")
     own, shared = places.BUNDLES / name, places.BUNDLES / places.SHARED
-    named = places.metadata(own).get("weights_of")
     files = _read(shared)
-    if isinstance(named, str):
-        samples = places.BUNDLES / named / "samples"
-        files |= {f"samples/{path}": content for path, content in _read(samples).items()}
+    samples = _read(places.BUNDLES / places.DEFAULT / "samples")
+    files |= {f"samples/{path}": content for path, content in samples.items()}
     files |= {path: content for path, content in _read(own).items() if not path.endswith(".safetensors")}
     fragments = {path: files.pop(path).decode() for path in [*files] if path.startswith("fragments/")}
     for path in [path for path in files if path.endswith(".md")]:
