@@ -56,7 +56,7 @@ def add_training(verbs: Any) -> None:
         "--adapters", choices=["understanding", "generation", "both", "connector"],
         help="train LoRA adapters instead of the weights",
     )  # fmt: skip
-    plan.add_argument("--rank", type=o.whole(1), default=4, help="of the adapters (default: 4)")
+    plan.add_argument("--rank", type=o.whole(1), help="of the adapters (default: 4)")
     plan.add_argument("--quantise", choices=["int8", "nf4"], help="the frozen matrices under adapters")
     plan.add_argument("--no-machines", action="store_true", help="do not look for machines that it fits")
 

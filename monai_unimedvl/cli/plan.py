@@ -64,8 +64,9 @@ def _setup(options: Namespace) -> Any:
     if options.max_tokens:
         stage = replace(stage, max_tokens=options.max_tokens)
     return Setup(
-        network, stage, settings, curriculum.stage_rates(1), words=options.words, adapters=options.adapters,
-        rank=options.rank, quantised=options.quantise,
+        network, stage, settings, curriculum.stage_rates(1), words=options.words,
+        adapters=options.adapters or settings.adapters, rank=options.rank or settings.rank,
+        quantised=options.quantise or settings.quantise,
     )  # fmt: skip
 
 
@@ -108,7 +109,7 @@ def _table(found: Any, setup: Any, flops: float) -> list[str]:
 
     settings, stage = setup.settings, setup.stage
     lines = [
-        f"stage {stage.name}: {stage.steps} updates of {settings.accumulate * setup.ranks} packs, "
+        f"stage {stage.name}: {stage.steps} updates of {settings.packs_each * setup.ranks} packs, "
         f"{stage.max_tokens} tokens each, {settings.precision} on {setup.ranks} x {settings.device}",
         "",
         f"{'parameters':22}{'all':>16}{'learning':>16}",

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from monai.utils import optional_import
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from monai_unimedvl.networks.unimedvl import UniMedVL
@@ -78,6 +78,14 @@ def add_adapters(
         target_modules=TARGETS[target], bias="none",
     )  # fmt: skip
     return _inject(peft, network, config)
+
+
+def take_adapters(network: UniMedVL, folder: str | Path) -> UniMedVL:
+    """The same network, whose adapters now hold the numbers of a folder that was saved from the like."""
+    state = load_file(Path(folder) / WEIGHTS)
+    state = {name.removeprefix(PREFIX): x for name, x in state.items()}
+    _peft().set_peft_model_state_dict(network, state, adapter_name="default")
+    return network
 
 
 def adapted(network: nn.Module) -> bool:

@@ -109,6 +109,11 @@ def read_network(checkpoint: str | Path) -> UniMedVL:
             f"{path} is no checkpoint of a training run of this package ({_reason(error)}): give a .ckpt "
             "that `unimedvl train` wrote."
         ) from error
+    if any(".lora_" in name for name in state):
+        raise ValueError(
+            f"{path} is of adapters, whose base it does not hold: end the run with --resume, which writes "
+            "them and the merged weights."
+        )
     return _with(config, {n.removeprefix(PREFIX): x for n, x in state.items() if n.startswith(PREFIX)})
 
 

@@ -121,9 +121,7 @@ def plan(setup: Setup) -> Plan:
     """
     settings, stage = setup.settings, setup.stage
     if setup.quantised and setup.adapters is None:
-        raise ValueError(
-            "Quantised weights cannot learn, expected adapters beside them: add some."
-        )
+        raise ValueError("Quantised weights cannot learn, expected adapters beside them: add some.")
     if settings.strategy == "fsdp" and stage.ema:
         raise ValueError("An average (ema) cannot follow sharded parameters: set ema to 0, or use 'ddp'.")
     first_pack(setup)
@@ -134,7 +132,7 @@ def plan(setup: Setup) -> Plan:
     checkpoint = numbers["saved"] + numbers["optimiser"] + numbers["average"]
     return Plan(
         numbers["parameters"], numbers["learning"], device, _host(setup, numbers, device, packed), tokens,
-        fill, rejected, step.flops * settings.accumulate, checkpoint, checkpoint * (settings.keep + 1),
+        fill, rejected, step.flops * settings.packs_each, checkpoint, checkpoint * (settings.keep + 1),
     )  # fmt: skip
 
 

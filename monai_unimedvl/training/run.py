@@ -99,6 +99,8 @@ def train(
         if settings.quantise:
             quantise(network, settings.quantise)
         add_adapters(network, settings.adapters, rank=settings.rank)
+    if adapted(network):  # Muon's other half would have nothing to learn
+        curriculum = replace(curriculum, rates=replace(curriculum.rates, optimizer="adamw"))
     for number, folder in named:
         if resume is True and (folder / "weights" / "config.json").is_file():
             _take(network, folder / "weights")

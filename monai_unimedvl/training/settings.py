@@ -37,6 +37,8 @@ class Settings:
         validate_every: updates between validations, with pictures and scores; 0 never validates.
         validation_packs: packs of a validation. pictures: pictures of a validation.
         recompute: activation checkpointing. compiled: compile the layers.
+        adapters: train LoRA beside frozen weights: "understanding", "generation", "both" or "connector".
+        rank: of the adapters. quantise: "int8" or "nf4", the frozen matrices of the experts (QLoRA).
         loggers: of "csv", "tensorboard", "mlflow" and "wandb".
         peak_flops: of one device, for the share of it that is used; None measures, 0 leaves it out.
         progress: show bars.
@@ -63,6 +65,9 @@ class Settings:
     pictures: int = 5
     recompute: bool = False
     compiled: bool = False
+    adapters: str | None = None
+    rank: int = 4
+    quantise: str | None = None
     loggers: Sequence[str] = ("csv", "tensorboard")
     peak_flops: float | None = None
     progress: bool = True
@@ -74,7 +79,12 @@ class Settings:
             )
         if self.strategy not in STRATEGIES:
             raise ValueError(f"strategy is {self.strategy!r}, expected one of {', '.join(STRATEGIES)}.")
-        for name in ("accumulate", "checkpoint_every", "keep", "log_every"):
+        if self.quantise and not self.adapters:
+            raise ValueError(
+                f"quantise is {self.quantise!r} without adapters, but quantised weights cannot learn: add "
+                "adapters, or leave quantise out."
+            )
+        for name in ("accumulate", "rank", "checkpoint_every", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1: raise it.")
 
