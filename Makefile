@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 PYTEST = $(BIN)/python -m pytest
 
-.PHONY: setup atlas demo test check slow label browser tutorials bench dist clean
+.PHONY: setup atlas demo test check slow label browser tutorials bench dist release clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/test.stamp  ## everything that tests and the demo need, into $(VENV)
@@ -61,6 +61,9 @@ bench: setup
 
 dist: setup  ## a source archive and the wheel built from it
 	$(BIN)/python -m build --no-isolation --outdir dist
+
+release: setup  ## zips of all bundles and model_info.json, ready to be put somewhere; BASE is where
+	$(BIN)/unimedvl bundle release dist/bundles $(if $(BASE),--base-url "$(BASE)")
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
