@@ -22,6 +22,8 @@ from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.unimedvl import UniMedVL, nano
 from monai_unimedvl.sequence import Turn
 from monai_unimedvl.tokenizer import Tokenizer
+from monai_unimedvl.training.adapters import load_adapters, merge_adapters
+from monai_unimedvl.training.checkpoints import read_network
 from monai_unimedvl.training.curriculum import Curriculum
 from monai_unimedvl.training.run import Material, train
 from monai_unimedvl.training.settings import Settings, read_config
@@ -155,6 +157,30 @@ def test_a_user_who_stops_a_run_is_heard(tmp_path: Path, tokenizer: Tokenizer, n
         train(network, tokenizer, material(), settings, SMALL, score=stop)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert not (tmp_path / "1-foundation" / "weights").exists()
+
+
+def test_a_run_of_adapters_leaves_them_alone_and_merged_and_goes_on_from_them(
+    tmp_path: Path, tokenizer: Tokenizer, network: UniMedVL
+) -> None:
+    pytest.importorskip("peft", reason="peft is not installed: adapters need it (extra 'train')")
+    torch.nn.init.normal_(
+        network.latent_out.weight, std=0.1
+    )  # a fresh head is 0, and frozen it teaches nothing
+    settings = replace(SETTINGS, out=str(tmp_path), validate_every=0, adapters="both", rank=2)
+    trained, before = deepcopy(network), network.state_dict()
+    (folder,) = train(trained, tokenizer, material(), settings, SMALL, stages=[1])
+    merged, _ = weights.load(folder / "weights")
+    changed = moved(merged.state_dict(), before)
+    assert changed and all(".understanding." in name or ".generation." in name for name in changed)
+    again = merge_adapters(load_adapters(deepcopy(network), folder / "adapters"))
+    assert not moved(again.state_dict(), merged.state_dict())
+    resumed = deepcopy(network)
+    train(resumed, tokenizer, material(), settings, SMALL, stages=[1], resume=True)
+    assert not moved(trained.state_dict(), resumed.state_dict())
+    with pytest.raises(ValueError, match="is of adapters, whose base it does not hold"):
+        read_network(next((folder / "checkpoints").glob("*.ckpt")))
+    with pytest.raises(ValueError, match="quantise is 'int8' without adapters"):
+        Settings(quantise="int8")
 
 
 def test_settings_are_read_from_a_file_and_wrong_ones_are_named(tmp_path: Path) -> None:
