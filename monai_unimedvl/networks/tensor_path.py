@@ -173,7 +173,7 @@ class FixedPath(nn.Module):
         with torch.no_grad():
             fitted = self._resized(image, self.side, self.side)
             drawn = [self.traced(fitted[n : n + 1]) for n in range(fitted.shape[0])]
-            return self._resized(torch.cat(drawn), height, width)
+            return self._resized(torch.cat(drawn), height, width).to(image.dtype)
 
     def _resized(self, image: Tensor, height: int, width: int) -> Tensor:
         if image.shape[2] == height and image.shape[3] == width:

@@ -9,6 +9,7 @@ from tiny import tiny_network
 from torch import Tensor
 from torch.testing import assert_close
 
+from monai_unimedvl.flow import Guidance
 from monai_unimedvl.inferers import ImageInferer
 from monai_unimedvl.networks.tensor_path import TensorPath
 from monai_unimedvl.networks.unimedvl import UniMedVL
@@ -91,3 +92,29 @@ def test_wrong_input_is_refused(network: UniMedVL, tokenizer: Tokenizer) -> None
         TensorPath(network, [], tokenizer.marks)
     with pytest.raises(ValueError, match="network without vision"):
         TensorPath(tiny_network(vision=None), [1], tokenizer.marks)
+
+
+def test_guided_and_from_words_alone_it_draws_what_the_inferer_draws(
+    network: UniMedVL, tokenizer: Tokenizer
+) -> None:
+    inferer = ImageInferer(
+        tokenizer, size=(16, 16), steps=3, shift=network.timestep_shift, guidance=Guidance(text=2.0)
+    )
+    (drawn,) = inferer([[WORDS]], network)
+    draw = path(network, tokenizer, steps=3, guidance=2.0, reads=False)
+    pred = draw(pictures(2, 3, 16, 16))
+    assert_close(pred, torch.stack([drawn, drawn]).to(pred), atol=1e-6, rtol=0)
+    edit = ImageInferer(tokenizer, steps=3, shift=network.timestep_shift, guidance=Guidance(text=2.0))
+    image = pictures(1, 3, 16, 16).float()
+    (drawn,) = edit([[image[0], WORDS]], network)
+    assert_close(path(network, tokenizer, steps=3, guidance=2.0)(image)[0], drawn.float(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"guidance": 2.0}, {"guidance": 2.0, "reads": False}])
+def test_scripted_it_draws_the_same(network: UniMedVL, tokenizer: Tokenizer, options: dict) -> None:
+    draw = path(network, tokenizer, steps=2, **options)
+    scripted = torch.jit.script(draw)
+    side = network.grids["canvas"][0]
+    for shape in ((1, 3, side, side), (2, 1, side, side)):
+        image = pictures(*shape)
+        assert_close(scripted(image), draw(image), atol=1e-6, rtol=0)  # traced in float32
