@@ -125,7 +125,7 @@ def _table(found: Any, setup: Any, flops: float) -> list[str]:
     lines += [f"  {said:20}{size(device[key]):>16}" for key, said in names.items() if device[key]]
     lines.append(f"  {'most at one time':20}{size(device['peak']):>16}")
     lines += ["", "memory of one host"]
-    lines += [f"  {key:20.20}{size(n):>16}" for key, n in found.host.items() if n]
+    lines += [f"  {key:22}{size(n):>14}" for key, n in found.host.items() if n]
     lines += ["", f"{'tokens of a sample':22}{'mean':>16}{'least':>10}{'most':>10}"]
     lines += [
         f"  {kind:20}{mean:>16.0f}{low:>10}{high:>10}" for kind, (mean, low, high) in found.tokens.items()

@@ -198,7 +198,7 @@ def suggest(setup: Setup, devices: int, gib: float) -> list[tuple[str, Setup]] |
     if fits_device(start, gib):
         return []
     mends = [name for name in MENDS if name != "strategy: fsdp, ema: 0" or devices > 1]
-    for count in range(1, 5):
+    for count in range(1, 6):
         for names in combinations(mends, count):
             if "quantise: nf4" in names and "adapters: both" not in names:
                 continue
