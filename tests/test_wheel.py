@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -50,3 +51,19 @@ def test_every_public_name_is_found_from_the_wheel_alone(wheel: Path, tmp_path: 
     done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(tmp_path))
+
+
+def test_a_bundle_runs_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:
+    ZipFile(wheel).extractall(tmp_path / "site")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    config = "unimedvl_vqa_report/configs/inference.json"
+    for command in (
+        ["monai_unimedvl", "bundle", "copy", "unimedvl_vqa_report", "unimedvl_vqa_report"],
+        ["monai_unimedvl", "bundle", "verify", "unimedvl_vqa_report"],
+        ["monai.bundle", "run", "answer", "--config_file", config],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", *command], capture_output=True, text=True, cwd=tmp_path, env=env
+        )
+        assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
+    assert (tmp_path / "eval" / "icbm152_axial-answer.json").is_file()
