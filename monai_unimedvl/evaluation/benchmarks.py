@@ -39,7 +39,7 @@ SECTIONS = ("test", "test_subject")
 SMOOTHED = ("spmEPI", "spmPET", "spmSPECT")  # templates smoothed by 8 mm: little is left to sharpen
 WORDS = {"vqa": 24, "caption": 160}  # new tokens at most
 NEAR_COPY = 0.98  # correlation to a training image
-EDIT_STEPS = (4, 1)  # the first is what the bundle ships
+EDIT_STEPS = (2, 1)  # the first is what the bundle ships
 
 
 @dataclass(frozen=True)

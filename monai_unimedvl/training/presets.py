@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The nano model's training: which tasks at which weight, its tokenizer, its codec, its sizes.
 
-`nano_training` gives everything that a trainer needs; the bundle's `configs/train.json` calls it.
+`nano_training` gives everything that a trainer needs; the bundle's `configs/pretrain.json` calls it.
 """
 
 from __future__ import annotations

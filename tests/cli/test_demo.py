@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from html.parser import HTMLParser
 
@@ -16,12 +17,13 @@ from monai_unimedvl import bundle
 from monai_unimedvl.cli import demo as pages
 from monai_unimedvl.cli.demo import every_section, foot, glance, lead
 from monai_unimedvl.cli.page import Card, Figure, Section, markdown_tables, page
-from monai_unimedvl.cli.stage import NAMES, PACKAGES, TASKS, Stage
+from monai_unimedvl.cli.stage import NAMES, PACKAGES, STEPS, TASKS, Stage
 from monai_unimedvl.data.atlas import INSTRUCTIONS, LEGENDS
 from monai_unimedvl.data.fetch import licences
 from monai_unimedvl.evaluation import AtlasBenchmark
 from monai_unimedvl.evaluation.image import paint
 from monai_unimedvl.provenance import Facts
+from monai_unimedvl.provenance.files import CHUNK
 from monai_unimedvl.sequence import Turn
 
 SECTIONS = ("train", "test", "test_subject")
@@ -105,7 +107,9 @@ def test_what_the_model_drew_is_marked_outside_and_inside_and_nothing_else_is(ht
         text = Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^\"]+)", body)[1]))).text
         assert (">synthetic<" in body) == (kind == "made") == (text.get("Synthetic") == "true")
         if kind == "made":
-            assert text["Weights"] == stage.hash and text["Prompt"] and text["Seed"].isdigit()
+            mark = json.loads(text[CHUNK])
+            assert mark["weights"] == stage.hash and mark["prompt"] == text["Prompt"] != ""
+            assert isinstance(mark["seed"], int)
 
 
 def test_scores_stand_beside_baselines_credits_and_absent_sources(html, stage):
@@ -123,7 +127,7 @@ def test_scores_stand_beside_baselines_credits_and_absent_sources(html, stage):
 def test_the_seed_in_a_picture_is_the_seed_it_was_drawn_with(stage):
     found = stage.of("sr4")[0]
     item = stage.items[found["id"]]
-    again = pages.ImageInferer(stage.tokenizer, size=(64, 64), steps=4, seed=stage.facts(found).seed)
+    again = pages.ImageInferer(stage.tokenizer, size=(64, 64), steps=STEPS, seed=stage.facts(found).seed)
     drawn = again([item["turns"][0].parts], stage.network)[0]
     assert (drawn - stage.image(found)).abs().max() <= 0.5 / 255 + 1e-5
 
