@@ -40,8 +40,6 @@ BUNDLES = sorted(path.parent.parent for path in (ROOT / "bundles").glob("*/confi
 NANO = ROOT / "bundles" / "unimedvl_nano"
 CONFIGS = [pytest.param(file, id=f"{file.parent.parent.name}/{file.name}") for folder in BUNDLES
            for file in sorted((folder / "configs").glob("*.json"))]  # fmt: skip
-CONFIGS += [pytest.param(file, id=f"shared/{file.name}")
-            for file in sorted((ROOT / "bundles" / "shared" / "configs").glob("*.json"))]  # fmt: skip
 
 SECTIONS = (
     "Model Overview", "Data", "Training configuration", "Performance", "MONAI Bundle Commands", "Limitations",

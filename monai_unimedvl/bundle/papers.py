@@ -32,7 +32,7 @@ def write_data_licences(folder: str | Path | None = None) -> Path:
     The versions are those that this machine would train with.
 
     Args:
-        folder: a bundle; None is what all shipped bundles share.
+        folder: a bundle; None is the default one, whose list all shipped bundles share.
     """
     free = {name for name, *_ in licences(permissive_only=True)}
     lines = [DATA_LICENCES.strip(), ""]
@@ -40,8 +40,7 @@ def write_data_licences(folder: str | Path | None = None) -> Path:
         mark = "both variants" if name in free else "not in the permissive-only variant"
         lines += [f"{name} {version}", f"  licence:  {licence}", f"  used for: {used}", f"  read by:  {mark}"]
         lines += [""]
-    where = places.BUNDLES / places.SHARED if folder is None else find(folder)
-    file = where / "docs" / "data_license.txt"
+    file = find(folder or places.DEFAULT) / "docs" / "data_license.txt"
     write(file, "\n".join(lines).encode())
     return file
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where bundles lie: those that came with the package, and folders.
 
-The shipped ones are kept without duplicates: what all have lies once in `shared/`, and the trained weights
-lie in one of them, which the others name (`"weights_of"` in their metadata). `shipping.compose` makes a whole
-bundle of one.
+The shipped ones are kept without duplicates: what all have, and the trained weights, lie in one of them,
+which the others name (`"weights_of"` in their metadata); parts of their papers lie in `shared/fragments`.
+`shipping.compose` makes a whole bundle of each.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole bundles out of the shipped ones: a folder (`copy`), a zip (`pack`), all with a list (`release`).
 
-A shipped bundle holds what is its own; `compose` adds what all share, the sample images, and `model.pt` with
-the trained weights. The same content gives the same zip, byte for byte.
+The default bundle is whole; another shipped one holds what is its own, and `compose` adds what all share
+(from the default one and `shared/fragments`), the sample images, and `model.pt` with the trained weights. The
+same content gives the same zip, byte for byte.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ from monai_unimedvl.weights.headers import find_weights
 DATE = (2022, 5, 30, 0, 0, 0)  # of every file in a zip, as the model zoo has it
 INCLUDE = re.compile(r"^<!-- shared: (\S+\.md) -->$", re.M)
 UNPUBLISHED = "not published: made by `make release`; put the zip where you like and its address here"
+COMMON = (  # of the default bundle, in all the others too
+    "LICENSE", "configs/evaluate.json", "configs/logging.conf", "configs/multi_gpu_train.json",
+    "configs/train.json", "configs/train_lightning.json", "docs/data_license.txt",
+)  # fmt: skip
 JUNK = (".DS_Store", "__pycache__")
 
 
@@ -39,10 +44,9 @@ def compose(name: str) -> dict[str, bytes]:
     if name not in places.available():
         shipped = ", ".join(places.available()) or "none"
         raise ValueError(f"there is no bundle {name!r}, expected one of {shipped}: name one.")
-    own, shared = places.BUNDLES / name, places.BUNDLES / places.SHARED
-    files = _read(shared)
-    samples = _read(places.BUNDLES / places.DEFAULT / "samples")
-    files |= {f"samples/{path}": content for path, content in samples.items()}
+    own, default = places.BUNDLES / name, _read(places.BUNDLES / places.DEFAULT)
+    files = _read(places.BUNDLES / places.SHARED)
+    files |= {path: x for path, x in default.items() if path in COMMON or path.startswith("samples/")}
     files |= {path: content for path, content in _read(own).items() if not path.endswith(".safetensors")}
     fragments = {path: files.pop(path).decode() for path in [*files] if path.startswith("fragments/")}
     for path in [path for path in files if path.endswith(".md")]:
