@@ -31,7 +31,8 @@ ROOMS = (
 # Outside packages that only these files or rooms may name; an empty list means nobody.
 ONLY = {
     "pytorch_lightning": [
-        f"training/{name}" for name in ("module", "datamodule", "callbacks", "checkpoints", "run", "autoencoder")
+        f"training/{name}"
+        for name in ("module", "datamodule", "callbacks", "checkpoints", "run", "autoencoder")
     ],
     "ignite": ["training/engine", "training/sheets"],
     "monailabel": ["label"],
@@ -281,9 +282,7 @@ def test_whatever_a_file_imports_is_declared(name: str) -> None:
             continue
         wanted = DISTRIBUTION.get(first, first)
         known = lists["core"] if line in at_top else set().union(*lists.values())
-        assert wanted in known, (
-            f"line {line} imports {first}: declare {wanted}, or import it where used"
-        )
+        assert wanted in known, f"line {line} imports {first}: declare {wanted}, or import it where used"
 
 
 def test_no_requirement_is_gpl_or_drags_torchvision() -> None:
