@@ -202,7 +202,8 @@ class InterleavedInferer(_Drawing):
             else:
                 results = self._draw(branches, grids, generators)
                 if place + 1 < len(self.outputs):
-                    branches.read([segmenter([image], draw=True) for image in results])  # type: ignore[list-item]
+                    shown = [segmenter([image], draw=True) for image in results]  # type: ignore[list-item]
+                    branches.read(shown, given=False)  # a follow-up starts from the scan, not from the mask
             for parts_made, result in zip(made, results, strict=True):
                 parts_made.append(result)
         return made

@@ -163,3 +163,14 @@ def test_an_image_for_a_network_without_vision_is_refused(tiny, tokenizer, image
     context = Context(blind, segments_for(blind, tokenizer), samples=1)
     with pytest.raises(ValueError, match="no vision encoder"):
         context.read([[image]])
+
+
+def test_a_later_drawing_starts_from_what_was_given_not_from_what_was_drawn(tiny, segments, image):
+    branches = Branches(tiny, segments, prompts=1)
+    branches.read([segments([image, "mask"], True)])
+    scan = dict(branches.context.bases[0])
+    branches.read([segments([1 - image], True)], given=False)
+    ((grid, kept),) = branches.context.bases[0].items()
+    assert kept is scan[grid]
+    branches.read([segments([1 - image], True)])
+    assert branches.context.bases[0][grid] is not kept
