@@ -90,3 +90,5 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    torch.distributed.barrier()  # a rank that leaves first may abort the other at its exit
+    torch.distributed.destroy_process_group()
