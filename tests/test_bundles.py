@@ -306,15 +306,23 @@ def test_scores_are_filled_into_the_papers_by_a_command(copied: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["unimedvl_nano", "unimedvl_vqa_report"])
-def test_the_trained_network_names_the_planes_of_its_samples(
-    name: str, elsewhere: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "plane",
+    [
+        "axial",
+        pytest.param(
+            "coronal",
+            marks=pytest.mark.xfail(strict=True, reason="the present weights call this slice axial"),
+        ),
+    ],
+)
+def test_the_trained_network_knows_the_planes_of_its_samples(
+    name: str, plane: str, elsewhere: Path, tmp_path: Path
 ) -> None:
     made = workflow(bundle.copy(name, tmp_path / name), "inference")
     made.run()
-    answers = [json.loads((elsewhere / "eval" / f"icbm152_{plane}-answer.json").read_text("utf8"))["text"]
-               for plane in ("axial", "coronal")]  # fmt: skip
-    assert answers[0] == "axial"
-    assert answers[1] in ("axial", "coronal"), "a plane at least; the present weights take this one for axial"
+    answer = json.loads((elsewhere / "eval" / f"icbm152_{plane}-answer.json").read_text("utf8"))
+    assert answer["text"] == plane
 
 
 def test_scores_reach_every_bundle_with_these_weights(

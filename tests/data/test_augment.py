@@ -89,11 +89,11 @@ def test_condition_and_target_move_alike(task: str) -> None:
 @pytest.mark.parametrize("task", ["vqa", "caption", "text-to-image"])
 def test_left_stays_left_and_up_stays_up_where_words_may_say_so(task: str) -> None:
     corner = torch.zeros(3, 64, 64)
-    corner[:, 8:24, 8:24] = 0.8
+    corner[:, 6:16, 6:16] = 0.8
     for seed in range(60):
         for image in changed(task, seed, corner, corner):
             bright = (image > 0.3).float()  # not the noise
-            assert bright[:, :32, :32].sum() > 0.6 * bright.sum() > 0  # mirrored: none
+            assert bright[:, :32, :32].sum() > 0.9 * bright.sum() > 0
 
 
 @pytest.mark.parametrize("task", [t for t in DRAWN if CHANGES[t].mirror])
