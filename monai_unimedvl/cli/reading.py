@@ -202,7 +202,8 @@ def _modality(path: Path) -> tuple[str, str]:
             f"folder {path} holds no images, but a DICOM series or pictures are expected: check the path."
         )
     raise ValueError(
-        f"{path.name} does not say how to read its values: add --modality, one of {', '.join(modalities())}."
+        f"{path.name} does not say how to read its values: if it is an image, add --modality, one of "
+        f"{', '.join(modalities())}."
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -193,7 +193,19 @@ class RandWindow(RandomizableTransform):
         return like(x, window(x.as_subclass(Tensor), *self.bounds), unit=True, window=self.bounds)
 
 
-class RandWindowd(RandomizableTransform, MapTransform):
+class _Randomd(RandomizableTransform, MapTransform):
+    """A dictionary form whose chance is that of its `transform`."""
+
+    transform: Any
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> Self:
+        """As MONAI has it."""
+        super().set_random_state(seed, state)
+        self.transform.set_random_state(seed, state)
+        return self
+
+
+class RandWindowd(_Randomd):
     """Dictionary form of `RandWindow`: the same window for all keys."""
 
     backend: ClassVar = RandWindow.backend
@@ -205,14 +217,6 @@ class RandWindowd(RandomizableTransform, MapTransform):
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, 1.0)
         self.transform = RandWindow(low, high, level, width, prob)
-
-    def set_random_state(
-        self, seed: int | None = None, state: np.random.RandomState | None = None
-    ) -> RandWindowd:  # fmt: skip
-        """As MONAI has it."""
-        super().set_random_state(seed, state)
-        self.transform.set_random_state(seed, state)
-        return self
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """A new mapping with the keys windowed."""
@@ -279,7 +283,7 @@ class RandDropCondition(RandomizableTransform):
         return [part for part in prompt if not (no_text if isinstance(part, str) else no_image)]
 
 
-class _RandomWordsd(RandomizableTransform, MapTransform):
+class _RandomWordsd(_Randomd):
     """The dictionary form of a random change of words; each key draws by itself."""
 
     array: ClassVar[type[RandomizableTransform]]
@@ -289,15 +293,7 @@ class _RandomWordsd(RandomizableTransform, MapTransform):
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, 1.0)
-        self.transform: Any = self.array(*args, **kwargs)
-
-    def set_random_state(
-        self, seed: int | None = None, state: np.random.RandomState | None = None
-    ) -> _RandomWordsd:  # fmt: skip
-        """As MONAI has it."""
-        super().set_random_state(seed, state)
-        self.transform.set_random_state(seed, state)
-        return self
+        self.transform = self.array(*args, **kwargs)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """A new mapping with the keys changed."""

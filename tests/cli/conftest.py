@@ -16,7 +16,7 @@ from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from monai_unimedvl import weights
-from monai_unimedvl.cli import main
+from monai_unimedvl.cli import main, verbs
 from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.unimedvl import nano
 from monai_unimedvl.tokenizer import Tokenizer
@@ -136,3 +136,18 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "words.txt").write_text("no image")
     (folder / "nothing.png").write_bytes(b"")
     return folder
+
+
+@pytest.fixture
+def painter(monkeypatch):
+    """The model is replaced by one that paints what is bright as white matter."""
+
+    class Painter:
+        def __init__(self, *args, **options):
+            pass
+
+        def __call__(self, batch, network):
+            images = [torch.nn.functional.interpolate(p[0][None].float(), (64, 64))[0] for p in batch]
+            return [(one > 0.1).float() * torch.full((3, 1, 1), 240 / 255) for one in images]
+
+    monkeypatch.setattr(verbs, "ImageInferer", Painter)

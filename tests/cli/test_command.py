@@ -72,7 +72,7 @@ BAD = [
     ),
     (["ask", "{picture}", "word " * 3000], "context"),
     (["ask", "{scan}", "?", "--modality", "xmri"], "modality 'xmri' is not known"),
-    (["ask", "{scan}", "?"], "does not say how to read its values: add --modality"),
+    (["ask", "{scan}", "?"], "does not say how to read its values: if it is an image, add --modality"),
     (["ask", "{bad}/cut.png", "?"], "cut.png cannot be read as PNG"),
     (["ask", "{bad}/cut.nii", "?", "--modality", "mri"], "cut.nii cannot be read as NIfTI"),
     (["ask", "{bad}/cut.nii.gz", "?", "--modality", "mri"], "cut.nii.gz cannot be read as NIfTI"),

@@ -14,25 +14,9 @@ import torch
 from cli.conftest import NAME, volume
 
 from monai_unimedvl import provenance
-from monai_unimedvl.cli import verbs
 from monai_unimedvl.transforms.read import read
 
 TRUTH = volume() > 0  # the bright block of `scan`
-
-
-@pytest.fixture
-def painter(monkeypatch):
-    """The model is replaced by one that paints what is bright as white matter."""
-
-    class Painter:
-        def __init__(self, *args, **options):
-            pass
-
-        def __call__(self, batch, network):
-            images = [torch.nn.functional.interpolate(p[0][None].float(), (64, 64))[0] for p in batch]
-            return [(one > 0.1).float() * torch.full((3, 1, 1), 240 / 255) for one in images]
-
-    monkeypatch.setattr(verbs, "ImageInferer", Painter)
 
 
 def overlap(found, truth):

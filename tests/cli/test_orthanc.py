@@ -17,7 +17,7 @@ import pydicom
 import pytest
 import torch
 
-from monai_unimedvl.cli import main, verbs
+from monai_unimedvl.cli import main
 from monai_unimedvl.provenance import read_mark, read_report
 from monai_unimedvl.transforms.read import read
 
@@ -101,18 +101,8 @@ def orthanc(tmp_path: Path) -> Iterator[Orthanc]:
 
 
 @pytest.fixture
-def results(command, series, tmp_path, monkeypatch) -> Path:
+def results(command, series, tmp_path, painter) -> Path:
     """A generated series, a SEG and a structured report, filed under the patient of their source."""
-
-    class Painter:
-        def __init__(self, *args, **options):
-            pass
-
-        def __call__(self, batch, network):
-            images = [torch.nn.functional.interpolate(p[0][None].float(), (64, 64))[0] for p in batch]
-            return [(one > 0.1).float() * torch.full((3, 1, 1), 240 / 255) for one in images]
-
-    monkeypatch.setattr(verbs, "ImageInferer", Painter)
     out = tmp_path / "results"
     dicom = ("--format", "dicom", "--keep-identity", "--quiet")
     assert command("edit", series, "Sharpen.", "--whole", *dicom, "--out", out / "series")[0] == 0
