@@ -174,6 +174,11 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--tasks", nargs="+", metavar="TASK", help="only these, such as vqa seg-tissue sr4")
     evaluate.add_argument("--atlas", metavar="FOLDER", help="where `data fetch-atlas` put the scans")
     evaluate.add_argument("--permissive-only", action="store_true", help="leave out sources under GPL")
+    evaluate.add_argument(
+        "--sections", nargs="+", choices=("val", "test", "test_subject"), default=("test", "test_subject"),
+        metavar="SECTION", help="of val, test and test_subject; choose on val (default: both of test)",
+    )  # fmt: skip
+    evaluate.add_argument("--steps", type=o.whole(1), help="evaluations of an edit (default: as shipped)")
 
     add_training(verbs)
 

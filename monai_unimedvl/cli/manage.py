@@ -44,11 +44,13 @@ def evaluate(options: Namespace) -> Result:
     from monai_unimedvl import bundle as bundles
     from monai_unimedvl import evaluation
     from monai_unimedvl.cli.reading import device
+    from monai_unimedvl.evaluation.benchmarks import EDIT_STEPS
 
     network, tokenizer = bundles.load(options.model, device=device(options.device))
     report = evaluation.evaluate(
         network, tokenizer, root=options.atlas, tasks=options.tasks, limit=options.limit, seed=options.seed,
         permissive_only=options.permissive_only, out=options.out, progress=not options.quiet,
+        sections=options.sections, steps=options.steps or EDIT_STEPS,
     )  # fmt: skip
     lines = [report.table(groups=False)]
     if options.out:
