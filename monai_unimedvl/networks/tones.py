@@ -32,10 +32,10 @@ class Tones(nn.Module):
 
     def forward(self, h: Tensor, source: Tensor, codec: PatchCodec) -> Tensor:
         """The change that the curves of `h` make to `source`, in the dtype of `source`."""
-        grey = codec.pixels(source).mean(-1).clamp(-1, 1)  # (Z, p*p)
-        place = (grey + 1) * 0.5 * (self.levels - 1)
-        points = torch.arange(self.levels, dtype=place.dtype, device=place.device)
-        near = F.relu(1 - (place.unsqueeze(-1) - points).abs())  # (Z, p*p, levels)
         curve = self.curve(h).to(source.dtype).unflatten(-1, (self.levels, 3))
-        with torch.autocast(source.device.type, enabled=False):
+        with torch.autocast(source.device.type, enabled=False):  # grey levels are not halved in training
+            grey = codec.pixels(source).mean(-1).clamp(-1, 1)  # (Z, p*p)
+            place = (grey + 1) * 0.5 * (self.levels - 1)
+            points = torch.arange(self.levels, dtype=place.dtype, device=place.device)
+            near = F.relu(1 - (place.unsqueeze(-1) - points).abs())  # (Z, p*p, levels)
             return codec.project(near @ curve)

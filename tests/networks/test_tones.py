@@ -53,3 +53,14 @@ def test_tones_without_a_linear_codec_are_refused() -> None:
     config = nano(PatchCodec(8, 24), vocab_size=40, hidden_size=32, num_layers=1).config
     with pytest.raises(ValueError, match="tones=16, expected them with prediction='image'"):
         from_config({**config, "prediction": "velocity"})
+
+
+def test_grey_levels_are_read_whole_under_autocast() -> None:
+    codec, tones = PatchCodec(4, 48), Tones(6, 16)
+    source = codec.encode_stage_2_inputs(torch.rand(1, 3, 8, 8) * 2 - 1)[0].flatten(1).T
+    with torch.no_grad():
+        tones.curve.bias.copy_(torch.arange(48).float())  # whole numbers: the curve itself loses nothing
+        plain = tones(torch.zeros(4, 6), source, codec)
+        with torch.autocast("cpu", torch.bfloat16):
+            halved = tones(torch.zeros(4, 6), source, codec)
+    torch.testing.assert_close(halved, plain, atol=1e-4, rtol=0)
