@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from monai_unimedvl.transforms.masks import ColoursToLabels
+
 IDENTICAL = 100.0  # dB given to equal images, whose PSNR is infinite
 
 
@@ -62,9 +64,7 @@ def labels_from_colours(images: Tensor, legend: Mapping[str, tuple[int, int, int
     Args:
         legend: name -> (red, green, blue) in 0..255; label n is the n-th name.
     """
-    palette = torch.tensor([(0, 0, 0), *legend.values()], dtype=torch.float32, device=images.device) / 255
-    pixels = images.float().movedim(1, -1)  # (N, H, W, 3)
-    return (pixels.unsqueeze(-2) - palette).square().sum(-1).argmin(-1)
+    return ColoursToLabels(legend, threshold=None).labels(images).long()
 
 
 def paint(labels: Tensor, legend: Mapping[str, tuple[int, int, int]]) -> Tensor:
