@@ -87,3 +87,13 @@ def test_answers_run_in_a_chain_over_pictures(tiny: UniMedVL, tokenizer: Tokeniz
     assert decollate_batch({"answer": ["x", "y"]})[1]["answer"] == "y"
     with pytest.raises(ValueError, match="1 names for 2 keys, expected one each"):
         Answerd(["a", "b"], ask, tiny, "plane?")
+
+
+def test_each_key_gets_the_answer_about_its_own_picture(tiny: UniMedVL) -> None:
+    class Says:
+        def __call__(self, batch, network):  # type: ignore[no-untyped-def]
+            return [type("A", (), {"text": f"{float(part[0].mean()):.1f}"})() for part in batch]
+
+    step = Answerd(["scan", "mask"], Says(), tiny, "how bright?", names=["first", "second"])  # type: ignore[arg-type]
+    said = step({"scan": torch.full((1, 4, 4), 0.2), "mask": torch.full((1, 4, 4), 0.7)})
+    assert (said["first"], said["second"]) == ("0.2", "0.7")

@@ -86,6 +86,38 @@ def test_words_alone_give_a_group_of_count(tiny: UniMedVL, tokenizer: Tokenizer)
     assert not torch.equal(same[1], made[0][1])
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_slices_of_a_group_begin_at_one_noise_unless_told_otherwise(
+    tiny: UniMedVL, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    from monai_unimedvl.inferers import groups
+
+    seen: list[list[Tensor]] = []
+    real = groups.flow_steps
+    monkeypatch.setattr(groups, "flow_steps", lambda *a, **k: seen.append(k["noise"]) or real(*a, **k))
+    GroupInferer(tokenizer, count=2, steps=1, size=(4, 4), same_noise=same)([["axial"]], tiny)
+    ((first, second),) = seen
+    assert torch.equal(first, second) == same
+
+
+def test_groups_of_a_volume_are_fitted_to_the_last_slices_of_the_one_before(
+    tiny: UniMedVL, tokenizer: Tokenizer
+) -> None:
+    made: list[tuple[list[Tensor | None], list[Tensor]]] = []
+
+    class Watched(GroupInferer):
+        def __call__(self, batch, network, known=None):  # type: ignore[no-untyped-def, override]
+            (drawn,) = super().__call__(batch, network, known)
+            made.append((list(known[0]), drawn))
+            return [drawn]
+
+    values = MetaTensor(torch.rand(1, 8, 8, 5), affine=torch.eye(4))
+    VolumeInferer(Watched(tokenizer, count=3, overlap=1, steps=1), output=Grey("one"))(values, tiny, "plane?")
+    (nothing, first), (fitted, _) = made
+    assert nothing == [None] * 3 and fitted[1:] == [None, None]
+    assert fitted[0] is first[2]
+
+
 def test_a_volume_is_drawn_in_groups(tiny: UniMedVL, tokenizer: Tokenizer) -> None:
     values = torch.rand(1, 8, 8, 7)
     values[..., 5] = 0  # ends a run; the last slice is alone
