@@ -7,6 +7,7 @@ The one thing to know: `encode` never gives the id of a mark. A mark written in 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -74,6 +75,11 @@ class Tokenizer:
         self.engine.encode_special_tokens = True  # marks inside a text are characters
         self.engine.no_truncation()
         self.engine.no_padding()
+
+    def digest(self) -> str:
+        """sha256 of which id is which word: weights that were trained with it know no other."""
+        words = self.engine.get_vocab(with_added_tokens=True)
+        return hashlib.sha256(json.dumps(sorted(words.items())).encode()).hexdigest()
 
     def encode(self, text: str) -> Tensor:
         """Ids of a text, without marks around it and never with one inside: LongTensor (n,).

@@ -23,7 +23,7 @@ from monai_unimedvl.training.adapters import CONFIG as ADAPTER
 from monai_unimedvl.training.adapters import load_adapters, merge_adapters
 from monai_unimedvl.training.checkpoints import newest, read_network
 from monai_unimedvl.weights.checkpoint import NAME, checkpoint_bytes
-from monai_unimedvl.weights.io import FORMAT, VERSION
+from monai_unimedvl.weights.io import our_config
 
 SCORES = re.compile(r"(<!-- (scores[\w-]*) -->).*?(<!-- /\2 -->)", re.S)
 UNSCORED = "No scores yet: these weights were fine-tuned, and the scores of the base would not be theirs."
@@ -62,11 +62,11 @@ def export(
         | {"weights": digest(base)},
         "about": told,
     }
-    weights = {"format": FORMAT, "version": VERSION, "network": network.config}
+    words = json.loads(files.get("models/config.json", b"{}")).get("tokenizer")
     files |= {
         "configs/metadata.json": _json(content),
         f"models/{NAME}": checkpoint_bytes(network.state_dict()),
-        "models/config.json": _json(weights),
+        "models/config.json": _json(our_config(network, words)),
         "models/manifest.json": _json(manifest),
     }
     if "docs/README.md" in files:

@@ -63,6 +63,7 @@ def load(
     config, weights = _read_ours(folder) if is_ours(folder) else _read_upstream(folder)
     tokenizer = Tokenizer.load(folder) if any((folder / name).is_file() for name in TOKENIZERS) else None
     if tokenizer is not None:
+        _same_words(folder, tokenizer)
         _fit_words(config, weights, tokenizer)
     network = _build(config)
     _recompute_tables(network, weights)
@@ -118,7 +119,8 @@ def save(
     kept = {f"autoencoder.{name}" for name, _ in network.autoencoder.named_buffers()}
     config: dict[str, dict[str, Any]]
     if layout == "ours":
-        config = {"config.json": {"format": FORMAT, "version": VERSION, "network": network.config}}
+        words = _words(folder) if tokenizer is None else tokenizer.digest()
+        config = {"config.json": our_config(network, words)}
         parts = {"model": weights}
     else:
         config = upstream.config_to_upstream(network.config)
@@ -146,6 +148,26 @@ def save(
         _move(aside, folder, last=tuple(config), stems=tuple(parts))
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def our_config(network: UniMedVL, words: str | None) -> dict[str, Any]:
+    """What config.json says; `words` is the digest of the tokenizer that the weights were trained with."""
+    known = {} if words is None else {"tokenizer": words}
+    return {"format": FORMAT, "version": VERSION, **known, "network": network.config}
+
+
+def _words(folder: Path) -> str | None:
+    """The tokenizer's digest that a folder of ours names."""
+    return read_json(folder / "config.json").get("tokenizer") if is_ours(folder) else None
+
+
+def _same_words(folder: Path, tokenizer: Tokenizer) -> None:
+    trained = _words(folder)
+    if trained is not None and trained != (here := tokenizer.digest()):
+        raise ValueError(
+            f"{folder.name} holds tokenizer {here[:12]}, but its weights were trained with {trained[:12]}: "
+            "put back the tokenizer files that came with the weights."
+        )
 
 
 def _read_ours(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

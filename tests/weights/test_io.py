@@ -361,3 +361,18 @@ def test_headers_tell_shapes_without_reading_weights(saved: Path, network: UniMe
     assert {name: entry.shape for name, entry in entries.items()} == {
         name: tuple(x.shape) for name, x in network.state_dict().items()
     }
+
+
+def test_another_tokenizer_of_the_same_size_is_refused(saved: Path, tokenizer: Tokenizer) -> None:
+    other = Tokenizer.train(["zebra quiz vexing jukebox fjord"] * 9, len(tokenizer))
+    assert len(other) == len(tokenizer) and other.marks == tokenizer.marks
+    other.save(saved)
+    with pytest.raises(ValueError, match=r"saved holds tokenizer \w{12}, but its weights were trained with"):
+        weights.load(saved)
+
+
+def test_weights_saved_without_a_tokenizer_keep_the_one_they_know(
+    saved: Path, network: UniMedVL, tokenizer: Tokenizer
+) -> None:
+    weights.save(network, None, saved)
+    assert json.loads((saved / "config.json").read_text())["tokenizer"] == tokenizer.digest()
