@@ -34,6 +34,7 @@ from monai_unimedvl.inferers import ImageInferer
 from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.unimedvl import nano
 from monai_unimedvl.tokenizer import Tokenizer
+from monai_unimedvl.training.keeping import keep
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLES = sorted(path.parent.parent for path in (ROOT / "bundles").glob("*/configs/metadata.json"))
@@ -396,3 +397,14 @@ def test_the_samples_are_free_pictures_of_the_test_part(folder: Path) -> None:
     for name, item in rows:
         sample = np.asarray(Image.open(folder / "samples" / name))
         np.testing.assert_array_equal(sample, pictures[item].pixels)
+
+
+def test_fine_tuning_leaves_a_shipped_bundle_as_it_came(tmp_path: Path) -> None:
+    assert bundle.kept(NANO, "runs") == str(Path("runs") / "models")
+    copied = bundle.copy(NANO.name, tmp_path / "mine")
+    assert bundle.kept(copied, "runs") == str(copied / "models")
+    network, tokenizer = bundle.load(NANO)
+    keep(network, tmp_path / "runs" / "models", tokenizer)
+    again, words = bundle.load(tmp_path / "runs" / "models")
+    assert words.digest() == tokenizer.digest()
+    assert all(torch.equal(x, again.state_dict()[name]) for name, x in network.state_dict().items())

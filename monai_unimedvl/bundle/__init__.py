@@ -8,7 +8,7 @@ or a released one.
 
 from monai_unimedvl.bundle.opening import digest, load
 from monai_unimedvl.bundle.papers import document, write_data_licences
-from monai_unimedvl.bundle.places import DEFAULT, available, find, metadata, models, running
+from monai_unimedvl.bundle.places import DEFAULT, available, find, kept, metadata, models, running
 from monai_unimedvl.bundle.shipping import compose, copy, pack, release
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "digest",
     "document",
     "find",
+    "kept",
     "load",
     "metadata",
     "models",

@@ -79,6 +79,14 @@ def models(path: str | Path = DEFAULT) -> Path:
     return folder
 
 
+def kept(path: str | Path, output_dir: str | Path) -> str:
+    """Where fine-tuning keeps its best weights: in the bundle, or, as a shipped one stays what it is, in
+    `output_dir`/models.
+    """
+    shipped = Path(path).resolve().parent == BUNDLES.resolve()
+    return str((Path(output_dir) if shipped else Path(path)) / "models")
+
+
 def metadata(path: str | Path = DEFAULT) -> dict[str, Any]:
     """What `configs/metadata.json` says; empty for a bare weights folder."""
     file = find(path) / "configs" / "metadata.json"
