@@ -4,6 +4,7 @@
 from monai_unimedvl.inferers.chain import Answerd
 from monai_unimedvl.inferers.context import Branches, Context, segments_for
 from monai_unimedvl.inferers.drawing import ImageInferer, InterleavedInferer
+from monai_unimedvl.inferers.engine import Engine, QueueFull, Request, Token
 from monai_unimedvl.inferers.groups import GroupInferer
 from monai_unimedvl.inferers.inferers import Answer, TextInferer
 from monai_unimedvl.inferers.outputs import Colour, Grey, Labels
@@ -16,15 +17,19 @@ __all__ = [
     "Branches",
     "Colour",
     "Context",
+    "Engine",
     "Grey",
     "GroupInferer",
     "ImageInferer",
     "InterleavedInferer",
     "Labels",
     "PlacedAnswer",
+    "QueueFull",
+    "Request",
     "Sampling",
     "TextInferer",
     "Tiles",
+    "Token",
     "VolumeInferer",
     "Word",
     "flow_steps",

@@ -120,6 +120,11 @@ class Context:
             words = words.to(self.network.decoder.embed.weight.device)
             self.network(step(words, waiting, [self.positions[s] for s in waiting]), self.cache)
 
+    def forget(self, sample: int) -> None:
+        """Let a sample start anew, as if it had read nothing."""
+        self.cache.lengths[sample] = self.cache.positions[sample] = 0
+        self.unread[sample], self.bases[sample] = [], {}
+
     def fork(self, indexes: Sequence[int | None]) -> Context:
         """A copy with the named samples, in that order; None is a sample that has read nothing."""
         self.close()

@@ -131,7 +131,7 @@ def words(
     while active:
         hidden = network(step(ids, active, [cache.positions[s] for s in active]), cache).hidden  # (B, D)
         logits = _at_least_float32(network.logits(hidden))  # (B, V)
-        ids = _choose(logits, options, said, [chance[s] for s in active] if chance else None)  # (B,)
+        ids = choose(logits, options, said, [chance[s] for s in active] if chance else None)  # (B,)
         logprobs = logits.gather(1, ids.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)  # (B,)
         spoken, staying = [], []
         for row, (s, id_, logprob) in enumerate(zip(active, ids.tolist(), logprobs.tolist(), strict=True)):
@@ -247,10 +247,10 @@ def _pack_canvases(
     return pack(samples, context.marks, start=context.positions).to(latents.device)
 
 
-def _choose(
+def choose(
     logits: Tensor, options: Sampling, said: Tensor, generators: Sequence[torch.Generator] | None
 ) -> Tensor:
-    """The next word of each sample: logits (B, V), words said so far (B, n) -> ids (B,)"""
+    """The next word of each sample: logits (B, V), words said so far (B, n) -> ids (B,), float32 at least."""
     scores = logits if options.processors is None else options.processors(said, logits)
     if options.greedy:
         return scores.argmax(-1)

@@ -231,7 +231,7 @@ def test_the_coldest_and_narrowest_choices_are_greedy(tiny, segments, options):
 def test_words_are_drawn_as_often_as_likely(tiny):
     logits = torch.tensor([[0.0, 1.0, 2.0, -math.inf, 1.0]])
     count, chance = 20_000, seeded(3)[0]
-    drawn = sampling._choose(
+    drawn = sampling.choose(
         logits.expand(count, -1), Sampling(temperature=2.0), torch.empty(count, 0), [chance] * count
     )
     shares = torch.bincount(drawn, minlength=5) / count
@@ -244,7 +244,7 @@ def test_a_word_without_probability_is_not_drawn_even_at_the_edge(monkeypatch):
     for chance in (0.0, 1 - 2**-53):
         edge = torch.tensor([chance], dtype=torch.float64)
         monkeypatch.setattr(torch, "rand", lambda *_, edge=edge, **__: edge)
-        drawn = sampling._choose(logits, Sampling(temperature=1.0), torch.empty(1, 0), seeded(0))
+        drawn = sampling.choose(logits, Sampling(temperature=1.0), torch.empty(1, 0), seeded(0))
         assert drawn.item() == 1
 
 
