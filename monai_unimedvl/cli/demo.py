@@ -16,12 +16,12 @@ from typing import Any
 
 from monai_unimedvl import __version__, bundle, provenance
 from monai_unimedvl.cli.command import Result
-from monai_unimedvl.cli.page import Card, Figure, Section, markdown_tables, page
 from monai_unimedvl.cli.reading import device
 from monai_unimedvl.cli.stage import ABOUT, NAMES, SECTIONS, STEPS, TASKS, Item, Stage, score, scored
 from monai_unimedvl.data.atlas import INSTRUCTIONS, LEGENDS
 from monai_unimedvl.data.fetch import licences
 from monai_unimedvl.evaluation import baselines as trivial
+from monai_unimedvl.evaluation.page import Card, Figure, Section, markdown_tables, page
 from monai_unimedvl.evaluation.text import exact_match, token_f1
 from monai_unimedvl.inferers import ImageInferer, InterleavedInferer, TextInferer
 from monai_unimedvl.inferers.drawing import Output

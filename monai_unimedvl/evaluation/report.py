@@ -14,7 +14,7 @@ import os
 import tempfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-RESAMPLES = 1000
+from monai_unimedvl.evaluation.intervals import interval
+
 ALL = "all"
 UNITS = {"PSNR": "{:.2f}"}  # how a metric is printed; others as {:.3f}
 # groups that the short table shows too: (task, metric) -> which of them, None for all
@@ -199,21 +200,6 @@ def summarise(predictions: Iterable[Mapping[str, Any]], *, seed: int = 0) -> lis
             )
         )  # fmt: skip
     return rows
-
-
-def interval(
-    values: Sequence[float] | np.ndarray, *, seed: int = 0, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean, `RESAMPLES` resamples; the same seed gives the same."""
-    sample = np.asarray(values, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    kinds, counts = np.unique(
-        sample, return_counts=True
-    )  # resampling how often each value comes is the same draw
-    weights = generator.multinomial(len(sample), counts / len(sample), size=RESAMPLES)
-    means = weights @ kinds / len(sample)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def explain(about: Mapping[str, Any]) -> str:

@@ -16,12 +16,12 @@ from PIL import Image
 from monai_unimedvl import bundle
 from monai_unimedvl.cli import demo as pages
 from monai_unimedvl.cli.demo import every_section, foot, glance, lead
-from monai_unimedvl.cli.page import Card, Figure, Section, markdown_tables, page
 from monai_unimedvl.cli.stage import NAMES, PACKAGES, STEPS, TASKS, Stage
 from monai_unimedvl.data.atlas import INSTRUCTIONS, LEGENDS
 from monai_unimedvl.data.fetch import licences
 from monai_unimedvl.evaluation import AtlasBenchmark
 from monai_unimedvl.evaluation.image import paint
+from monai_unimedvl.evaluation.page import Card, Figure, Section, markdown_tables, page
 from monai_unimedvl.provenance import Facts
 from monai_unimedvl.provenance.files import CHUNK
 from monai_unimedvl.sequence import Turn

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from monai_unimedvl.evaluation import Report, fill
-from monai_unimedvl.evaluation.report import interval, summarise
+from monai_unimedvl.evaluation.intervals import interval
+from monai_unimedvl.evaluation.report import summarise
 
 
 def prediction(n, score, *, task="sr4", section="test", groups=(), setting="4 steps", **baselines):
