@@ -32,7 +32,11 @@ from monai_unimedvl.data.record import InvalidRecord, Record, Reject
 Item = Record | Reject
 
 # name -> where its class stands; a name with a hyphen may be written in two words, such as `ingest dicom`.
-STEPS: dict[str, str] = {}
+STEPS: dict[str, str] = {
+    "dedup": "monai_unimedvl.data.dedup:Dedup",
+    "decontaminate": "monai_unimedvl.data.dedup:Decontaminate",
+    "unique-ids": "monai_unimedvl.data.dedup:UniqueIds",
+}
 CODES = {"unexpected": "a step broke on this unit; a fault of ours or of a package"}
 
 

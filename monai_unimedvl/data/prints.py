@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fingerprints of pictures and words: equal ones, and ones that only look or read alike.
+
+Of a picture: a digest of its pixels, whatever the file around them; two perceptual hashes of `imagehash`,
+which find candidates; a thumbnail, which confirms them. Of words: a digest, and a MinHash of `datasketch`.
+Lists of them tell a benchmark's pictures and questions without the pictures and questions:
+
+    unimedvl data prints vqa-rad/images --name vqa-rad --out vqa-rad.jsonl
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.utils import optional_import
+from numpy.typing import NDArray
+from PIL import Image
+
+from monai_unimedvl.data.dialogue import pixels, read_content
+from monai_unimedvl.data.record import PLACEHOLDER, ImageFile, Record
+
+FORMAT = "unimedvl-prints 1"
+BITS = 16  # a side of a perceptual hash: 256 bits
+THUMB = 12  # pixels a side
+PERMUTATIONS = 32
+SHINGLE = 3  # words
+LONG = 8  # words from which on texts can be alike without being equal
+
+
+@dataclass(frozen=True)
+class ImagePrint:
+    """Of one picture.
+
+    Args:
+        pixels: 32 hex digits of the sha256 of its values as (3, H, W).
+        average, dct: 64 hex digits each: `imagehash.average_hash` and `imagehash.phash` of 16 x 16 bits.
+        thumb: 12 x 12 grey values 0..255 as hex digits.
+    """
+
+    pixels: str
+    average: str
+    dct: str
+    thumb: str
+
+    def to_json(self) -> dict[str, str]:
+        """By name."""
+        return {"pixels": self.pixels, "average": self.average, "dct": self.dct, "thumb": self.thumb}
+
+
+@dataclass(frozen=True)
+class WordPrint:
+    """Of a text: 16 hex digits of its words in lower case, and its MinHash as hex, "" where it is short."""
+
+    words: str
+    minhash: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """By name, what is not empty."""
+        return {"words": self.words, **({"minhash": self.minhash} if self.minhash else {})}
+
+
+_KNOWN: OrderedDict[bytes, ImagePrint] = OrderedDict()
+
+
+def image_print(image: ImageFile) -> ImagePrint:
+    """The print of a picture with its bytes embedded; the records of one picture pay once.
+
+    Raises:
+        InvalidRecord: missing or damaged.
+    """
+    key = hashlib.sha256(read_content(image)).digest()
+    if (known := _KNOWN.get(key)) is None:
+        known = _KNOWN[key] = print_of(pixels(image).numpy())
+        while len(_KNOWN) > 256:
+            _KNOWN.popitem(last=False)
+    return known
+
+
+def print_of(values: NDArray[np.float32]) -> ImagePrint:
+    """The print of a picture (3, H, W) in [0, 1]."""
+    hashes, found = optional_import("imagehash")
+    if not found:
+        raise ValueError("Fingerprints need imagehash, which is not installed: `pip install imagehash`.")
+    exact = np.ascontiguousarray(np.rint(values * 65535).astype("<u2"))
+    digest = hashlib.sha256(repr(values.shape).encode() + exact.tobytes()).hexdigest()[:32]
+    grey = Image.fromarray(np.rint(values.mean(0) * 255).astype(np.uint8))
+    small = np.asarray(grey.resize((THUMB, THUMB), Image.Resampling.BOX))
+    return ImagePrint(
+        digest, str(hashes.average_hash(grey, BITS)), str(hashes.phash(grey, BITS)), small.tobytes().hex()
+    )
+
+
+def word_print(text: str) -> WordPrint:
+    """The print of a text; case, spaces, punctuation and `<image>` marks do not count."""
+    words = re.findall(r"\w+", text.replace(PLACEHOLDER, " ").lower())
+    digest = hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
+    if len(words) < LONG:
+        return WordPrint(digest)
+    sketch, found = optional_import("datasketch")
+    if not found:
+        raise ValueError("Fingerprints need datasketch, which is not installed: `pip install datasketch`.")
+    pieces = {" ".join(words[n : n + SHINGLE]).encode() for n in range(len(words) - SHINGLE + 1)}
+    made = sketch.MinHash(PERMUTATIONS, seed=1)
+    made.update_batch(sorted(pieces))
+    return WordPrint(digest, made.hashvalues.astype("<u4").tobytes().hex())
+
+
+def words_of(record: Record) -> str:
+    """All that is said in a record, speaker by speaker."""
+    return "\n".join(message.value for message in record.message)
+
+
+def images_of(record: Record) -> tuple[ImageFile, ...]:
+    """All images of a record, those to read first."""
+    return (*record.input_img, *record.output_img)
+
+
+def write_prints(rows: Iterable[ImagePrint | WordPrint], path: str | Path, name: str) -> int:
+    """Write a list of prints of a benchmark as JSON lines; returns how many.
+
+    Args:
+        name: of the benchmark, which rejects will say.
+    """
+    path = Path(path)
+    lines = [json.dumps({"format": FORMAT, "name": name})]
+    lines += sorted({json.dumps(row.to_json()) for row in rows})
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text("\n".join(lines) + "\n", "utf8")
+    aside.replace(path)
+    return len(lines) - 1
+
+
+def read_prints(path: str | Path) -> Iterator[tuple[str, ImagePrint | WordPrint]]:
+    """(benchmark, print) of each line of a list.
+
+    Raises:
+        ValueError: no such file, or a line that is no print.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is no file, expected a list that `unimedvl data prints` wrote: make one.")
+    name = ""
+    with path.open(encoding="utf8") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                row: dict[str, Any] = json.loads(line)
+                if number == 1:
+                    assert row["format"] == FORMAT
+                    name = str(row["name"])
+                else:
+                    yield name, (WordPrint(**row) if "words" in row else ImagePrint(**row))
+            except (ValueError, KeyError, TypeError, AssertionError) as error:
+                raise ValueError(
+                    f"{path.name}:{number} is no line of {FORMAT!r}, expected a list that `unimedvl data "
+                    "prints` wrote: make it again."
+                ) from error
+
+
+def hash_bits(prints: Sequence[ImagePrint], which: str) -> NDArray[np.uint8]:
+    """The hashes "average" or "dct" of prints, packed: (N, 32) uint8"""
+    return unhex([getattr(each, which) for each in prints], BITS * BITS // 8)
+
+
+def thumbnails(prints: Sequence[ImagePrint]) -> NDArray[np.float32]:
+    """(N, 144), each of mean 0 and length 1, so that a product is a correlation; a flat picture is all 0."""
+    grey = unhex([each.thumb for each in prints], THUMB * THUMB).astype(np.float32)
+    grey -= grey.mean(1, keepdims=True)
+    return grey / np.maximum(np.linalg.norm(grey, axis=1, keepdims=True), 12.0)  # under one level: noise
+
+
+def minhashes(texts: Sequence[WordPrint]) -> NDArray[np.uint32]:
+    """(N, 32) of prints that have one."""
+    return unhex([each.minhash for each in texts], 4 * PERMUTATIONS).view("<u4")
+
+
+def unhex(rows: Sequence[str], width: int) -> NDArray[np.uint8]:
+    """Rows of hex digits as bytes, (N, width)."""
+    return np.frombuffer(bytes.fromhex("".join(rows)), np.uint8).reshape(-1, width).copy()
