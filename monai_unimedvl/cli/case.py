@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import math
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from monai_unimedvl.cli.reading import Reading, read_images
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.provenance import read_report, sha256
 from monai_unimedvl.transforms.dicom import is_dicom
-from monai_unimedvl.transforms.regions import Region, region_from_mm, region_from_source
+from monai_unimedvl.transforms.regions import numbers_of, region_of
 from monai_unimedvl.transforms.structured import Case, Lab, read_labs
 
 FILES = ("labs", "prior_report", "prior_image")  # options that name files
@@ -50,7 +49,7 @@ class Known:
         case = Case(
             pictures, question, self.history, self.indication, self.labs,
             () if self.prior is None else self.prior.pictures, self.prior_report,
-            [region(text, pictures[0]) for text in self.boxes],
+            [region_of(text, pictures[0]) for text in self.boxes],
         )  # fmt: skip
         return [part.as_tensor() if isinstance(part, MetaTensor) else part for part in case.prompt()]
 
@@ -83,44 +82,6 @@ def known_of(options: Namespace, network: UniMedVL) -> Known:
 def files_of(options: Namespace) -> list[str]:
     """The files that the options name beside the images."""
     return [path for name in FILES if (path := getattr(options, name, None))]
-
-
-def region(text: str, picture: MetaTensor) -> Region:
-    """The region that a text names: pixels of the slice as it was read, or mm.
-
-    Raises:
-        ValueError: it is none, or lies outside of the picture.
-    """
-    numbers, millimetres, label = numbers_of(text)
-    try:
-        if millimetres:
-            second = numbers[3:] if len(numbers) == 6 else None
-            return region_from_mm(picture, numbers[:3], second, label)
-        left, top, right, bottom = numbers if len(numbers) == 4 else [*numbers, *numbers]
-        return region_from_source(picture, left, top, right, bottom, label)
-    except ValueError as error:
-        raise ValueError(f"--box {text}: {error}") from error
-
-
-def numbers_of(text: str) -> tuple[list[float], bool, str]:
-    """Numbers, whether they are mm, and the label of "10,20,60,80=node" or "-4,30,12mm".
-
-    Raises:
-        ValueError: anything else.
-    """
-    where, _, label = text.partition("=")
-    plain = where.strip().lower()
-    millimetres = plain.endswith("mm")
-    try:
-        numbers = [float(part) for part in plain.removesuffix("mm").split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in ((3, 6) if millimetres else (2, 4)) or not all(map(math.isfinite, numbers)):
-        raise ValueError(
-            f"--box {text!r} came, but X0,Y0,X1,Y1 or X,Y in pixels, or six or three numbers and mm, are"
-            " expected, such as 10,20,60,80=node."
-        )
-    return numbers, millimetres, label.strip()
 
 
 def _report(path: Path) -> str:

@@ -9,6 +9,7 @@ In numbers x is the column and y the row; pixel n covers n to n + 1.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -159,6 +160,44 @@ def region_from_source(
     found = Region(float(x0), float(y0), float(x1), float(y1), label)
     found.words(picture)  # raises where it leaves the picture
     return found
+
+
+def region_of(text: str, picture: MetaTensor) -> Region:
+    """The region that a text names: pixels of the slice as it was read, or mm.
+
+    Raises:
+        ValueError: it is none, or lies outside of the picture.
+    """
+    numbers, millimetres, label = numbers_of(text)
+    try:
+        if millimetres:
+            second = numbers[3:] if len(numbers) == 6 else None
+            return region_from_mm(picture, numbers[:3], second, label)
+        left, top, right, bottom = numbers if len(numbers) == 4 else [*numbers, *numbers]
+        return region_from_source(picture, left, top, right, bottom, label)
+    except ValueError as error:
+        raise ValueError(f"box {text}: {error}") from error
+
+
+def numbers_of(text: str) -> tuple[list[float], bool, str]:
+    """Numbers, whether they are mm, and the label of "10,20,60,80=node" or "-4,30,12mm".
+
+    Raises:
+        ValueError: anything else.
+    """
+    where, _, label = text.partition("=")
+    plain = where.strip().lower()
+    millimetres = plain.endswith("mm")
+    try:
+        numbers = [float(part) for part in plain.removesuffix("mm").split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in ((3, 6) if millimetres else (2, 4)) or not all(map(math.isfinite, numbers)):
+        raise ValueError(
+            f"box {text!r} came, but X0,Y0,X1,Y1 or X,Y in pixels, or six or three numbers and mm, are"
+            " expected, such as 10,20,60,80=node."
+        )
+    return numbers, millimetres, label.strip()
 
 
 def regions_in(answer: str, picture: MetaTensor) -> list[Region]:

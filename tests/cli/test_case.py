@@ -127,7 +127,7 @@ def test_columns_of_a_list_say_what_is_known(command, known, heard):
 BAD = [
     (["--box", "1,2,3"], "'1,2,3' came, but X0,Y0,X1,Y1 or X,Y in pixels"),
     (["--box", "a,b,c,d"], "came, but X0,Y0,X1,Y1"),
-    (["--box", "0,0,900,900"], "--box 0,0,900,900: region .* leaves the picture"),
+    (["--box", "0,0,900,900"], "box 0,0,900,900: region .* leaves the picture"),
     (["--box", "20,20,10,10"], "left <= right and top <= bottom"),
     (["--box", "1,2,3mm"], "no place in mm: give regions in pixels"),
     (["--labs", "{0}/absent.csv"], "absent.csv does not exist"),
