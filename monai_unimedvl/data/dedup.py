@@ -44,6 +44,7 @@ COMBINATIONS = 256  # of alike pictures and texts that are looked up for one rec
 class Printed(Whole):
     """What deduplication and decontamination note of a record."""
 
+    root: str = option("", "folder of the corpus, whose images/ the records name")
     distance: int = option(16, "bits of 256 by which two perceptual hashes may differ")
     similarity: float = option(0.99, "correlation of thumbnails from which on pictures look alike")
     overlap: float = option(0.9, "share of common three-word pieces from which on texts read alike")
@@ -58,7 +59,7 @@ class Printed(Whole):
     def note(self, record: Record) -> Note:
         """{task, owner, images, words}; see `Whole`."""
         note: Note = {"task": record.sub_task_type, "owner": record.patient or record.study}
-        note["images"] = [image_print(image).to_json() for image in images_of(record)]
+        note["images"] = [image_print(each, self.root or None).to_json() for each in images_of(record)]
         note["words"] = word_print(words_of(record)).to_json()
         return note
 

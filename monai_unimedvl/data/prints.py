@@ -15,7 +15,7 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,12 @@ class ImagePrint:
     dct: str
     thumb: str
 
+    @property
+    def flat(self) -> bool:
+        """Whether nothing is to be seen on it, as on a blank slice."""
+        grey = bytes.fromhex(self.thumb)
+        return max(grey) - min(grey) < 2
+
     def to_json(self) -> dict[str, str]:
         """By name."""
         return {"pixels": self.pixels, "average": self.average, "dct": self.dct, "thumb": self.thumb}
@@ -70,15 +76,16 @@ class WordPrint:
 _KNOWN: OrderedDict[bytes, ImagePrint] = OrderedDict()
 
 
-def image_print(image: ImageFile) -> ImagePrint:
-    """The print of a picture with its bytes embedded; the records of one picture pay once.
+def image_print(image: ImageFile, root: str | Path | None = None) -> ImagePrint:
+    """The print of a picture, embedded or under the root; the records of one picture pay once.
 
     Raises:
         InvalidRecord: missing or damaged.
     """
-    key = hashlib.sha256(read_content(image)).digest()
+    content = read_content(image, root)
+    key = hashlib.sha256(content).digest()
     if (known := _KNOWN.get(key)) is None:
-        known = _KNOWN[key] = print_of(pixels(image).numpy())
+        known = _KNOWN[key] = print_of(pixels(replace(image, content=content)).numpy())
         while len(_KNOWN) > 256:
             _KNOWN.popitem(last=False)
     return known

@@ -33,9 +33,13 @@ Item = Record | Reject
 
 # name -> where its class stands; a name with a hyphen may be written in two words, such as `ingest dicom`.
 STEPS: dict[str, str] = {
+    "ingest-dicom": "monai_unimedvl.data.ingest.dicom:IngestDicom",
+    "ingest-nifti": "monai_unimedvl.data.ingest.nifti:IngestNifti",
+    "ingest-images": "monai_unimedvl.data.ingest.images:IngestImages",
     "dedup": "monai_unimedvl.data.dedup:Dedup",
     "decontaminate": "monai_unimedvl.data.dedup:Decontaminate",
     "unique-ids": "monai_unimedvl.data.dedup:UniqueIds",
+    "split": "monai_unimedvl.data.split:Split",
 }
 CODES = {"unexpected": "a step broke on this unit; a fault of ours or of a package"}
 
