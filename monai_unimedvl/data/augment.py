@@ -24,6 +24,7 @@ class Change:
 
     Args:
         angle: degrees. scale: relative. shift: share of the side.
+        stretch: of one side against the other, relative. bend: deviation of a smooth warp, share of the side.
         gamma: of images the user gives; log of the exponent, up to 1.5 times this either way.
         gain: of all images but masks; the factor is 1 - gain to 1 + gain.
         noise: deviation of noise on images the user gives, at most; erase: side of a black square on them, as
@@ -34,6 +35,8 @@ class Change:
     angle: float = 0.0
     scale: float = 0.0
     shift: float = 0.0
+    stretch: float = 0.0
+    bend: float = 0.0
     gamma: float = 0.0
     gain: float = 0.0
     noise: float = 0.0
@@ -42,10 +45,16 @@ class Change:
     turn: bool = False
 
 
-READING = Change(angle=15, scale=0.15, shift=0.1, gamma=0.3, gain=0.2, noise=0.05, erase=0.25)
-MASK = Change(angle=10, scale=0.08, shift=0.06, gamma=0.2, gain=0.1, mirror=True)
-PAIR = Change(angle=8, scale=0.06, shift=0.05, gamma=0.05, mirror=True)
+READING = Change(
+    angle=15, scale=0.15, shift=0.15, stretch=0.08, bend=0.015, gamma=0.33, gain=0.25, noise=0.06, erase=0.2
+)
+MASK = Change(angle=12, scale=0.1, shift=0.08, stretch=0.06, bend=0.015, gamma=0.25, gain=0.15, mirror=True)
+PAIR = Change(angle=8, scale=0.08, shift=0.05, stretch=0.05, bend=0.012, gamma=0.05, mirror=True)
 PATCH = Change(turn=True)
+RECOLOURED = 0.35  # share of training pictures with one channel in a contrast that no scanner has
+OF_CONTRAST = ("contrast", "tumour", "nuclei", "csf")  # questions that such a picture cannot answer
+BENDS = 5  # points a side of a smooth warp
+TONES = 6  # points of a curve that recolours
 CHANGES = {
     "vqa": READING, "caption": READING, "text-to-image": Change(angle=2, scale=0.02, shift=0.01),
     "seg-tissue": MASK, "seg-lobes": MASK, "seg-tumour": MASK, "seg-bone": MASK,
@@ -64,14 +73,15 @@ def augment(turns: Sequence[Turn], generator: torch.Generator, *, task: str) -> 
     change = CHANGES.get(task)
     if change is None:
         return list(turns)
-    draw = (torch.rand(9, generator=generator) * 2 - 1).tolist()
+    draw = (torch.rand(10, generator=generator) * 2 - 1).tolist()
+    warp = torch.randn(2, BENDS, BENDS, generator=generator) if change.bend else None
     is_mask = task.startswith("seg-")
     changed = []
     for turn in turns:
         parts: list[str | Tensor] = []
         for part in turn.parts:
             if isinstance(part, Tensor):
-                part = _move(part, change, draw, nearest=is_mask and turn.role == "assistant")
+                part = _move(part, change, draw, warp, nearest=is_mask and turn.role == "assistant")
                 if not (is_mask and turn.role == "assistant"):
                     part = _shade(part, change, draw, given=turn.role == "user")
                 if turn.role == "user" and (change.noise or change.erase):
@@ -81,8 +91,21 @@ def augment(turns: Sequence[Turn], generator: torch.Generator, *, task: str) -> 
     return changed
 
 
-def _move(image: Tensor, change: Change, draw: list[float], *, nearest: bool) -> Tensor:
-    """(3, H, W) turned, scaled, shifted, mirrored; zeros come in from outside."""
+def recolour(image: Tensor, generator: torch.Generator) -> Tensor:
+    """(3, H, W) in [0, 1], grey, through a curve drawn by chance: a contrast that no scanner has.
+
+    Black stays nearly black. What is where in the picture stays true, what the contrast is does not.
+    """
+    heights = torch.rand(TONES, generator=generator)
+    heights[0] *= 0.02
+    place = image[0] * (TONES - 1)
+    below = place.long().clamp(0, TONES - 2)
+    grey = heights[below] + (heights[below + 1] - heights[below]) * (place - below)
+    return grey.expand_as(image).contiguous()
+
+
+def _move(image: Tensor, change: Change, draw: list[float], warp: Tensor | None, *, nearest: bool) -> Tensor:
+    """(3, H, W) turned, scaled, shifted, mirrored, warped; zeros come in from outside."""
     if change.mirror and draw[0] > 0:
         image = image.flip(-1)
     if change.turn:
@@ -92,9 +115,16 @@ def _move(image: Tensor, change: Change, draw: list[float], *, nearest: bool) ->
         return image.contiguous()
     angle, scale = math.radians(change.angle * draw[3]), 1 + change.scale * draw[4]
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
-    shift_x, shift_y = 2 * change.shift * draw[5], 2 * change.shift * draw[6]
-    matrix = torch.tensor([[[cos, -sin, shift_x], [sin, cos, shift_y]]], dtype=image.dtype)
+    shift_x, shift_y, tall = (
+        2 * change.shift * draw[5],
+        2 * change.shift * draw[6],
+        1 + change.stretch * draw[9],
+    )
+    matrix = torch.tensor([[[cos, -sin, shift_x], [sin * tall, cos * tall, shift_y]]], dtype=image.dtype)
     grid = F.affine_grid(matrix, [1, *image.shape], align_corners=False)
+    if warp is not None:
+        smooth = F.interpolate(warp[None], image.shape[-2:], mode="bicubic", align_corners=True)
+        grid = grid + 2 * change.bend * smooth.movedim(1, -1).to(grid)
     return F.grid_sample(image[None], grid, mode="nearest" if nearest else "bilinear", align_corners=False)[0]
 
 

@@ -107,7 +107,7 @@ def atlas_material(
     Raises:
         ValueError: an unknown task, or none of them is there.
     """
-    known = (*WEIGHTS, "text")
+    known = (*(task for task in WEIGHTS if not task.endswith("-group")), "text")
     if unknown := [task for task in tasks or () if task not in known]:
         raise ValueError(f"tasks has {unknown[0]!r}, expected some of {', '.join(known)}: rename it.")
     options: dict[str, Any] = {"permissive_only": permissive_only, "seed": seed, "progress": progress}

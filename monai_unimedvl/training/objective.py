@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 REWEIGHTINGS = ("token", "root", "segment")
 NORMALISERS = ("pack", "ranks")
+MOST = 12.0  # what an edit weighs at most, see `Objective.relative`
 VALIDATION = 2_000_003  # added to numbers of validation packs, so that they share no seed with training
 
 
@@ -60,6 +61,9 @@ class Objective:
         normalise: "pack": means are over this pack, so that two ranks are one rank that accumulates two
             packs. "ranks": means are over the packs of all ranks of the step, as in the reference.
         detach_understanding: no gradient through understanding states (the reference's `freeze_und`).
+        relative: what a drawing that starts from a source weighs: (size of latents / how far the target is
+            from its source) to this power, at most `MOST`; 0 weighs all alike. An edit that changes little
+            is else drowned by those that change much, and learns to blur what it should keep.
         touch: give every parameter a gradient, zero if need be, also where a pack has no image or no words
             to learn. Data-parallel and sharded training wait for all of them, and an optimiser that skips a
             parameter on one rank alone would not learn what one process learns.
@@ -73,6 +77,7 @@ class Objective:
     reweight_text: bool | str = False
     normalise: str = "pack"
     detach_understanding: bool = False
+    relative: float = 0.0
     touch: bool = True
 
     def __post_init__(self) -> None:
@@ -84,11 +89,9 @@ class Objective:
                     f"Objective got {name}={getattr(self, name)!r}, expected one of {', '.join(known)}: "
                     "use one of them."
                 )
-        if self.text_weight < 0 or self.flow_weight < 0:
-            raise ValueError(
-                f"Objective got text_weight={self.text_weight}, flow_weight={self.flow_weight}, expected at "
-                "least 0: 0 switches a loss off."
-            )
+        for name in ("text_weight", "flow_weight", "relative"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"Objective got {name}={value}, expected at least 0: 0 switches it off.")
 
     def __call__(
         self,
@@ -130,7 +133,7 @@ class Objective:
             squares = (prediction.velocity[noisy].float() - target.float()).square()  # type: ignore[index]
             error = squares.mean(-1)
             _collect(by_sample, 2, error, seq.layout.sample[seq.latent_at[noisy]])
-        drawn = self._mean(error, torch.ones_like(error))
+        drawn = self._mean(error * self._worth(network, seq, clean), torch.ones_like(error))
         loss = self.text_weight * text + self.flow_weight * drawn
         if self.touch:
             loss = loss + 0 * _everything(network, prediction.hidden, prediction.velocity)
@@ -143,6 +146,16 @@ class Objective:
         logits = network.logits(hidden[seq.label_at]).float()
         power = REWEIGHTINGS.index(str(self.reweight_text))  # the pack has 1/sqrt(n)
         return F.cross_entropy(logits, seq.labels, reduction="none"), seq.label_weights**power
+
+    def _worth(self, network: UniMedVL, seq: PackedSequence, clean: Tensor | None) -> Tensor | float:
+        """What the patches (M,) of each drawing weigh, by how far it is from the source it starts from."""
+        if not self.relative or clean is None or seq.bases is None or network.prediction != "image":
+            return 1.0
+        size = network.latent_variance.mean()  # type: ignore[union-attr, operator]
+        change = (clean - seq.bases).float().square().mean(-1)  # (Z,)
+        far = torch.cat([part.mean().expand(len(part)) for part in change.split(list(seq.canvas_lengths))])
+        worth = (size / far.clamp(min=1e-12)).pow(self.relative).clamp(max=MOST)
+        return torch.where(seq.based, worth, torch.ones_like(worth))[seq.noisy]
 
     def _mean(self, weighted: Tensor, weights: Tensor) -> Tensor:
         """The weighted mean over the pack, or this rank's share of that over all ranks; 0 of nothing."""

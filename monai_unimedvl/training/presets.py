@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from monai_unimedvl.data.atlas import AtlasDataset
-from monai_unimedvl.data.augment import augment
+from monai_unimedvl.data.atlas_tasks import DEFAULT_TASKS
+from monai_unimedvl.data.augment import OF_CONTRAST, RECOLOURED, augment, recolour
 from monai_unimedvl.data.mixture import Dropout, Mixture, Stream
 from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.unimedvl import UniMedVL, nano
@@ -27,10 +28,15 @@ from monai_unimedvl.transforms.segments import Rule, ToSegments
 
 # share of draws; drawing needs more looks at a picture than answering does
 WEIGHTS = {
-    "vqa": 0.26, "caption": 0.06, "text-to-image": 0.16, "seg-tissue": 0.12, "seg-lobes": 0.05,
-    "seg-tumour": 0.02, "seg-bone": 0.02, "seg-nuclei": 0.03, "sr4": 0.13, "t1-to-t2": 0.03, "t1-to-pd": 0.03,
-    "t2-to-t1": 0.02, "t1-to-gm": 0.02, "ct-to-bone": 0.01, "h-to-he": 0.02, "h-to-ihc": 0.02,
+    "vqa": 0.22, "caption": 0.06, "text-to-image": 0.15, "seg-tissue": 0.12, "seg-lobes": 0.09,
+    "seg-tumour": 0.02, "seg-bone": 0.015, "seg-nuclei": 0.025, "sr4": 0.14, "t1-to-t2": 0.025,
+    "t1-to-pd": 0.025, "t2-to-t1": 0.02, "t1-to-gm": 0.02, "ct-to-bone": 0.01, "h-to-he": 0.02,
+    "h-to-ihc": 0.015, "slice-group": 0.015, "edit-group": 0.04,
 }  # fmt: skip
+EDITED_TOGETHER = ("seg-tissue", "seg-lobes", "sr4", "t1-to-t2", "t1-to-pd", "t2-to-t1", "t1-to-gm")
+GAPS = (2.0, 4.0)  # mm between the slices of a group
+RARE = {"histology": 3, "fundus photograph": 3}  # how often an epoch of super-resolution shows them
+UNHEARD = ("slice-group",)  # adds no word to the tokenizer and no picture to the codec
 DROPOUTS = {"caption": Dropout(), "text-to-image": Dropout(text=0.1)}  # edits: 5 % of each condition
 QUESTIONS_A_DIALOGUE = 6
 NANO_RULE = Rule(max_size=64, min_size=64, stride=8)
@@ -66,7 +72,10 @@ def nano_training(
         budget: tokens a pack.
         progress: show bars.
     """
-    dataset = AtlasDataset(root, "train", permissive_only=permissive_only, seed=seed, progress=progress)
+    tasks = (*DEFAULT_TASKS, "slice-group")
+    dataset = AtlasDataset(
+        root, "train", tasks=tasks, permissive_only=permissive_only, seed=seed, progress=progress
+    )
     tokenizer = Tokenizer.train(corpus(dataset), VOCABULARY)
     pictures = training_pictures(dataset)
     with seeded(seed):
@@ -81,13 +90,17 @@ def nano_training(
 
 def nano_mixture(dataset: AtlasDataset, tokenizer: Tokenizer, *, budget: int, seed: int = 0) -> Mixture:
     """Packs of the atlas tasks at `WEIGHTS`, augmented, with condition dropout for guidance."""
-    to_segments = ToSegments(tokenizer, view=NANO_RULE, canvas=NANO_RULE)
-    streams = atlas_streams(dataset)
+    to_segments = ToSegments(tokenizer, view=NANO_RULE, canvas=NANO_RULE, together=True)
+    streams = atlas_streams(dataset, grouped=True)
     return Mixture(streams, to_segments, budget=budget, seed=seed)
 
 
-def atlas_streams(dataset: AtlasDataset) -> list[Stream]:
-    """One stream for each task of `WEIGHTS`; each dialogue asks some of the questions about a picture."""
+def atlas_streams(dataset: AtlasDataset, *, grouped: bool = False) -> list[Stream]:
+    """One stream for each task of `WEIGHTS`; each dialogue asks some of the questions about a picture.
+
+    Args:
+        grouped: also neighbouring slices edited together; the segments then need `together=True`.
+    """
     places: dict[str, list[int]] = defaultdict(list)
     asked: dict[str, list[int]] = defaultdict(list)
     for i, entry in enumerate(dataset.entries):
@@ -95,17 +108,33 @@ def atlas_streams(dataset: AtlasDataset) -> list[Stream]:
             asked[entry.picture.id].append(i)
         else:
             places[entry.task].append(i)
+    groups = edit_groups(dataset) if grouped else []
 
     def one(task: str, index: int, generator: torch.Generator) -> list[Turn]:
         item = dataset[places[task][index]]
-        return augment(item["turns"], generator, task=task)
+        turned = task == "sr4" and item["modality"] in RARE
+        return augment(item["turns"], generator, task="h-to-he" if turned else task)
+
+    def together(index: int, generator: torch.Generator) -> list[Turn]:
+        items = [dataset[i] for i in groups[index]]
+        (asks, tells), words = zip(*(item["turns"] for item in items), strict=True), items[0]["turns"][0]
+        given = [part for turn in asks for part in turn.parts[:1]]
+        turns = [Turn("user", [*given, *words.parts[1:]]), Turn("assistant", [t.parts[0] for t in tells])]
+        return augment(turns, generator, task=items[0]["task"])
 
     pictures = list(asked.values())
 
     def questions(index: int, generator: torch.Generator) -> list[Turn]:
-        order = torch.randperm(len(pictures[index]), generator=generator)[:QUESTIONS_A_DIALOGUE]
-        items = [dataset[pictures[index][i]] for i in order.tolist()]
+        found = pictures[index]
+        strange = _grey(dataset, found[0]) and float(torch.rand((), generator=generator)) < RECOLOURED
+        if strange:
+            found = [i for i in found if dataset.entries[i].question not in OF_CONTRAST]
+        order = torch.randperm(len(found), generator=generator)[:QUESTIONS_A_DIALOGUE]
+        items = [dataset[found[i]] for i in order.tolist()]
         turns = list(items[0]["turns"])
+        if strange:
+            picture, *words = turns[0].parts
+            turns[0] = Turn("user", [recolour(picture, generator), *words])
         for item in items[1:]:
             turns += [Turn("user", item["turns"][0].parts[1:]), item["turns"][1]]
         return augment(turns, generator, task="vqa")
@@ -115,14 +144,50 @@ def atlas_streams(dataset: AtlasDataset) -> list[Stream]:
         if task in WEIGHTS:
             dropout = DROPOUTS.get(task, Dropout(0.05, 0.05, 0.05))
             read, drawing = partial(one, task), task != "caption"
-            streams.append(Stream(task, read, len(found), WEIGHTS[task], dropout, draws=drawing))
+            often = [RARE.get(dataset.entries[i].picture.modality, 1) if task == "sr4" else 1 for i in found]
+            order = partial(_oftener, often)
+            streams.append(Stream(task, read, sum(often), WEIGHTS[task], dropout, draws=drawing, order=order))
+    if groups:
+        dropout = Dropout(0.05, 0.05, 0.05)
+        streams.append(
+            Stream("edit-group", together, len(groups), WEIGHTS["edit-group"], dropout, draws=True)
+        )
     return streams
+
+
+def edit_groups(dataset: AtlasDataset) -> list[list[int]]:
+    """Entries of two or three neighbouring slices of one volume, to be edited together."""
+    at = {
+        (e.task, e.picture.source, e.picture.plane, e.picture.position): i
+        for i, e in enumerate(dataset.entries)
+        if e.task in EDITED_TOGETHER and "mm" in e.picture.facts
+    }
+    groups = []
+    for (task, source, plane, position), first in at.items():
+        for gap in GAPS:
+            further = [at.get((task, source, plane, position + step * gap)) for step in (1, 2)]
+            run = [first, *further] if None not in further else [first, *further[:1]]
+            if None not in run:
+                groups.append([i for i in run if i is not None])
+    return groups
+
+
+def _oftener(often: list[int], generator: torch.Generator) -> Tensor:
+    """The places of an epoch in an order drawn by chance, each as often as told."""
+    places = torch.arange(len(often)).repeat_interleave(torch.tensor(often))
+    return places[torch.randperm(len(places), generator=generator)]
+
+
+def _grey(dataset: AtlasDataset, index: int) -> bool:
+    """Whether the picture of an entry is a scan with one channel, in a plane."""
+    picture = dataset.entries[index].picture
+    return bool(picture.plane) and picture.pixels.ndim == 2
 
 
 def corpus(dataset: AtlasDataset) -> list[str]:
     """All words of the dataset: prompts and answers, each surface form once an item."""
     words: list[str] = []
-    for entry in dataset.entries:
+    for entry in (entry for entry in dataset.entries if entry.task not in UNHEARD):
         words += [entry.words, *([entry.answer] if entry.answer is not None else [])]
     return words
 
@@ -130,7 +195,7 @@ def corpus(dataset: AtlasDataset) -> list[str]:
 def training_pictures(dataset: AtlasDataset, count: int = 1500) -> Tensor:
     """(N, 3, 64, 64) in [-1, 1]: pictures of the drawing tasks, conditions and targets, about `count`."""
     tensors: list[Tensor] = []
-    order = [i for i, entry in enumerate(dataset.entries) if entry.task not in ("vqa", "caption")]
+    order = [i for i, entry in enumerate(dataset.entries) if entry.task not in ("vqa", "caption", *UNHEARD)]
     random.Random(0).shuffle(order)
     for i in order:
         tensors += [p for turn in dataset[i]["turns"] for p in turn.parts if isinstance(p, Tensor)]

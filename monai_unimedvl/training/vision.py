@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from monai_unimedvl.data.atlas import AtlasDataset
-from monai_unimedvl.data.augment import augment
+from monai_unimedvl.data.augment import OF_CONTRAST, RECOLOURED, augment, recolour
 from monai_unimedvl.networks.layers import patchify
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.networks.vision import Vision
@@ -86,12 +86,20 @@ def pretrain_vision(
         optimizer, lambda step: warmup_stable_decay(step, warmup=20, total=steps, decay=0.5)
     )
     generator = torch.Generator().manual_seed(seed)
+    blind = [n for n, question in enumerate(answers) if question in OF_CONTRAST]
     losses: list[float] = []
     for _ in trange(steps, desc="pretrain vision", leave=False, disable=not progress):
         chosen = torch.randint(len(images), (batch,), generator=generator).tolist()
-        shown = [augment([Turn("user", [images[i]])], generator, task="vqa")[0].parts[0] for i in chosen]
+        asked = labels[chosen]
+        shown = []
+        for row, i in enumerate(chosen):
+            image = images[i]
+            if torch.rand((), generator=generator) < RECOLOURED and torch.equal(image[0], image[1]):
+                image = recolour(image, generator)
+                asked[row, blind] = UNASKED
+            shown.append(augment([Turn("user", [image])], generator, task="vqa")[0].parts[0])
         with torch.autocast("cpu", torch.bfloat16, enabled=images[0].device.type == "cpu"):
-            loss = quiz(torch.stack(shown), labels[chosen])  # type: ignore[arg-type]
+            loss = quiz(torch.stack(shown), asked)  # type: ignore[arg-type]
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(quiz.parameters(), 1.0)

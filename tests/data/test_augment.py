@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from monai_unimedvl.data.atlas_tasks import LEGENDS, TASKS
-from monai_unimedvl.data.augment import CHANGES, augment
+from monai_unimedvl.data.augment import CHANGES, augment, recolour
 from monai_unimedvl.sequence import Turn
 
 DRAWN = sorted(task for task in CHANGES if task not in ("vqa", "caption", "text-to-image"))
@@ -117,3 +117,15 @@ def test_what_the_user_gives_is_spoilt_and_what_is_drawn_is_not() -> None:
     assert drawn[:, 24:40, 24:40].std() < 1e-5
     blacks = [bool((changed("vqa", seed, flat, flat)[0][0, 20:44, 20:44] == 0).any()) for seed in range(60)]
     assert any(blacks) and not all(blacks)
+
+
+def test_recolouring_keeps_what_is_alike_alike_and_black_dark() -> None:
+    grey = (picture()[:1] * 9).round().div(9).expand(3, 64, 64)
+    seen = [recolour(grey, torch.Generator().manual_seed(seed)) for seed in range(4)]
+    for strange in seen:
+        assert torch.equal(strange[0], strange[2]) and 0 <= strange.min() <= strange.max() <= 1
+        for level in grey.unique():
+            assert len(strange[grey == level].unique()) == 1
+        assert (recolour(torch.zeros(3, 2, 2), torch.Generator().manual_seed(1)) < 0.02).all()
+    order = [torch.corrcoef(torch.stack([grey[0].flatten(), x[0].flatten()]))[0, 1] for x in seen]
+    assert min(order) < 0.9, "a contrast like the old one is not another contrast"

@@ -332,6 +332,16 @@ def test_a_drawing_starts_from_the_last_clean_canvas_of_its_grid(
     assert later is mine
 
 
+def test_slices_drawn_together_start_each_from_its_own_source() -> None:
+    sources = [canvas(1, 2, seed=n) for n in (3, 4)]
+    group = [canvas(1, 2, seed=n, noisy=True, joined=n > 5) for n in (5, 6)]
+    found = based([sources[0], view(1, 2), sources[1], text(1), *group])
+    assert all(one.base is source.latents for one, source in zip(found[-2:], sources, strict=True))
+    for before in ([*sources, canvas(1, 2)], sources[:1], [sources[0], canvas(1, 2, seed=4, dropped=True)]):
+        last = [one for one in before if not one.dropped][-1].latents
+        assert all(one.base is last for one in based([*before, *group])[-2:])
+
+
 def test_only_networks_that_predict_images_give_drawings_a_base(tiny: UniMedVL) -> None:
     sample = [canvas(1, 2), text(1), canvas(1, 2, seed=5, noisy=True)]
     assert pack(tiny.encode([sample]), MARKS).bases is None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import isnan
 
 import pytest
@@ -266,6 +267,22 @@ def test_a_drawing_that_starts_from_its_condition_learns_through_the_gate() -> N
     network.requires_grad_(False).latent_gate.bias.fill_(50), network.latent_gate.weight.zero_()
     network.latent_out.weight.zero_(), network.latent_out.bias.zero_()
     assert Objective()(network, copied, MARKS, seeded(1)).flow < 1e-8
+
+
+def test_an_edit_that_changes_little_may_count_for_more() -> None:
+    network = tiny_network(prediction="image")
+    source = canvas(1, 2)
+    near, far = (replace(source, latents=source.latents + change, noisy=True) for change in (0.1, 0.5))
+    free = canvas(1, 2, seed=3, noisy=True)
+    samples = [[source, text(1), near], [source, text(1), far], [text(1), free]]
+    plain, weighed = (Objective(relative=power)(network, samples, MARKS, seeded(1)) for power in (0.0, 0.5))
+    assert torch.equal(plain.by_sample[2], weighed.by_sample[2]), "without a source nothing changes"
+    worth = [float(network.latent_variance.mean() / change**2) ** 0.5 for change in (0.1, 0.5)]
+    each = [float(plain.by_sample[n, 2]) * w for n, w in enumerate([*worth, 1.0])]
+    assert_close(weighed.flow.item(), sum(each) / plain.by_sample[:, 3].sum().item(), atol=1e-5, rtol=1e-5)
+    copied = [[source, text(1), replace(source, noisy=True)]]
+    most = Objective(relative=0.5)(network, copied, MARKS, seeded(1)).flow
+    assert_close(most, 12 * Objective()(network, copied, MARKS, seeded(1)).flow)
 
 
 def test_an_answer_may_count_by_its_words_their_root_or_as_one(tiny: UniMedVL) -> None:
