@@ -10,11 +10,11 @@ real training items (baselines, the judge of drawings) is then fitted once.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,35 +23,31 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from monai_unimedvl.data.atlas import LEGENDS, TASKS, AtlasDataset
+from monai_unimedvl.data.atlas import TASKS, AtlasDataset
 from monai_unimedvl.evaluation import baselines as trivial
+from monai_unimedvl.evaluation.asking import Drawing, Engine, Kept, Made, Request, here, weights_hash
+from monai_unimedvl.evaluation.atlas_scores import (
+    NEAR_COPY,
+    image_scores,
+    kind_of,
+    kind_scores,
+    reconstruct,
+    text_scores,
+    truths,
+)
 from monai_unimedvl.evaluation.baselines import Draw, Item
 from monai_unimedvl.evaluation.classifier import Judge, train_judge
-from monai_unimedvl.evaluation.image import dice, labels_from_colours, nearest_correlation, psnr, ssim
-from monai_unimedvl.evaluation.report import ALL, Report, explain, summarise
-from monai_unimedvl.evaluation.text import exact_match, named_kind, token_f1
-from monai_unimedvl.flow import Guidance
-from monai_unimedvl.inferers import ImageInferer, TextInferer
+from monai_unimedvl.evaluation.image import nearest_correlation
+from monai_unimedvl.evaluation.report import Report, explain, summarise
+from monai_unimedvl.evaluation.tables import ALL
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.tokenizer import Tokenizer
 
 SECTIONS = ("test", "test_subject")
 SMOOTHED = ("spmEPI", "spmPET", "spmSPECT")  # templates smoothed by 8 mm: little is left to sharpen
 WORDS = {"vqa": 24, "caption": 160}  # new tokens at most
-NEAR_COPY = 0.98  # correlation to a training image
 EDIT_STEPS = (2, 1)  # the first is what the bundle ships
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How images are drawn from words: network evaluations, and weight against the prompt without words."""
-
-    steps: int = 20
-    guidance: float = 2.0
-
-    def __str__(self) -> str:
-        words = f"{self.steps} step{'s' if self.steps > 1 else ''}"
-        return f"{words}, guidance {self.guidance:g}" if self.guidance > 1 else words
+BENCHMARK = "atlas-v1"
 
 
 def evaluate(
@@ -68,6 +64,8 @@ def evaluate(
     batch: int = 64,
     permissive_only: bool = False,
     out: str | Path | None = None,
+    weights: str = "",
+    engine: Engine | None = None,
     progress: bool = True,
 ) -> Report:
     """Score a network on the held-out items of the atlas; the same call gives the same numbers.
@@ -81,19 +79,23 @@ def evaluate(
         seed: of noise, choice of items under `limit`, intervals.
         batch: prompts at a time.
         permissive_only: leave out sources under GPL, in items and baselines.
-        out: folder for report.json, table.md, predictions.jsonl and images.safetensors.
+        out: folder for the report. What is made is kept there as it comes: a killed run goes on from it.
+        weights: sha256 of the weights, as marks and predictions name it; computed if it is not given.
+        engine: who answers; None for this process.
 
     Raises:
-        ValueError: an unknown section or task; no item to score.
+        ValueError: an unknown section or task; no item to score; `out` holds another run, or cannot be used.
     """
     benchmark = AtlasBenchmark(
         root, sections=sections, tasks=tasks, permissive_only=permissive_only, seed=seed, progress=progress
     )
     report = benchmark.run(
-        network, tokenizer, limit=limit, steps=steps, drawing=drawing, batch=batch, progress=progress
-    )
+        network, tokenizer, limit=limit, steps=steps, drawing=drawing, batch=batch, progress=progress,
+        out=out, weights=weights, engine=engine,
+    )  # fmt: skip
     if out is not None:
         report.save(out)
+        Kept(out, None).clear()
     return report
 
 
@@ -148,11 +150,14 @@ class AtlasBenchmark:
         drawing: Drawing | None = None,
         batch: int = 64,
         progress: bool = True,
+        out: str | Path | None = None,
+        weights: str = "",
+        engine: Engine | None = None,
     ) -> Report:
         """Score one network; the arguments are those of `evaluate`.
 
         Raises:
-            ValueError: no item to score.
+            ValueError: no item to score; `out` holds answers of another run.
         """
         steps = (steps,) if isinstance(steps, int) else tuple(steps)
         drawing = drawing or Drawing()
@@ -164,38 +169,84 @@ class AtlasBenchmark:
                 f"Nothing to score: no items of {', '.join(self.tasks)} in {', '.join(self.sections)}; "
                 f"absent sources are {', '.join(self.missing) or 'none'}: run `unimedvl data fetch-atlas`."
             )
-        predictions: list[dict[str, Any]] = []
-        images: dict[str, Tensor] = {}
+        about = {
+            "benchmark": BENCHMARK, "sections": self.sections, "tasks": self.tasks, "limit": limit,
+            "seed": self.seed, "edit_steps": steps, "drawing": str(drawing), "batch": batch,
+            "weights": weights or weights_hash(network), "items": _digest(chosen),
+            "torch": torch.__version__.split("+")[0],
+        }  # fmt: skip
+        plans = {(s, t): _plans(t, steps, drawing) for s, t in chosen}
         was_training = network.training
         network.eval()
-        bar = tqdm(total=sum(map(len, chosen.values())), unit=" items", disable=not progress, leave=False)
         try:
+            made = self._made(
+                chosen, plans, batch, Kept(out, about), engine or here(network, tokenizer), progress
+            )
+            predictions: list[dict[str, Any]] = []
+            images: dict[str, Tensor] = {}
             for (section, task), items in chosen.items():
-                bar.set_description(f"{task} {section}")
                 if task in WORDS:
-                    predictions += self._read(network, tokenizer, task, items, batch)
-                plans = _plans(task, steps, drawing)
-                for plan in plans:
+                    predictions += self._score_words(task, items, made[section, task, None])
+                score = self._judge_drawings if task == "text-to-image" else self._score_edits
+                for plan in plans[section, task]:
+                    if plan is None:
+                        continue
                     name = f"{section}/{task}/{plan}"
-                    images[name] = drawn = self._draw(network, tokenizer, items, plan, batch)
-                    score = self._judge_drawings if task == "text-to-image" else self._score_edits
+                    images[name] = drawn = torch.cat(
+                        [one.images for one in made[section, task, plan] if one.images is not None]
+                    )
                     for place, one in enumerate(score(network, task, items, drawn.float() / 255)):
-                        if plan is not plans[0]:
+                        if plan is not plans[section, task][0]:
                             one["groups"] = [group for group in one["groups"] if group.startswith(ALL)]
                         predictions.append(one | {"setting": str(plan), "image": [name, place]})
-                bar.update(len(items))
         finally:
-            bar.close()
             network.train(was_training)
-        about = {
-            "benchmark": "atlas-v1", "sections": self.sections, "tasks": self.tasks, "limit": limit,
-            "seed": self.seed, "edit_steps": steps, "drawing": str(drawing),
+        about |= {
             "missing_sources": self.missing, "parameters": sum(p.numel() for p in network.parameters()),
             "judge": self.judge_accuracy() if any("text-to-image" in key for key in chosen) else {},
-            "torch": torch.__version__.split("+")[0], "python": platform.python_version(),
+            "python": platform.python_version(),
         }  # fmt: skip
         about["notes"] = explain(about)
         return Report(summarise(predictions, seed=self.seed), predictions, about, images)
+
+    def _made(
+        self, chosen: Mapping[tuple[str, str], Sequence[Item]],
+        plans: Mapping[tuple[str, str], Sequence[Drawing | None]], batch: int, kept: Kept, engine: Engine,
+        progress: bool,
+    ) -> dict[tuple[str, str, Drawing | None], list[Made]]:  # fmt: skip
+        """What the network made of all items, in their order: from the disk what is there, the rest asked."""
+        parts = {
+            f"{section}/{task}/{plan or 'words'}/{start:06d}": (section, task, plan, start)
+            for (section, task), items in chosen.items()
+            for plan in plans[section, task]
+            for start in range(0, len(items), batch)
+        }
+
+        def build(name: str) -> Request:
+            section, task, plan, start = parts[name]
+            part = chosen[section, task][start : start + batch]
+            prompts = [_prompt(item) for item in part]
+            if plan is None:
+                return Request(prompts, words=WORDS[task])
+            height, width = part[0]["truth"].shape[1:]
+            return Request(
+                prompts, size=(height, width), drawing=plan, seeds=tuple(self._number(item) for item in part)
+            )
+
+        found = {name: kept.get(name) for name in parts}
+        with tqdm(total=len(parts), unit=" batches", disable=not progress, leave=False) as bar:
+            bar.update(kept.found)
+            for name, made in engine([name for name in parts if found[name] is None], build):
+                kept.put(name, made)
+                found[name] = made
+                bar.set_description(name.rpartition("/")[0])
+                bar.update()
+        gathered: dict[tuple[str, str, Drawing | None], list[Made]] = defaultdict(list)
+        for name, (section, task, plan, start) in parts.items():
+            answer, wanted = found[name], len(chosen[section, task][start : start + batch])
+            assert answer is not None and len(answer) == wanted, name
+            gathered[section, task, plan].append(answer)
+        return gathered
 
     def choose(self, section: str, task: str, limit: int | None) -> list[Item]:
         """The items to score: all, or `limit` of them, drawn by seed and id; questions only if balanced."""
@@ -213,8 +264,8 @@ class AtlasBenchmark:
         found = {}
         for section in self.sections:
             if items := self._items[section, "text-to-image"]:
-                named = self.judge.name(_truth(items))
-                right = [pair == _kind(item) for pair, item in zip(named, items, strict=True)]
+                named = self.judge.name(truths(items))
+                right = [pair == kind_of(item) for pair, item in zip(named, items, strict=True)]
                 found[section] = sum(right) / len(right)
         return found
 
@@ -222,84 +273,68 @@ class AtlasBenchmark:
     def judge(self) -> Judge:
         """The classifier of plane and contrast, trained on the real training images."""
         items = self._items["train", "text-to-image"]
-        kinds = [_kind(item) for item in items]
-        return train_judge(_truth(items), [k for k, _ in kinds], [p for _, p in kinds], seed=self.seed)
+        kinds = [kind_of(item) for item in items]
+        return train_judge(truths(items), [k for k, _ in kinds], [p for _, p in kinds], seed=self.seed)
 
-    def _read(
-        self, network: UniMedVL, tokenizer: Tokenizer, task: str, items: Sequence[Item], batch: int
-    ) -> list[dict[str, Any]]:
-        inferer = TextInferer(tokenizer, max_new_tokens=WORDS[task])
-        answers = [
-            str(answer)
-            for part in _batches(items, batch)
-            for answer in inferer([_prompt(i) for i in part], network)
-        ]
+    def _score_words(
+        self, task: str, items: Sequence[Item], made: Sequence[Made]
+    ) -> Iterable[dict[str, Any]]:
+        answers = [said for one in made for said in one.said]
         blind = trivial.majority(self._items["train", task], lambda item: str(item["question"]))
-        found = []
         for item, said in zip(items, answers, strict=True):
             guess, truth = blind.get(item["question"], ""), item["truth"]
-            scores, guesses = (_text_scores(task, text, item) for text in (said, guess))
-            found.append(
+            scores, guesses = (text_scores(task, text, item) for text in (said.text, guess))
+            yield (
                 _record(item, groups=[item["question"]] if item["question"] else [])
-                | {"setting": "", "said": said, "truth": truth, "scores": scores, "ceiling": {}}
+                | {"setting": "", "asked": _words(item), "said": said.text, "truth": truth, "scores": scores}
+                | {"logprob": said.logprob, "tokens": said.tokens, "stop_reason": said.stop_reason}
                 | {"baselines": {metric: {"blind": score} for metric, score in guesses.items()}}
+                | {"ceiling": {}, "question_type": item["question"], "seed": self.seed}
             )
-        return found
-
-    def _draw(
-        self, network: UniMedVL, tokenizer: Tokenizer, items: Sequence[Item], plan: Drawing, batch: int
-    ) -> Tensor:
-        """One image for each item, from its own seed: (N, 3, H, W) uint8; what is saved is what is scored."""
-        drawn = []
-        for part in _batches(items, batch):
-            inferer = ImageInferer(
-                tokenizer, size=tuple(part[0]["truth"].shape[1:]), steps=plan.steps,
-                guidance=Guidance(text=plan.guidance), seed=[self._number(item) for item in part],
-            )  # fmt: skip
-            drawn += inferer([_prompt(item) for item in part], network)
-        return (torch.stack(drawn).cpu().clamp(0, 1) * 255).round().to(torch.uint8)
 
     def _score_edits(
         self, network: UniMedVL, task: str, items: Sequence[Item], drawn: Tensor
     ) -> Iterable[dict[str, Any]]:
-        truth = _truth(items)
-        scores = _image_scores(task, drawn, truth)
+        truth = truths(items)
+        scores = image_scores(task, drawn, truth)
         guesses = {
-            name: _image_scores(task, torch.stack([draw(item) for item in items]), truth)
+            name: image_scores(task, torch.stack([draw(item) for item in items]), truth)
             for name, draw in self._baselines(task).items()
         }
-        ceiling = _image_scores(task, _reconstruct(network, truth), truth)
+        ceiling = image_scores(task, reconstruct(network, truth), truth)
         for n, item in enumerate(items):
             groups = [item["source"]]
             if task == "sr4":
                 smooth = item["source"] in SMOOTHED
                 groups = ["all, smoothed templates" if smooth else "all, not smoothed", *groups]
             yield _record(item, groups) | {
+                "asked": _words(item), "seed": self._number(item),
                 "scores": {metric: float(values[n]) for metric, values in scores.items()},
                 "ceiling": {metric: float(values[n]) for metric, values in ceiling.items()},
                 "baselines": {
                     metric: {name: float(guess[metric][n]) for name, guess in guesses.items()}
                     for metric in scores
                 },
-            }
+            }  # fmt: skip
 
     def _judge_drawings(
         self, network: UniMedVL, task: str, items: Sequence[Item], drawn: Tensor
     ) -> Iterable[dict[str, Any]]:
-        truth, bank = _truth(items), _truth(self._items["train", task])
+        truth, bank = truths(items), truths(self._items["train", task])
         named, real = self.judge.name(drawn), self.judge.name(truth)
         near, real_near = nearest_correlation(drawn, bank), nearest_correlation(truth, bank)
-        kinds = [_kind(item) for item in self._items["train", task]]
+        kinds = [kind_of(item) for item in self._items["train", task]]
         usual = max(sorted(set(kinds)), key=kinds.count)
         for n, item in enumerate(items):
-            scores = _kind_scores(named[n], _kind(item)) | {"near copy": float(near[n] > NEAR_COPY)}
+            scores = kind_scores(named[n], kind_of(item)) | {"near copy": float(near[n] > NEAR_COPY)}
             guesses = {
-                metric: {"usual kind": score} for metric, score in _kind_scores(usual, _kind(item)).items()
+                metric: {"usual kind": score} for metric, score in kind_scores(usual, kind_of(item)).items()
             }
             guesses["near copy"] = {"held-out real images": float(real_near[n] > NEAR_COPY)}
             yield _record(item, [item["contrast"]]) | {
-                "words": _prompt(item)[0], "named": list(named[n]), "nearest": float(near[n]),
-                "scores": scores, "baselines": guesses, "ceiling": _kind_scores(real[n], _kind(item)),
+                "asked": _words(item), "seed": self._number(item),
+                "named": list(named[n]), "nearest": float(near[n]),
+                "scores": scores, "baselines": guesses, "ceiling": kind_scores(real[n], kind_of(item)),
             }  # fmt: skip
 
     def _baselines(self, task: str) -> dict[str, Draw]:
@@ -312,69 +347,30 @@ class AtlasBenchmark:
         return zlib.crc32(f"{self.seed} {item['id']}".encode())
 
 
-def _plans(task: str, steps: Sequence[int], drawing: Drawing) -> list[Drawing]:
-    """How a task's images are drawn, one way after the other."""
+def _plans(task: str, steps: Sequence[int], drawing: Drawing) -> list[Drawing | None]:
+    """How a task's images are drawn, one way after the other; None for words."""
     if task in WORDS:
-        return []
+        return [None]
     return [drawing] if task == "text-to-image" else [Drawing(count, 1.0) for count in steps]
 
 
-def _image_scores(task: str, images: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """Metric -> score of each image, (N, 3, H, W) twice -> (N,)"""
-    if task not in LEGENDS:
-        return {"PSNR": psnr(images, truth), "SSIM": ssim(images, truth)}
-    legend = LEGENDS[task]
-    each = dice(
-        labels_from_colours(images, legend), labels_from_colours(truth, legend), len(legend)
-    )  # (N, K)
-    scores = {"Dice": each.nanmean(1)}
-    if task == "seg-tissue":
-        scores |= {f"Dice {name}": each[:, k] for k, name in enumerate(legend)}
-    return scores
-
-
-def _text_scores(task: str, said: str, item: Item) -> dict[str, float]:
-    if task == "vqa":
-        return {"exact match": exact_match(said, item["truth"])}
-    return {
-        "token F1": token_f1(said, item["truth"]),
-        "contrast and plane": float(named_kind(said) == _kind(item)),
-    }
-
-
-def _kind_scores(named: tuple[str, str], truth: tuple[str, str]) -> dict[str, float]:
-    pairs = {
-        "contrast and plane": named == truth,
-        "contrast": named[0] == truth[0],
-        "plane": named[1] == truth[1],
-    }
-    return {metric: float(right) for metric, right in pairs.items()}
-
-
-@torch.no_grad()
-def _reconstruct(network: UniMedVL, images: Tensor) -> Tensor:
-    """Through the autoencoder and back: (N, 3, H, W) in [0, 1] -> the same"""
-    weight = network.decoder.embed.weight
-    parts = [network.autoencoder(part.to(weight) * 2 - 1).float().cpu() for part in images.split(64)]
-    return torch.cat(parts).add(1).div(2).clamp(0, 1)
-
-
-def _batches(items: Sequence[Item], batch: int) -> Iterable[Sequence[Item]]:
-    return (items[start : start + batch] for start in range(0, len(items), batch))
+def _digest(chosen: Mapping[tuple[str, str], Sequence[Item]]) -> str:
+    """sha256 of the ids of all items, in their order."""
+    lines = [f"{section} {task} {item['id']}" for (section, task), items in chosen.items() for item in items]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _prompt(item: Item) -> list[Any]:
     return list(item["turns"][0].parts)
 
 
-def _kind(item: Item) -> tuple[str, str]:
-    return str(item["contrast"]), str(item["plane"])
-
-
-def _truth(items: Sequence[Item]) -> Tensor:
-    return torch.stack([item["truth"] for item in items])
+def _words(item: Item) -> str:
+    """The prompt as it was sent; an image is `<image>`."""
+    return " ".join("<image>" if isinstance(part, Tensor) else str(part) for part in _prompt(item))
 
 
 def _record(item: Item, groups: Sequence[str]) -> dict[str, Any]:
-    names = ("id", "task", "section", "source", "contrast", "plane")
-    return {name: item[name] for name in names} | {"groups": list(groups)}
+    names = ("id", "task", "section", "source", "contrast", "plane", "modality", "subject")
+    place = item["id"].split("/")[1:]  # vqa/SOURCE/PLANE/SLICE/QUESTION, or without the question
+    picture = "/".join(place[:-1] if item["question"] else place)
+    return {name: item[name] for name in names} | {"groups": list(groups), "picture": picture}

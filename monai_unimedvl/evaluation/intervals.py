@@ -191,7 +191,5 @@ def _sample(values: Sequence[float] | Array) -> Array:
         raise ValueError(f"Scores of shape {sample.shape} came, expected a list of at least one number.")
     if not np.isfinite(sample).all():
         at = int(np.flatnonzero(~np.isfinite(sample))[0])
-        raise ValueError(
-            f"Score {at} is {sample[at]}, expected finite numbers: leave it out by name."
-        )
+        raise ValueError(f"Score {at} is {sample[at]}, expected finite numbers: leave it out by name.")
     return sample

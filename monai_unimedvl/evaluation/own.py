@@ -69,6 +69,7 @@ def score_own(
                 "setting": "",
                 "item": number,
                 "said": said,
+                "truth": truth if isinstance(truth, str) else "",
                 "scores": scores,
                 "baselines": {},
                 "ceiling": {},

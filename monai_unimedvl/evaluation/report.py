@@ -21,19 +21,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.utils import optional_import
 from torch import Tensor
 
+from monai_unimedvl.evaluation import tables
 from monai_unimedvl.evaluation.intervals import interval
+from monai_unimedvl.evaluation.predictions import Prediction, write_predictions
+from monai_unimedvl.evaluation.tables import ALL, Row
 
-ALL = "all"
-UNITS = {"PSNR": "{:.2f}"}  # how a metric is printed; others as {:.3f}
-# groups that the short table shows too: (task, metric) -> which of them, None for all
-SHOWN: dict[tuple[str, str], tuple[str, ...] | None] = {
-    ("vqa", "exact match"): ("contrast", "plane"), ("sr4", "PSNR"): None, ("sr4", "SSIM"): (),
-}  # fmt: skip
 NOTES = """\
 Sections: `test` is a held-out slab of a known volume, `test_subject` a subject never trained on.
-Intervals: 95 % percentile bootstrap over items. PSNR in dB and SSIM for a data range of 1. Dice: mean
+Intervals: 95 % percentile bootstrap over items, and over images where several questions are asked about
+one. PSNR in dB and SSIM for a data range of 1. Dice: mean
 over the labels in the truth of an image. Baselines are fitted on training items: blind = the most
 frequent training answer to that question (captions: of all); lookup = by grey level, for label maps also
 by source; usual place = by pixel and plane; threshold = the best grey level by contrast; mean = the mean
@@ -41,40 +40,6 @@ training target of that plane. Ceiling: the autoencoder's own reconstruction of 
 image the judge on the real images of the same items. The judge is a small classifier of plane and
 contrast trained on real training slices; near copy = correlation above 0.98 to a training image. VQA is
 scored on the balanced questions. No clinical claim follows from any of this."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; a higher value is better, except for near copies.
-
-    Args:
-        group: "all", or the source, question or contrast.
-        setting: how it was made, such as "4 steps".
-        n: items.
-        value: their mean score.
-        low, high: 95 % percentile bootstrap interval over items.
-        baselines: name -> mean score of the same items.
-        ceiling: mean score of the best that could be reached, or None.
-    """
-
-    task: str
-    section: str
-    group: str
-    setting: str
-    metric: str
-    n: int
-    value: float
-    low: float
-    high: float
-    baselines: dict[str, float] = field(default_factory=dict)
-    ceiling: float | None = None
-
-    @property
-    def baseline(self) -> tuple[str, float] | None:
-        """Name and score of the best baseline."""
-        if not self.baselines:
-            return None
-        return max(self.baselines.items(), key=lambda pair: pair[1])
 
 
 @dataclass(frozen=True)
@@ -113,26 +78,28 @@ class Report:
 
         Args:
             groups: False for the short table: default settings only, and of single sources, questions and
-                contrasts only those in `SHOWN`.
+                contrasts only those in `tables.SHOWN`.
         """
-        head = "| task | section | of | metric | n | value (95 %) | baselines | ceiling |"
-        lines = [head, "|---|---|---|---|--:|--:|---|--:|"]
-        default: dict[str, str] = {}
-        for row in self.rows:
-            if groups or (row.setting == default.setdefault(row.task, row.setting) and _is_short(row)):
-                lines.append(_line(row))
-        if notes := self.about.get("notes"):
-            lines += ["", notes]
-        return "\n".join(lines)
+        table = tables.markdown(self.rows if groups else tables.short(self.rows))
+        return "\n\n".join(filter(None, [table, self.about.get("notes")]))
 
     def save(self, folder: str | Path) -> Path:
-        """Write report.json, table.md, predictions.jsonl, images.safetensors, each whole or not at all."""
+        """Write the report, each file whole or not at all; returns the folder.
+
+        report.json, table.md, table.csv, table.tex, predictions.jsonl, predictions.parquet (where pyarrow is
+        installed) and images.safetensors.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         rows = [asdict(row) | {"baseline": row.baseline} for row in self.rows]
         lines = [json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in self.predictions]
         write(folder / "predictions.jsonl", "".join(lines))
         write(folder / "table.md", self.table() + "\n")
+        write(folder / "table.csv", tables.comma_separated(self.rows))
+        write(folder / "table.tex", tables.latex(tables.short(self.rows)))
+        if optional_import("pyarrow")[1]:
+            told = {"benchmark": self.about.get("benchmark", ""), "seed": self.about.get("seed")}
+            write_predictions(self.as_predictions(), folder / "predictions.parquet", told)
         if self.images:
             from safetensors.torch import save
 
@@ -140,6 +107,11 @@ class Report:
         about = json.dumps(_plain({"about": self.about, "rows": rows}), ensure_ascii=False, indent=1)
         write(folder / "report.json", about + "\n")
         return folder
+
+    def as_predictions(self) -> list[Prediction]:
+        """The predictions as rows of a prediction file; scores that are no numbers are None."""
+        benchmark, weights = self.about.get("benchmark", "own"), self.about.get("weights", "")
+        return [_prediction(one, benchmark, weights) for one in self.predictions]
 
     @classmethod
     def load(cls, folder: str | Path) -> Report:
@@ -168,7 +140,8 @@ def summarise(predictions: Iterable[Mapping[str, Any]], *, seed: int = 0) -> lis
     """One row for each task, section, setting, group and metric, in the order in which they first come.
 
     An item whose score is None or NaN does not count, in the value, baselines and ceiling alike. A group that
-    holds every item of its task is no row of its own.
+    holds every item of its task is no row of its own. Items with the same "picture" are drawn together in the
+    bootstrap.
     """
     cells: dict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
     for one in predictions:
@@ -189,7 +162,11 @@ def summarise(predictions: Iterable[Mapping[str, Any]], *, seed: int = 0) -> lis
         if group != ALL and len(found) == len(cells[task, section, ALL, setting, metric]):
             continue
         values = np.array([one["scores"][metric] for one in found], dtype=np.float64)
-        low, high = interval(values, seed=zlib.crc32(f"{seed} {' '.join(key)}".encode()))
+        pictures = [one.get("picture") or str(place) for place, one in enumerate(found)]
+        low, high = interval(
+            values, clusters=pictures if len(set(pictures)) < len(found) else None,
+            seed=zlib.crc32(f"{seed} {' '.join(key)}".encode()),
+        )  # fmt: skip
         names = dict.fromkeys(name for one in found for name in one["baselines"].get(metric, {}))
         baselines = {name: _mean(one["baselines"][metric].get(name) for one in found) for name in names}
         ceiling = _mean(one["ceiling"].get(metric) for one in found)
@@ -239,20 +216,27 @@ def write(path: Path, content: str | bytes) -> None:
     os.replace(stream.name, path)
 
 
-def _is_short(row: Row) -> bool:
-    shown = SHOWN.get((row.task, row.metric), ())
-    return row.group.split(",")[0] == ALL or shown is None or row.group in shown
+def _prediction(one: Mapping[str, Any], benchmark: str, weights: str) -> Prediction:
+    name = str(one.get("id", one.get("item", "")))
+    drawn = "images.safetensors#{}#{}".format(*one["image"]) if "image" in one else ""
+    told = ("plane", "contrast", "source")
+    return Prediction(
+        name, truth=one.get("truth", ""), answer=one.get("said", ""), prompt=one.get("asked", ""),
+        question=one.get("asked", "").replace("<image>", "").strip(),
+        benchmark=benchmark, section=one["section"], task=one["task"], setting=one["setting"],
+        question_type=one.get("question_type", ""), modality=one.get("modality", ""),
+        image=one.get("picture", ""), patient=one.get("subject", ""), seed=one.get("seed", 0),
+        weights=weights,
+        groups={key: one[key] for key in told if one.get(key)},
+        drawn=drawn, truth_image="" if one.get("truth") else f"{benchmark}#{name}",
+        logprob=one.get("logprob"), tokens=one.get("tokens"), stop_reason=one.get("stop_reason", ""),
+        scores=_numbers(one["scores"]), ceiling=_numbers(one["ceiling"]),
+        baselines={metric: _numbers(found) for metric, found in one["baselines"].items()},
+    )  # fmt: skip
 
 
-def _line(row: Row) -> str:
-    shape = UNITS.get(row.metric, "{:.3f}")
-    value = f"{shape.format(row.value)} ({shape.format(row.low)} to {shape.format(row.high)})"
-    ordered = sorted(row.baselines.items(), key=lambda pair: -pair[1])
-    baselines = ", ".join(f"{name} {shape.format(score)}" for name, score in ordered)
-    ceiling = "" if row.ceiling is None else shape.format(row.ceiling)
-    metric = f"{row.metric}, {row.setting}" if row.setting else row.metric
-    cells = (row.task, row.section, row.group, metric, str(row.n), value, baselines, ceiling)
-    return f"| {' | '.join(cells)} |"
+def _numbers(scores: Mapping[str, Any]) -> dict[str, float | None]:
+    return {name: float(score) if _is_number(score) else None for name, score in scores.items()}
 
 
 def _is_number(score: Any) -> bool:

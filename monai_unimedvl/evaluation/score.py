@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from monai_unimedvl.evaluation.benchmarks import AtlasBenchmark, Drawing
+from monai_unimedvl.evaluation.asking import Drawing
+from monai_unimedvl.evaluation.benchmarks import AtlasBenchmark
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.tokenizer import Tokenizer
 
