@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the nano model is taught: neighbouring slices together, and pictures in contrasts of no scanner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("nilearn", reason="the atlas corpus starts from nilearn's ICBM152 maps")
+pytest.importorskip("skimage", reason="the atlas corpus needs scikit-image")
+
+from monai_unimedvl.data.atlas import AtlasDataset  # noqa: E402
+from monai_unimedvl.data.atlas_tasks import QUESTIONS, TASKS  # noqa: E402
+from monai_unimedvl.data.augment import OF_CONTRAST  # noqa: E402
+from monai_unimedvl.data.mixture import Stream  # noqa: E402
+from monai_unimedvl.sequence import Canvas, Turn  # noqa: E402
+from monai_unimedvl.tokenizer import Tokenizer  # noqa: E402
+from monai_unimedvl.training.presets import (  # noqa: E402
+    EDITED_TOGETHER,
+    RARE,
+    WEIGHTS,
+    atlas_streams,
+    corpus,
+    edit_groups,
+    nano_mixture,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> AtlasDataset:
+    """Of the sources that every installation has."""
+    return AtlasDataset(tmp_path_factory.mktemp("empty"), "train", tasks=TASKS, progress=False)
+
+
+def read(stream: Stream, index: int, seed: int) -> list[Turn]:
+    return stream.read(index, torch.Generator().manual_seed(seed))  # type: ignore[return-value]
+
+
+def test_every_group_is_of_one_task_and_volume_with_even_gaps(dataset: AtlasDataset) -> None:
+    groups = edit_groups(dataset)
+    assert len(groups) > 100
+    for group in groups[::7]:
+        entries = [dataset.entries[i] for i in group]
+        assert len(entries) in (2, 3) and entries[0].task in EDITED_TOGETHER
+        assert len({(e.task, e.picture.source, e.picture.plane) for e in entries}) == 1
+        places = [e.picture.position for e in entries]
+        assert {b - a for a, b in zip(places, places[1:], strict=False)} in ({2.0}, {4.0})
+
+
+def test_slices_of_a_group_are_drawn_together_each_from_its_own(dataset: AtlasDataset) -> None:
+    tokenizer = Tokenizer.train(corpus(dataset)[::40], 300)
+    mixture = nano_mixture(dataset, tokenizer, budget=2000)
+    stream = next(stream for stream in mixture.streams if stream.name == "edit-group")
+    turns = read(stream, 0, 1)
+    shown = [part for part in turns[0].parts if isinstance(part, Tensor)]
+    assert len(shown) == len(turns[1].parts) >= 2 and isinstance(turns[0].parts[-1], str)
+    canvases = [s for s in mixture.to_segments(turns, draw=True) if isinstance(s, Canvas)]
+    drawn = [canvas for canvas in canvases if canvas.noisy]
+    assert [canvas.joined for canvas in drawn] == [False, *[True] * (len(drawn) - 1)]
+    assert len(canvases) == 2 * len(drawn)
+    assert "edit-group" not in {stream.name for stream in atlas_streams(dataset)}
+
+
+def test_a_recoloured_picture_is_not_asked_for_its_contrast(dataset: AtlasDataset) -> None:
+    stream = next(stream for stream in atlas_streams(dataset) if stream.name == "vqa")
+    words = {form for key in OF_CONTRAST for form in QUESTIONS[key]}
+    asked = [
+        any(part in words for turn in read(stream, 0, seed) for part in turn.parts if isinstance(part, str))
+        for seed in range(40)
+    ]
+    assert any(asked) and not all(asked)
+
+
+def test_rare_colour_pictures_come_oftener_in_super_resolution_and_the_others_once(
+    dataset: AtlasDataset,
+) -> None:
+    stream = next(stream for stream in atlas_streams(dataset) if stream.name == "sr4")
+    order = stream.order(torch.Generator().manual_seed(0))  # type: ignore[misc]
+    assert len(order) == stream.length > len(order.unique())
+    found = [entry for entry in dataset.entries if entry.task == "sr4"]
+    for index, times in zip(*order.unique(return_counts=True), strict=True):
+        assert int(times) == RARE.get(found[int(index)].picture.modality, 1)
+
+
+def test_groups_add_no_word_to_the_tokenizer(dataset: AtlasDataset, tmp_path: Path) -> None:
+    without = AtlasDataset(tmp_path, "train", progress=False)
+    assert corpus(dataset) == corpus(without) and set(WEIGHTS) - set(TASKS) == {"edit-group"}
