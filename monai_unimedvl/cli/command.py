@@ -19,6 +19,7 @@ from monai_unimedvl import __version__
 from monai_unimedvl.cli import bundles
 from monai_unimedvl.cli import options as o
 from monai_unimedvl.cli.learning import add_training
+from monai_unimedvl.cli.serve import add_options as serving
 
 # A test holds these against the instructions of the corpus, which are too heavy to import for a help text.
 EDITS = ("sr4", "t1-to-t2", "t1-to-pd", "t2-to-t1", "t1-to-gm", "ct-to-bone", "h-to-he", "h-to-ihc")
@@ -63,6 +64,10 @@ def _verb(name: str) -> Callable[[argparse.Namespace], Result]:
         from monai_unimedvl.cli.send import send
 
         return send
+    if name == "serve":
+        from monai_unimedvl.cli.serve import serve
+
+        return serve
     if name == "plan":
         from monai_unimedvl.cli.plan import plan
 
@@ -213,6 +218,11 @@ def parser() -> argparse.ArgumentParser:
     mark.add_argument(
         "files", nargs="+", metavar="FILE", help="picture, volume, JSON, page, DICOM file or folder"
     )
+
+    served = o.add(
+        verbs, "serve", "serve a model over HTTP, with a page to try it", "--port 8000", model=False
+    )
+    serving(served)
 
     send = o.add(
         verbs, "send", "send DICOM results to an archive", "out/ --to dicom://ARCHIVE@pacs:104", model=False
