@@ -18,6 +18,7 @@ INSTALL_REQUIRES = [
     "pytorch-ignite>=0.5.3,<0.6",
     "nibabel>=5.3",
     "safetensors>=0.5",
+    "huggingface_hub>=1.5",
     "pydicom>=3.0.1,<4",
     "pillow>=11",
     "pyyaml>=6.0",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,7 +23,13 @@ SMALL = 1_000_000_000  # bytes of weights; below that they are computed in float
 
 
 def load(
-    path: str | Path = DEFAULT, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    path: str | Path = DEFAULT,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    parts: Iterable[str] = weights.DRAWING,
+    quantize: str | None = None,
+    progress: bool = False,
 ) -> tuple[UniMedVL, Tokenizer]:
     """The network, in eval mode, and the tokenizer of a bundle.
 
@@ -31,6 +37,9 @@ def load(
         path: a name of `available()`, a bundle's folder, or a folder of weights.
         dtype: of the weights; None takes float32 for weights below 1 GB, and else what the files hold.
         device: None is the CPU.
+        parts: what is loaded; `weights.ANSWERING` is enough for answers, and half the memory.
+        quantize: "int8", "nf4" or "int4" for the decoder's linear layers; see `weights.load`.
+        progress: show a bar.
 
     Raises:
         ValueError: no such folder, no weights or no tokenizer in it, or weights that do not fit their config.
@@ -40,7 +49,9 @@ def load(
         read_checkpoint(folder / NAME)  # a placeholder says where its weights are
     if dtype is None and sum(file.stat().st_size for file in _files(folder)) < SMALL:
         dtype = torch.float32
-    network, tokenizer = weights.load(folder, dtype=dtype, device=device)
+    network, tokenizer = weights.load(
+        folder, dtype=dtype, device=device, parts=parts, quantize=quantize, progress=progress
+    )
     if tokenizer is None:
         raise ValueError(
             f"{folder.name} has weights but no tokenizer.json: copy the tokenizer's files there."

@@ -8,8 +8,10 @@ tensors; so its whole content can be listed, and a cut-off download found, in no
 from __future__ import annotations
 
 import json
+import math
+import mmap
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +29,39 @@ _DTYPES = {
 
 
 class Entry(NamedTuple):
-    """One tensor of a file."""
+    """One tensor of a file, whose bytes begin at `start`."""
 
     file: Path
     shape: tuple[int, ...]
     dtype: torch.dtype
+    start: int
+
+    @property
+    def nbytes(self) -> int:
+        """Of its content."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> Tensor:
+        """The tensor, mapped from the file: no copy, and writing to it does not change the file.
+
+        Each has a mapping of its own, which goes with it. One of the whole file would be refused where the
+        file is larger than the memory, and would hold all of it that was ever looked at.
+
+        Raises:
+            ValueError: the file cannot be read, or has become shorter.
+        """
+        if not self.nbytes:
+            return torch.empty(self.shape, dtype=self.dtype)
+        before = self.start % mmap.ALLOCATIONGRANULARITY
+        try:
+            with open(self.file, "rb") as stream:
+                content = mmap.mmap(
+                    stream.fileno(), before + self.nbytes, access=mmap.ACCESS_COPY, offset=self.start - before
+                )
+        except (OSError, ValueError) as error:  # ValueError: beyond the end
+            raise ValueError(f"{self.file.name} cannot be read ({error}): fetch it again.") from error
+        count = math.prod(self.shape)
+        return torch.frombuffer(content, dtype=self.dtype, count=count, offset=before).view(self.shape)
 
     def meta(self) -> Tensor:
         """The tensor without its content."""
@@ -63,20 +93,34 @@ def read_header(file: Path) -> dict[str, Entry]:
     try:
         header = json.loads(text)
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        spans = {name: tuple(map(int, entry["data_offsets"])) for name, entry in tensors.items()}
         entries = {
-            name: Entry(file, tuple(entry["shape"]), _DTYPES[entry["dtype"]])
-            for name, entry in tensors.items()
+            name: Entry(file, tuple(map(int, x["shape"])), _DTYPES[x["dtype"]], 8 + length + spans[name][0])
+            for name, x in tensors.items()
         }
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(
             f"{file.name} has no readable safetensors header: fetch or convert it again."
         ) from error
+    end = 8 + length + max((stop for _, stop in spans.values()), default=0)
     if size != end:
         raise ValueError(
             f"{file.name} is cut off or damaged: {size} bytes, its header promises {end}; fetch it again."
         )
+    _check_spans(file, entries, spans)
     return entries
+
+
+def _check_spans(file: Path, entries: Mapping[str, Entry], spans: Mapping[str, tuple[int, ...]]) -> None:
+    """Tensors lie side by side, each as long as its shape says: another header has been tampered with."""
+    at = 0
+    for name, (start, stop) in sorted(spans.items(), key=lambda item: item[1]):
+        if start != at or stop - start != entries[name].nbytes or min(entries[name].shape, default=0) < 0:
+            raise ValueError(
+                f"{file.name} is damaged: its header gives {name} bytes {start} to {stop}, expected "
+                f"{entries[name].nbytes} from {at}; fetch it again."
+            )
+        at = stop
 
 
 def refuse_pickle(file: Path) -> None:

@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load a checkpoint folder into a network, and save one. Strict: what does not fit is an error that lists it.
-
-The network is built without memory (on torch's meta device) and the mapped weights are put in, so loading
-costs one copy of the weights at most, and none where dtype and device stay as they are.
-"""
+"""Write a network as a folder that `load` reads: whole or not at all."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -17,68 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from monai_unimedvl.networks.layers import grid_table
-from monai_unimedvl.networks.unimedvl import UniMedVL, from_config
+from monai_unimedvl.networks.absent import absent_parts
+from monai_unimedvl.networks.quantised import is_quantised
+from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.weights import upstream
-from monai_unimedvl.weights.checkpoint import NAME, read_checkpoint
-from monai_unimedvl.weights.headers import Entry, find_weights, read_headers, read_json, refuse_pickle
-from monai_unimedvl.weights.report import check
-
-FORMAT = "monai_unimedvl"
-VERSION = 1
-AUTOENCODERS = ("ae", "vae_model")  # upstream's two names for the autoencoder's file
-TOKENIZERS = ("tokenizer.json", "vocab.json", "merges.txt")
-
-logger = logging.getLogger(__name__)
-
-
-def load(
-    folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-) -> tuple[UniMedVL, Tokenizer | None]:
-    """The network in a folder, in eval mode, and its tokenizer, or None where the folder has none.
-
-    Args:
-        folder: one of ours (config.json, model*.safetensors, tokenizer.json), or one of BAGEL / UniMedVL
-            (ema.safetensors or model*.safetensors, ae.safetensors, llm_config.json, vit_config.json).
-        dtype: of all floating weights; None keeps what the files hold.
-        device: where the weights go; None leaves them on the CPU, mapped from the files.
-
-    Raises:
-        ValueError: no such folder, a file is missing, damaged or a pickle, or the weights do not fit the
-            config: then the message counts and names them by part.
-    """
-    folder = Path(folder)
-    if folder.is_file():
-        refuse_pickle(folder)
-        raise ValueError(
-            f"{folder.name} is a file, expected the folder that it lies in: pass {folder.parent.name}/."
-        )
-    if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}: check the path.")
-    config, weights = _read_ours(folder) if is_ours(folder) else _read_upstream(folder)
-    tokenizer = Tokenizer.load(folder) if any((folder / name).is_file() for name in TOKENIZERS) else None
-    if tokenizer is not None:
-        _same_words(folder, tokenizer)
-        _fit_words(config, weights, tokenizer)
-    network = _build(config)
-    _recompute_tables(network, weights)
-    expected = {name: tuple(x.shape) for name, x in network.state_dict().items()}
-    check(expected, {name: tuple(x.shape) for name, x in weights.items()}, folder.name)
-    for name, x in weights.items():  # one by one: at no time are there two copies of all
-        weights[name] = x.to(device=device, dtype=dtype if x.is_floating_point() else None)
-    network.load_state_dict(weights, strict=True, assign=True)
-    return network.eval(), tokenizer
-
-
-def is_ours(folder: Path) -> bool:
-    """Whether a folder was written by `save` in our layout."""
-    config = folder / "config.json"
-    return config.is_file() and read_json(config).get("format") == FORMAT
+from monai_unimedvl.weights.checkpoint import NAME
+from monai_unimedvl.weights.loading import words_of
+from monai_unimedvl.weights.source import FORMAT, VERSION, is_ours
 
 
 def save(
@@ -113,13 +57,21 @@ def save(
         raise ValueError(
             f"save got dtype={dtype}, expected a floating one: use torch.bfloat16 or torch.float16."
         )
+    if gone := absent_parts(network):
+        raise ValueError(
+            f"The network was loaded without its {', '.join(gone)} part: load all parts before saving."
+        )
+    if is_quantised(network):
+        raise ValueError(
+            "The network holds quantised weights, expected whole ones: load without quantize before saving."
+        )
     weights = network.state_dict()
     if any(x.is_meta for x in weights.values()):
         raise ValueError("The network has no content (meta device): load or initialise it before saving.")
     kept = {f"autoencoder.{name}" for name, _ in network.autoencoder.named_buffers()}
     config: dict[str, dict[str, Any]]
     if layout == "ours":
-        words = _words(folder) if tokenizer is None else tokenizer.digest()
+        words = words_of(folder) if tokenizer is None else tokenizer.digest()
         config = {"config.json": our_config(network, words)}
         parts = {"model": weights}
     else:
@@ -154,101 +106,6 @@ def our_config(network: UniMedVL, words: str | None) -> dict[str, Any]:
     """What config.json says; `words` is the digest of the tokenizer that the weights were trained with."""
     known = {} if words is None else {"tokenizer": words}
     return {"format": FORMAT, "version": VERSION, **known, "network": network.config}
-
-
-def _words(folder: Path) -> str | None:
-    """The tokenizer's digest that a folder of ours names."""
-    return read_json(folder / "config.json").get("tokenizer") if is_ours(folder) else None
-
-
-def _same_words(folder: Path, tokenizer: Tokenizer) -> None:
-    trained = _words(folder)
-    if trained is not None and trained != (here := tokenizer.digest()):
-        raise ValueError(
-            f"{folder.name} holds tokenizer {here[:12]}, but its weights were trained with {trained[:12]}: "
-            "put back the tokenizer files that came with the weights."
-        )
-
-
-def _read_ours(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    content = read_json(folder / "config.json")
-    if content.get("version") != VERSION or not isinstance(content.get("network"), dict):
-        raise ValueError(
-            f"{folder.name}/config.json has version {content.get('version')!r}, expected {VERSION} and a "
-            "network: update monai_unimedvl, or save the checkpoint again."
-        )
-    if (folder / NAME).is_file():
-        return content["network"], read_checkpoint(folder / NAME)
-    return content["network"], _tensors(read_headers(find_weights(folder, ("model",))))
-
-
-def _read_upstream(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    files = upstream.config_files(folder)
-    if not files:
-        for file in sorted(folder.iterdir()):
-            refuse_pickle(file)
-        raise ValueError(
-            f"{folder.name} holds no model, expected config.json, or llm_config.json and vit_config.json: "
-            "point to the folder that has them."
-        )
-    entries = read_headers(find_weights(folder))
-    config = upstream.config_to_ours(files, upstream.main_shapes(entries))
-    weights = upstream.to_ours(_tensors(entries))
-    stem = next((stem for stem in AUTOENCODERS if (folder / f"{stem}.safetensors").is_file()), None)
-    if stem is not None and not any(name.startswith("autoencoder.") for name in weights):
-        inner = upstream.autoencoder_to_ours(_tensors(read_headers([folder / f"{stem}.safetensors"])))
-        weights |= {f"autoencoder.{name}": x for name, x in inner.items()}
-    return config, weights
-
-
-def _tensors(entries: Mapping[str, Entry]) -> dict[str, Tensor]:
-    """The tensors, mapped from their files."""
-    weights = {}
-    for file in dict.fromkeys(entry.file for entry in entries.values()):
-        with safe_open(file, framework="pt") as content:
-            for name in content.keys():  # noqa: SIM118 (no mapping)
-                weights[name] = content.get_tensor(name)
-    return weights
-
-
-def _build(config: dict[str, Any]) -> UniMedVL:
-    """The network without memory."""
-    try:
-        with torch.device("meta"):
-            return from_config(config)
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"The network's config cannot be built ({error}): mend config.json.") from error
-
-
-def _fit_words(config: dict[str, Any], weights: dict[str, Tensor], tokenizer: Tokenizer) -> None:
-    """Grow embedding and head for marks that the tokenizer lacked; the new rows are the mean of the old."""
-    rows = config["decoder"]["vocab_size"]
-    if len(tokenizer) <= rows:
-        return
-    if len(tokenizer) - len(tokenizer.added) > rows:
-        raise ValueError(
-            f"The tokenizer has {len(tokenizer)} ids, the embedding {rows} rows: take both from one model."
-        )
-    logger.warning("The tokenizer lacked %s: the embedding grew by rows that are untrained.", tokenizer.added)
-    config["decoder"] = {**config["decoder"], "vocab_size": len(tokenizer)}
-    for name in ("decoder.embed.weight", "decoder.head.weight"):
-        if name in weights:
-            x = weights[name]
-            mean = x.float().mean(0, keepdim=True).to(x.dtype).expand(len(tokenizer) - rows, -1)
-            weights[name] = torch.cat([x, mean])
-
-
-def _recompute_tables(network: UniMedVL, weights: dict[str, Tensor]) -> None:
-    """Put in position tables that the files lack, and give all the dtype of the embedding."""
-    hidden_size = network.decoder.embed.embedding_dim
-    sides = {"latent_table": network.latent_side}
-    if network.vision is not None:
-        sides["view_table"] = network.vision.grid_side
-    for name, side in sides.items():
-        if name not in weights:
-            weights[name] = grid_table(side, hidden_size, network.table_base, network.table_scale)
-        if "decoder.embed.weight" in weights:
-            weights[name] = weights[name].to(weights["decoder.embed.weight"].dtype)
 
 
 def _write(

@@ -15,7 +15,7 @@ PARTS = (
     ("vision", r"vision\."),
     ("connector", r"connector\."),
     ("position tables", r"(view|latent)_table$"),
-    ("latent projections", r"(time_embed|latent_in|latent_out)\."),
+    ("latent projections", r"(time_embed|latent_in|latent_out|latent_gate|tones)\.|latent_variance$"),
     ("autoencoder", r"autoencoder\."),
     ("elsewhere", r""),
 )
@@ -93,6 +93,8 @@ def _mend(expected: Shapes, found: Shapes, missing: list[str], unexpected: list[
     def gone(part: str) -> bool:
         return not any(part_of(name) == part for name in found)
 
+    if found and not unexpected and "decoder.embed.weight" in missing:
+        return "if this is a fine-tune of some weights, give base=, the folder that it was trained from"
     if parts == {"autoencoder"} and gone("autoencoder"):
         return "put ae.safetensors beside them"
     if "generation expert" in parts and gone("generation expert"):

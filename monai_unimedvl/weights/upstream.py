@@ -97,7 +97,7 @@ def to_ours(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, full in names.items():
         if not name.startswith("vae_model."):
             mine = _rename(name, RULES, forward=False) or name
-            ours[mine] = _linear_patch(weights[full]) if mine == "vision.patch.weight" else weights[full]
+            ours[mine] = linear_patch(weights[full]) if mine == "vision.patch.weight" else weights[full]
     inside = autoencoder_to_ours({name: weights[full] for name, full in inner.items()})
     return ours | {f"autoencoder.{name}": x for name, x in inside.items()}
 
@@ -338,7 +338,7 @@ def _turn(name: str, levels: int) -> str:
     return re.sub(r"(?<=up_blocks\.)\d+", lambda match: str(levels - 1 - int(match[0])), name)
 
 
-def _linear_patch(weight: Tensor) -> Tensor:
+def linear_patch(weight: Tensor) -> Tensor:
     """(out, 3, p, p) or (out, p, p, 3) or (out, p*p*3) -> (out, p*p*3) in the order row, column, channel"""
     if weight.dim() == 4 and weight.shape[1] == 3:
         weight = weight.permute(0, 2, 3, 1)
