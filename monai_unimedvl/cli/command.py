@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from monai_unimedvl import __version__
-from monai_unimedvl.cli import bundles
+from monai_unimedvl.cli import bundles, data_steps
 from monai_unimedvl.cli import options as o
 from monai_unimedvl.cli.learning import add_training
 from monai_unimedvl.cli.serve import add_options as serving
@@ -92,7 +92,9 @@ def _verb(name: str) -> Callable[[argparse.Namespace], Result]:
         from monai_unimedvl.cli.bundles import bundle
 
         return bundle
-    if name in ("data", "provenance", "evaluate"):
+    if name == "data":
+        return data_steps.run
+    if name in ("provenance", "evaluate"):
         from monai_unimedvl.cli import manage
 
         return getattr(manage, name)
@@ -187,20 +189,7 @@ def parser() -> argparse.ArgumentParser:
 
     add_training(verbs)
 
-    data = o.add(
-        verbs,
-        "data",
-        "fetch the public scans that the model was trained on",
-        "fetch-atlas --yes",
-        model=False,
-    )
-    data.add_argument("what", choices=["fetch-atlas"])
-    data.add_argument("--yes", action="store_true", help="do not ask before downloading")
-    data.add_argument(
-        "--from", dest="source", metavar="FOLDER", help="take downloaded files from here, not the network"
-    )
-    data.add_argument("--permissive-only", action="store_true", help="leave out sources under GPL")
-    data.add_argument("--only", metavar="NAME", nargs="+", help="only these sources")
+    data_steps.add_options(verbs)
 
     shown = o.add(
         verbs, "recipes", "say what each modality gets, or draw sheets", "mri ct --out sheets", model=False

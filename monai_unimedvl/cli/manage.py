@@ -1,16 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs that keep house: evaluate, data, provenance."""
+"""The verbs that keep house: evaluate, provenance, and `data fetch-atlas`."""
 
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 
 from monai_unimedvl.cli.command import Result
 
 
-def data(options: Namespace) -> Result:
+def add(parser: ArgumentParser) -> None:
+    """The options of `unimedvl data fetch-atlas`."""
+    parser.epilog = "Example:\n  unimedvl data fetch-atlas --yes"
+    parser.add_argument("--out", metavar="PATH", help="where to put them (default: the cache)")
+    parser.add_argument("--yes", action="store_true", help="do not ask before downloading")
+    parser.add_argument(
+        "--from", dest="source", metavar="FOLDER", help="take downloaded files from here, not the network"
+    )
+    parser.add_argument("--permissive-only", action="store_true", help="leave out sources under GPL")
+    parser.add_argument("--only", metavar="NAME", nargs="+", help="only these sources")
+
+
+def run(options: Namespace) -> Result:
     """Fetch the packages of the atlas corpus; those that cannot be had are named, and the rest goes on."""
     from monai_unimedvl.data.fetch import fetch_atlas
 

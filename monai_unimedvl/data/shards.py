@@ -121,7 +121,7 @@ def _write(items: Iterable[Record | Reject], folder: Path, max_bytes: int) -> di
     filled = 0
 
     def flush() -> None:
-        shards.append(_write_shard(waiting, folder, f"shard-{len(shards):05d}.parquet"))
+        shards.append(write_shard(waiting, folder, f"shard-{len(shards):05d}.parquet"))
         waiting.clear()
 
     for item in _once(items):
@@ -176,9 +176,10 @@ def _weight(record: Record) -> int:
     return 1000 + sum(len(image.content or b"") for image in (*record.input_img, *record.output_img))
 
 
-def _write_shard(records: Sequence[Record], folder: Path, name: str) -> dict[str, Any]:
+def write_shard(records: Sequence[Record], folder: Path, name: str) -> dict[str, Any]:
+    """Write one file of records with their images embedded; returns its name, rows, bytes and sha256."""
     arrow, _ = optional_import("pyarrow")
-    schema = _schema(arrow)
+    schema = arrow_schema(arrow)
     lists = [f"{column}.list.element" for column in IMAGES]
     plain = [f"{element}.bytes" for element in lists]
     others = [*WORDS, *NAMES, *OBJECTS, *(f"{element}.path" for element in lists)]
@@ -191,7 +192,7 @@ def _write_shard(records: Sequence[Record], folder: Path, name: str) -> dict[str
         compression={**{column: "NONE" for column in plain}, **{column: "ZSTD" for column in others}},
     ) as writer:  # fmt: skip
         for group in _groups(records):
-            table = arrow.Table.from_pylist([_row(record) for record in group], schema=schema)
+            table = arrow.Table.from_pylist([row_of(record) for record in group], schema=schema)
             writer.write_table(table, row_group_size=len(group))
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
@@ -209,7 +210,7 @@ def _groups(records: Sequence[Record]) -> Iterator[list[Record]]:
         yield group
 
 
-def _schema(arrow: Any) -> Any:
+def arrow_schema(arrow: Any) -> Any:
     """Arrow's schema, with the features that `datasets` reads from it."""
     text = arrow.string()
     image = arrow.struct([("bytes", arrow.binary()), ("path", text)])
@@ -235,7 +236,8 @@ def _schema(arrow: Any) -> Any:
     return arrow.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": ordered}})})
 
 
-def _row(record: Record) -> dict[str, Any]:
+def row_of(record: Record) -> dict[str, Any]:
+    """A record as a row of `arrow_schema`; `record_of` is the way back."""
     row: dict[str, Any] = {name: getattr(record, name) for name in (*WORDS, *NAMES)}
     for name in OBJECTS:
         row[name] = json.dumps(record.to_json().get(name, {}), ensure_ascii=False, sort_keys=True)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`unimedvl data STEP`: every step of the table as a command, and its errors as one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from sources import nifti
+
+from monai_unimedvl.cli import main
+from monai_unimedvl.cli.data_steps import COMMANDS
+from monai_unimedvl.data.record import Record
+from monai_unimedvl.data.step import STEPS
+
+
+def run(*words: object) -> int:
+    try:
+        return main(["data", *map(str, words)])
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+
+
+def test_the_help_names_every_command_and_step(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for name in [*COMMANDS, *(name for name in STEPS if not name.startswith("ingest-"))]:
+        assert f" {name} " in said, name
+    assert all(name.removeprefix("ingest-") in said for name in STEPS)
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *STEPS])
+def test_every_one_has_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = name.split("-", 1) if name.startswith("ingest-") else [name]
+    assert run(*words, "--help") == 0
+    assert f"Example:\n  unimedvl data {' '.join(words)} " in capsys.readouterr().out
+
+
+def test_a_source_makes_a_corpus_and_a_report_without_paths(tmp_path: Path, capsys) -> None:
+    nifti(tmp_path / "in" / "sub-1_T1w.nii")
+    (tmp_path / "in" / "sub-2_T1w.nii").write_bytes(b"broken")
+    words = ["ingest", "nifti", tmp_path / "in", "--dataset", "d", "--modality", "mri", "--public"]
+    assert run(*words, "--out", tmp_path / "out", "--slices", 2) == 0
+    said = capsys.readouterr().out
+    assert "2 in = 1 kept + 1 rejected; 2 records" in said and "1 image-damaged" in said
+    lines = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
+    assert [Record.from_json(json.loads(line)).modality for line in lines] == ["mri", "mri"]
+    report = (tmp_path / "out" / "records.report.json").read_text()
+    assert json.loads(report)["reasons"] == {"image-damaged": 1} and str(tmp_path) not in report
+    assert run(*words, "--out", tmp_path / "out") == 2
+    assert "records.jsonl is there already" in capsys.readouterr().err
+    ct = [*words[:-3], "--modality", "ct", "--public", "--out", tmp_path / "ct", "--json"]
+    assert run(*ct, "--settings", "window=lung", "nonfinite=0") == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["in"] == 2 and len(values["outputs"]) == 3
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["{in}", "--modality", "xmri"], "'xmri' is not"),
+        (["{in}"], "has no modality"),
+        (["{in}/x", "--modality", "ct"], "not exist"),
+        (["{in}", "--modality", "ct", "--settings", "x"], "expected KEY=VALUE"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_one_line_and_exit_code_2(words, message, tmp_path: Path, capsys) -> None:
+    nifti(tmp_path / "in" / "a.nii")
+    places = {"in": str(tmp_path / "in")}
+    given = [word.format(**places) for word in words]
+    assert run("ingest", "nifti", *given, "--out", tmp_path / "out", "--dataset", "d") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and message in err and err.startswith("unimedvl data: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["ingest"], ["ingest", "paper", "x"], ["nothing"]])
+def test_unknown_words_are_refused(words, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*words) == 2
+    assert "invalid choice" in (said := capsys.readouterr().err) or "required" in said
