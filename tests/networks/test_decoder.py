@@ -145,7 +145,11 @@ def test_words_one_by_one_equal_words_at_once(tiny: UniMedVL, prompt: list[Segme
     assert cache.lengths == [len(wanted)]
 
 
-def test_samples_of_different_length_decode_together_as_apart(tiny: UniMedVL, prompt: list[Segment]) -> None:
+@pytest.mark.parametrize("one_by_one", [("cpu",), ()], ids=["one by one", "masked"])
+def test_samples_of_different_length_decode_together_as_apart(
+    tiny: UniMedVL, prompt: list[Segment], one_by_one: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monai_unimedvl.networks.cache.ONE_BY_ONE", one_by_one)
     prompts = [prompt, [text(9)], [view(1, 3), text(2)]]
     cache = KVCache(tiny.decoder, 3, capacity=2)
     tiny(pack(prompts, MARKS), cache)
@@ -156,7 +160,11 @@ def test_samples_of_different_length_decode_together_as_apart(tiny: UniMedVL, pr
         close(together[:, s], greedy(tiny, alone, MARKS.text_start, 4)[1][:, 0])
 
 
-def test_some_samples_of_a_cache_decode_while_the_others_rest(tiny: UniMedVL, prompt: list[Segment]) -> None:
+@pytest.mark.parametrize("one_by_one", [("cpu",), ()], ids=["one by one", "masked"])
+def test_some_samples_of_a_cache_decode_while_the_others_rest(
+    tiny: UniMedVL, prompt: list[Segment], one_by_one: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monai_unimedvl.networks.cache.ONE_BY_ONE", one_by_one)
     cache = KVCache(tiny.decoder, 3)
     tiny(pack([[text(1)], prompt, [text(2, 3)]], MARKS), cache)
     resting, ids = cache.keys[:, 1].clone(), torch.tensor([5, 6])
