@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_unimedvl.flow import Guidance
 from monai_unimedvl.inferers import ImageInferer, TextInferer
@@ -187,7 +187,7 @@ class Kept:
             shutil.rmtree(self.folder)
 
 
-def weights_hash(network: UniMedVL) -> str:
+def weights_hash(network: nn.Module) -> str:
     """sha256 of the names, types, shapes and bytes of all weights of a network."""
     made = hashlib.sha256()
     for name, x in sorted(network.state_dict().items()):

@@ -147,7 +147,8 @@ def _by_cluster(sample: Array, clusters: Sequence[Hashable]) -> tuple[Array, Arr
         raise ValueError(f"{len(sample)} scores came with {len(clusters)} clusters: give one for each score.")
     place = {name: n for n, name in enumerate(dict.fromkeys(clusters))}
     at = np.array([place[name] for name in clusters])
-    return np.bincount(at, sample, len(place)), np.bincount(at, minlength=len(place)).astype(np.float64)
+    sums = np.bincount(at, sample, len(place)).astype(np.float64)
+    return sums, np.bincount(at, minlength=len(place)).astype(np.float64)
 
 
 def _draws(count: int, *, seed: int, resamples: int) -> Iterator[npt.NDArray[np.int64]]:
