@@ -60,6 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _verb(name: str) -> Callable[[argparse.Namespace], Result]:
     """The function behind a verb; its imports are paid now."""
+    if name == "label-app":
+        from monai_unimedvl.cli.label_app import label_app
+
+        return label_app
     if name == "send":
         from monai_unimedvl.cli.send import send
 
@@ -202,6 +206,16 @@ def parser() -> argparse.ArgumentParser:
         "copy unimedvl_nano unimedvl_nano", model=False,
     )  # fmt: skip
     bundles.add_options(bundle)
+
+    label = o.add(
+        verbs, "label-app", "write a MONAI Label app", "myapp --modality mri --labels liver=1,spleen=2",
+        model=False,
+    )  # fmt: skip
+    label.add_argument("folder", metavar="DIR", help="a new folder")
+    label.add_argument("--model", default="unimedvl_nano", help="bundle or weights (default: %(default)s)")
+    label.add_argument("--modality", help="of images that do not say, such as NIfTI: mri, ct ...")
+    label.add_argument("--question", help="the usual question")
+    label.add_argument("--labels", help="names and numbers of your own masks, as liver=1,spleen=2")
 
     mark = o.add(verbs, "provenance", "tell whether a file is synthetic, and altered", "t2.png", model=False)
     mark.add_argument(

@@ -91,6 +91,51 @@ def list_own(
     return chosen
 
 
+def asked_for(values: Mapping[str, int], instruction: str | None = None) -> dict[str, Any]:
+    """Words, legend and label values of masks with these names: the parts that all their items share.
+
+    Args:
+        values: name -> value in the masks.
+        instruction: in place of the words that follow from the names.
+
+    Raises:
+        ValueError: more names than there are colours.
+    """
+    free = [colour for colour in COLOURS if colour not in [KNOWN.get(name) for name in values]]
+    if sum(name not in KNOWN for name in values) > len(free):
+        raise ValueError(
+            f"{len(values)} labels came, expected {len(COLOURS)} at most: train on fewer at once."
+        )
+    legend = {name: KNOWN.get(name) or free.pop(0) for name in values}
+    task = next((task for task, known in LEGENDS.items() if list(known) == list(values)), None)
+    words = instruction or (INSTRUCTIONS[task] if task else f"Segment the {_listed(list(values))}.")
+    return {"kind": "mask", "words": words, "legend": legend, "values": dict(values)}
+
+
+def list_kept(
+    path: str | Path, section: str = "all", *, holdout: float = 0.2, seed: int = 0, slices: int = 8
+) -> list[dict[str, Any]]:
+    """The items in a JSON file, as `list_own` gives them: for those who keep their data in no folder of ours.
+
+    Where nothing can be held out, as of one patient, "val" is what "train" is.
+
+    Args: as of `list_own`; of volumes the file has one item.
+
+    Raises:
+        ValueError: no such file, or an empty one.
+    """
+    try:
+        found = json.loads(Path(path).read_text("utf8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{Path(path).name} is no list of items, expected JSON: write it anew.") from error
+    every = [one for item in found for one in (_slices(item, slices) if "target" in item else [item])]
+    items = list(_sections(every, holdout, seed))
+    if not items:
+        raise ValueError(f"{Path(path).name} holds no item, expected some to learn from: label images first.")
+    chosen = [item for item in items if section in ("all", item["section"])]
+    return chosen or [item for item in items if item["section"] == "train"]
+
+
 class ReadOwn(Transform):
     """An item of `list_own` -> the same with "turns": the dialogue that it teaches.
 
@@ -254,11 +299,7 @@ def _asked_mask(folder: Path, instruction: str | None) -> dict[str, Any]:
             "masks, such "
             'as {"nuclei": 255}: write it.'
         )
-    free = [colour for colour in COLOURS if colour not in [KNOWN.get(name) for name in values]]
-    legend = {name: KNOWN.get(name) or free.pop(0) for name in values}
-    task = next((task for task, known in LEGENDS.items() if list(known) == list(values)), None)
-    words = instruction or (INSTRUCTIONS[task] if task else f"Segment the {_listed(list(values))}.")
-    return {"kind": "mask", "words": words, "legend": legend, "values": values}
+    return asked_for(values, instruction)
 
 
 def _asked_pair(folder: Path, instruction: str | None) -> dict[str, Any]:

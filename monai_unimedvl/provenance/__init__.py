@@ -14,7 +14,7 @@ from monai_unimedvl.provenance.files import (
     save_volume,
     to_picture,
 )
-from monai_unimedvl.provenance.segmentation import write_segmentation
+from monai_unimedvl.provenance.segmentation import reviewed_segmentation, write_segmentation
 from monai_unimedvl.provenance.series import write_series
 from monai_unimedvl.provenance.structured_report import read_report, write_report
 
@@ -28,6 +28,7 @@ __all__ = [
     "png_mark",
     "read_mark",
     "read_report",
+    "reviewed_segmentation",
     "save_image",
     "save_page",
     "save_text",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from monai.data import MetaTensor
 from monai.utils import optional_import
+from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from monai_unimedvl import __version__
 from monai_unimedvl.provenance.dicom import MAKER, SERIES_NUMBER, Source, origin, stamp, taking_over, to_bytes
-from monai_unimedvl.provenance.facts import Facts, write_marked
+from monai_unimedvl.provenance.facts import Facts, write, write_marked
 from monai_unimedvl.provenance.files import ending
 from monai_unimedvl.provenance.series import LPS, SQUARE
 
@@ -80,12 +81,58 @@ def write_segmentation(
     path = ending(path, (".dcm",), "a segmentation")
     if kind not in ("BINARY", "LABELMAP"):
         raise ValueError(f"kind {kind!r} came, but 'BINARY' or 'LABELMAP' is expected.")
+    whence = origin(source, keep_identity)
+    facts = whence.facts(facts)
+    made = _segmentation(
+        hd, labels, path, whence.headers, legend, affine, names, kind,
+        algorithm_type="AUTOMATIC", parameters={"task": facts.task or "unnamed", "seed": str(facts.seed)},
+        content_label="SYNTHETIC", content_description="Labels drawn by a model; not for diagnosis",
+        series_description=f"SYNTHETIC {facts.task}".strip()[:64],
+    )  # fmt: skip
+    mark = {**facts.manifest(), "invisible_mark": {"applied": False, "why": "labels keep their numbers"}}
+    mark = stamp(made, facts, mark, keep_identity)
+    return write_marked(to_bytes(made), path, mark)
+
+
+def reviewed_segmentation(
+    labels: Tensor | np.ndarray,
+    path: str | Path,
+    *,
+    source: Source,
+    legend: Mapping[str, Colour],
+    affine: np.ndarray | Tensor | None = None,
+) -> Path:
+    """Write labels that a person has handed in as a DICOM SEG, filed under the patient; returns the path.
+
+    It bears no mark of being synthetic, but says that it was made semi-automatically. Arguments and errors:
+    as of `write_segmentation`.
+    """
+    hd, found = optional_import("highdicom")
+    if not found:
+        raise ValueError(
+            "DICOM SEG needs highdicom, which is not installed: pip install 'monai-unimedvl[dicom]'."
+        )
+    path = ending(path, (".dcm",), "a segmentation")
+    made = _segmentation(
+        hd, labels, path, origin(source, True).headers, legend, affine, None, "BINARY",
+        algorithm_type="SEMIAUTOMATIC", parameters={"reviewed": "yes"},
+        content_label="REVIEWED", content_description="Labels handed in by a person",
+        series_description="Segmentation",
+    )  # fmt: skip
+    write(path, to_bytes(made))
+    return path
+
+
+def _segmentation(
+    hd: Any, labels: Any, path: Path, headers: Sequence[Dataset], legend: Mapping[str, Colour], affine: Any,
+    names: Mapping[str, tuple[Code, Code]] | None, kind: str, *, algorithm_type: str,
+    parameters: Mapping[str, str], **described: str,
+) -> Dataset:  # fmt: skip
+    """highdicom's object of a label map on the images that it was drawn on."""
     if affine is None and isinstance(labels, MetaTensor) and labels.meta.get("placed", True):
         affine = labels.affine
     values = _checked(labels, legend)
-    whence = origin(source, keep_identity)
-    facts = whence.facts(facts)
-    images = sorted(whence.headers, key=lambda header: int(header.get("InstanceNumber") or 0))
+    images = sorted(headers, key=lambda header: int(header.get("InstanceNumber") or 0))
     placed = affine is not None and all("ImagePositionPatient" in header for header in images)
     by_rows = np.ascontiguousarray(values.transpose(2, 1, 0))  # (slices, rows, columns)
     where = _planes(hd, LPS @ np.asarray(affine, dtype=np.float64), len(by_rows)) if placed else {}
@@ -94,11 +141,11 @@ def write_segmentation(
             header.SliceThickness = where["pixel_measures"][0].SliceThickness
     algorithm = hd.AlgorithmIdentificationSequence(
         name=MAKER, version=__version__, family=codes.cid7162.ArtificialIntelligence,
-        parameters={"task": facts.task or "unnamed", "seed": str(facts.seed)},
+        parameters=dict(parameters),
     )  # fmt: skip
-    described = [
+    segments = [
         hd.seg.SegmentDescription(
-            segment_number=number, segment_label=name[:64], algorithm_type="AUTOMATIC",
+            segment_number=number, segment_label=name[:64], algorithm_type=algorithm_type,
             segmented_property_category=_codes(name, names)[0],
             segmented_property_type=_codes(name, names)[1],
             algorithm_identification=algorithm, display_color=hd.color.CIELabColor.from_rgb(*colour),
@@ -106,19 +153,14 @@ def write_segmentation(
         for number, (name, colour) in enumerate(legend.items(), 1)
     ]  # fmt: skip
     with taking_over(path):
-        made = hd.seg.Segmentation(
+        return hd.seg.Segmentation(
             source_images=images, pixel_array=by_rows, segmentation_type=kind,
-            segment_descriptions=described,
+            segment_descriptions=segments,
             series_instance_uid=generate_uid(prefix=None), series_number=SERIES_NUMBER,
             sop_instance_uid=generate_uid(prefix=None), instance_number=1, manufacturer=MAKER,
             manufacturer_model_name=MAKER, software_versions=__version__, device_serial_number="0",
-            content_label="SYNTHETIC", content_description="Labels drawn by a model; not for diagnosis",
-            series_description=f"SYNTHETIC {facts.task}".strip()[:64],
-            **where,
+            **described, **where,
         )  # fmt: skip
-    mark = {**facts.manifest(), "invisible_mark": {"applied": False, "why": "labels keep their numbers"}}
-    mark = stamp(made, facts, mark, keep_identity)
-    return write_marked(to_bytes(made), path, mark)
 
 
 def _checked(labels: Any, legend: Mapping[str, Sequence[int]]) -> np.ndarray:
