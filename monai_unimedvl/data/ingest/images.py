@@ -50,7 +50,7 @@ class IngestImages(Ingest):
         return list(self.order)
 
     def each(self, part: str) -> Iterable[Item]:
-        """One file -> a record for each of its pictures."""
+        """One file -> a record with all its pictures."""
         return self.guarded(self._labelled(Path(part)), part)
 
     def _labelled(self, path: Path) -> Iterator[Item]:
@@ -62,14 +62,13 @@ class IngestImages(Ingest):
             others = sorted(self.classes - {label})
             facts |= {"absent": others} if self.exclusive and others else {}
         pictures = self.pictures(path)
-        digest = digest_of(path)
-        for place, picture in enumerate(pictures):
-            image = self.save(picture)
-            yield self.record(
-                (digest, image.place.get("index", place), label),
-                **{**who, "facts": {"patient_left": patient_left(picture), **facts}}, split=split,
-                input_img=(image,), provenance={"facts": {"by": self.name, "from": "folder"}},
-            )  # fmt: skip
+        if len(pictures) == 1:
+            facts["patient_left"] = patient_left(pictures[0])
+        yield self.record(  # a label of a volume is about all its slices together
+            (digest_of(path), label), **{**who, "facts": facts}, split=split,
+            input_img=tuple(self.save(picture) for picture in pictures),
+            provenance={"facts": {"by": self.name, "from": "folder"}},
+        )  # fmt: skip
 
     @functools.cached_property
     def classes(self) -> set[str]:

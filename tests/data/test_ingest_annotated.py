@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks, pairs, tables and COCO files as records with facts that hold on the record's own pixels."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sources import block, nifti, png
+
+from monai_unimedvl.data.facts import boxes_of
+from monai_unimedvl.data.ingest.coco import IngestCoco, draw
+from monai_unimedvl.data.ingest.masks import IngestMasks
+from monai_unimedvl.data.ingest.pairs import IngestPairs
+from monai_unimedvl.data.ingest.regions import facts_of, side_of
+from monai_unimedvl.data.ingest.table import IngestTable, sections
+from monai_unimedvl.data.record import InvalidRecord, Record, Reject
+from monai_unimedvl.data.step import Tally
+
+
+def run(kind: Any, tmp_path: Path, **options: Any) -> tuple[list[Record], list[Reject], Tally]:
+    given = {"path": str(tmp_path / "in"), "root": str(tmp_path / "out"), "dataset": "d", "modality": "mri"}
+    tally = Tally()
+    items = list(kind(**{**given, "public": True, **options})((), tally))
+    assert tally.taken == tally.kept + tally.rejected
+    records = [item for item in items if isinstance(item, Record)]
+    return records, [item for item in items if isinstance(item, Reject)], tally
+
+
+def measured(record: Record, name: str, of: str = "") -> float:
+    return next(
+        m["value"] for m in record.facts["measurements"] if m["name"] == name and m.get("of", "") == of
+    )
+
+
+# masks
+
+
+def masked(tmp_path: Path) -> None:
+    labels = np.zeros((30, 40, 20), np.uint8)
+    labels[8:12, 10:20, 4:8] = 2  # patient's left: x grows to the right in RAS
+    nifti(tmp_path / "in" / "images" / "a.nii.gz")
+    nifti(tmp_path / "in" / "masks" / "a.nii.gz", labels)
+    (tmp_path / "in" / "labels.json").write_text('{"liver": 1, "tumour": 2}')
+
+
+def test_a_mask_lies_on_the_pixels_of_its_slice_and_is_measured_in_mm(tmp_path: Path) -> None:
+    masked(tmp_path)
+    records, rejects, tally = run(IngestMasks, tmp_path, containing="label")
+    assert not rejects and len(records) == 4 and tally.taken == 1
+    first = records[0]
+    facts = first.facts
+    assert facts["labels"] == ["tumour"] and facts["absent"] == ["liver"]
+    assert measured(first, "area", "tumour") == 40 * 25 and measured(first, "count", "tumour") == 1
+    assert 50 <= measured(first, "diameter", "tumour") <= 56  # 10 x 4 pixels of 5 mm
+    with Image.open(tmp_path / "out" / facts["mask"]["path"]) as mask:
+        pixels = np.array(mask)
+    assert set(np.unique(pixels)) == {0, 2} and (pixels == 2).sum() == 40
+    (box,) = boxes_of(facts)
+    rows, columns = np.nonzero(pixels)
+    assert (box.left, box.top, box.right, box.bottom) == (
+        columns.min(), rows.min(), columns.max() + 1, rows.max() + 1,
+    )  # fmt: skip
+    assert sorted(record.input_img[0].place["index"] for record in records) == [4, 5, 6, 7]
+
+
+def test_slices_of_any_kind_say_what_is_absent(tmp_path: Path) -> None:
+    masked(tmp_path)
+    records, _, _ = run(IngestMasks, tmp_path, slices=10)
+    assert len(records) == 10
+    assert {tuple(record.facts.get("labels", ())) for record in records} == {("tumour",), ()}
+    assert all("liver" in record.facts["absent"] for record in records)
+
+
+def test_instances_are_counted_one_by_one(tmp_path: Path) -> None:
+    png(tmp_path / "in" / "images" / "a.png", size=(64, 64))
+    pieces = np.zeros((64, 64), np.uint16)
+    for number in range(300):  # 16-bit numbers, touching pieces of 3 x 3
+        row, column = divmod(number, 20)
+        pieces[3 * row : 3 * row + 3, 3 * column : 3 * column + 3] = number + 1
+    (tmp_path / "in" / "masks").mkdir()
+    Image.fromarray(pieces).save(tmp_path / "in" / "masks" / "a.png")
+    (tmp_path / "in" / "labels.json").write_text('{"nuclei": "instances"}')
+    records, rejects, _ = run(IngestMasks, tmp_path, modality="histopathology")
+    assert not rejects and measured(records[0], "count", "nuclei") == 300
+    assert len(records[0].facts["boxes"]) == 64
+
+
+def test_a_mask_of_another_size_and_one_alone_are_rejects(tmp_path: Path) -> None:
+    masked(tmp_path)
+    nifti(tmp_path / "in" / "images" / "b.nii.gz")
+    nifti(tmp_path / "in" / "masks" / "c.nii.gz")
+    png(tmp_path / "in" / "images" / "flat.png", size=(40, 48))
+    png(tmp_path / "in" / "masks" / "flat.png", size=(48, 40))
+    records, rejects, tally = run(IngestMasks, tmp_path, slices=2)
+    assert sorted(reject.code for reject in rejects) == ["geometry-differs", "unpaired", "unpaired"]
+    assert "48 x 40 pixels, its image 40 x 48" in " ".join(reject.reason for reject in rejects)
+    assert (tally.taken, tally.kept) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    "labels", ["", "[]", '{"a": 0}', '{"a": 1, "b": 1}', '{"a": "instances", "b": 2}', '{"a": true}']
+)
+def test_labels_that_say_nothing_are_one_sentence(tmp_path: Path, labels: str) -> None:
+    masked(tmp_path)
+    (tmp_path / "in" / "labels.json").write_text(labels)
+    with pytest.raises(ValueError, match="labels.json (is no list|is missing|gives one value)"):
+        run(IngestMasks, tmp_path)
+
+
+def test_a_side_is_the_patients() -> None:
+    mask = np.zeros((20, 20), bool)
+    mask[5:9, 2:6] = True
+    assert side_of(mask, "right") == "right" and side_of(mask, "left") == "left" and side_of(mask, "") == ""
+    mask[5:9, 14:18] = True
+    assert side_of(mask, "right") == "both"
+    assert facts_of(np.zeros((9, 9)), ["a"]) == {"absent": ["a"]}
+
+
+# pairs
+
+
+def test_pairs_give_both_directions_on_the_same_pixels(tmp_path: Path) -> None:
+    nifti(tmp_path / "in" / "T1" / "a.nii")
+    nifti(tmp_path / "in" / "T2" / "a.nii", block() * -1 + 100)
+    nifti(tmp_path / "in" / "T1" / "b.nii")
+    records, rejects, tally = run(IngestPairs, tmp_path, slices=2, names=("T1 MRI", "T2 MRI"))
+    assert len(records) == 4 and [reject.code for reject in rejects] == ["unpaired"] and tally.taken == 2
+    assert {(r.facts["pair"]["from"], r.facts["pair"]["to"]) for r in records} == {
+        ("T1 MRI", "T2 MRI"), ("T2 MRI", "T1 MRI"),
+    }  # fmt: skip
+    there, back = records[0], records[2]
+    assert there.input_img[0].path == back.output_img[0].path and there.kind == "interleaved"
+    assert there.input_img[0].place["position_mm"] == back.input_img[0].place["position_mm"]
+    assert len(run(IngestPairs, tmp_path, slices=2, one_way=True)[0]) == 2
+
+
+def test_a_pair_whose_slices_lie_apart_is_refused_with_the_numbers(tmp_path: Path) -> None:
+    far = np.diag([5.0, 5, 5, 1])
+    far[2, 3] = 500
+    nifti(tmp_path / "in" / "T1" / "a.nii")
+    nifti(tmp_path / "in" / "T2" / "a.nii", affine=far)
+    png(tmp_path / "in" / "T1" / "b.png", size=(40, 40))
+    png(tmp_path / "in" / "T2" / "b.png", size=(48, 40))
+    records, rejects, _ = run(IngestPairs, tmp_path)
+    assert not records and [reject.code for reject in rejects] == ["geometry-differs"] * 2
+    assert "slices away from its image" in rejects[0].reason and "40 x 40" in rejects[1].reason
+
+
+def test_pairs_need_two_folders_and_recipes(tmp_path: Path) -> None:
+    nifti(tmp_path / "in" / "T1" / "a.nii")
+    with pytest.raises(ValueError, match="has 1 folders, expected two"):
+        run(IngestPairs, tmp_path)
+    (tmp_path / "in" / "T2").mkdir()
+    with pytest.raises(ValueError, match="has no folder 'T3'"):
+        run(IngestPairs, tmp_path, folders=("T1", "T3"))
+    with pytest.raises(ValueError, match="names are 1 for 2 folders"):
+        run(IngestPairs, tmp_path, names=("x",))
+
+
+# tables
+
+
+def table(tmp_path: Path, rows: list[dict[str, Any]], name: str = "labels.csv") -> str:
+    (tmp_path / "in").mkdir(exist_ok=True)
+    path = tmp_path / "in" / name
+    if name.endswith(".csv"):
+        with path.open("w", encoding="utf8", newline="") as stream:
+            writer = csv.DictWriter(stream, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_text(json.dumps(rows))
+    return str(path)
+
+
+def test_a_table_says_what_is_there_what_is_not_and_how_large(tmp_path: Path) -> None:
+    png(tmp_path / "in" / "a.png")
+    rows = [
+        {"Path": "a.png", "PatientID": "P1", "Name": "Mueller", "Edema": "1.0", "Mass": "0", "Nodule": "-1",
+         "heart_mm": "131.5", "split": "valid", "side": "L"},
+        {"Path": "a.png", "PatientID": "P1", "Name": "Mueller", "Edema": "maybe", "Mass": "0", "Nodule": "",
+         "heart_mm": "", "split": "train", "side": ""},
+    ]  # fmt: skip
+    columns = {"image": "Path", "labels": "Edema|Mass|Nodule"}
+    records, rejects, tally = run(
+        IngestTable, tmp_path, path=table(tmp_path, rows), columns=columns, modality="xray"
+    )
+    assert len(records) == 1 and [(r.code, r.place) for r in rejects] == [("bad-label", "row 2")]
+    facts = records[0].facts
+    assert facts["labels"] == ["Edema"] and facts["absent"] == ["Mass"] and facts["side"] == "left"
+    assert facts["measurements"] == [{"name": "heart", "value": 131.5, "unit": "mm"}]
+    assert records[0].split == "val" and records[0].patient and "Mueller" not in str(records[0].to_json())
+
+
+def test_words_of_a_table_lose_what_points_at_a_person(tmp_path: Path) -> None:
+    png(tmp_path / "in" / "a.png")
+    report = (
+        "Exam of 03/04/2017 by Dr. Jane Roe, MRN: A77812. FINDINGS: Heart size normal. IMPRESSION: No edema."
+    )
+    rows = [{"image": "a.png", "report": report}, {"image": "a.png", "question": "Is there edema?", "answer": "No."},
+            {"image": "a.png", "report": ""}]  # fmt: skip
+    path = table(tmp_path, rows[:1])
+    records, _, _ = run(IngestTable, tmp_path, path=path, modality="xray")
+    assert records[0].facts["report"] == {"findings": "Heart size normal.", "impression": "No edema."}
+    given = [{"question": "", "answer": "", "report": "", **row} for row in rows]
+    records, rejects, _ = run(IngestTable, tmp_path, path=table(tmp_path, given, "b.json"), modality="xray")
+    assert [m.value for m in records[1].message] == ["<image> Is there edema?", "No."]
+    assert records[1].sub_task_type == "vqa" and [r.code for r in rejects] == ["no-label"]
+    words = "Seen on 03/04/2017, call 030-1234-5678, a.b@c.de, 12345678. TE 80 ms, 12 mm, T2."
+    rows = [{"image": "a.png", "caption": words}]
+    records, _, _ = run(IngestTable, tmp_path, path=table(tmp_path, rows, "c.json"), modality="xray")
+    hidden = "Seen on [removed], call [removed], [removed], [removed]. TE 80 ms, 12 mm, T2."
+    assert records[0].facts["captions"] == [hidden]
+    _, rejects, _ = run(
+        IngestTable, tmp_path, path=table(tmp_path, rows, "c.json"), modality="xray", identifiers="reject"
+    )
+    assert [r.code for r in rejects] == ["identifier"]
+
+
+def test_a_table_names_no_file_outside_of_its_folder(tmp_path: Path) -> None:
+    png(tmp_path / "a.png")
+    rows = [
+        {"image": "../a.png", "label": "x"},
+        {"image": "absent.png", "label": "x"},
+        {"image": "", "label": "x"},
+    ]
+    _, rejects, tally = run(IngestTable, tmp_path, path=table(tmp_path, rows), modality="xray")
+    assert [r.code for r in rejects] == ["path-outside", "image-missing", "image-missing"]
+    assert tally.taken == 3
+
+
+def test_a_table_without_what_is_needed_is_one_sentence(tmp_path: Path) -> None:
+    for rows, options, message in [
+        ([{"x": "1"}], {}, "expected one of images"),
+        ([{"image": "a", "label": "b"}], {"columns": {"labels": "Edema"}}, "no column 'Edema'"),
+        ([{"image": "a", "label": "b"}], {"columns": {"mass": "label"}}, "columns names 'mass'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run(IngestTable, tmp_path, path=table(tmp_path, rows), modality="xray", **options)
+
+
+def test_a_report_is_cut_at_its_headings() -> None:
+    assert sections("No headings here.") == {"findings": "No headings here."}
+    assert sections("CLINICAL: pain\nFINDINGS: a b.\nIMPRESSION:\n1. c") == {
+        "findings": "a b.", "impression": "1. c",
+    }  # fmt: skip
+
+
+# COCO
+
+
+def coco(tmp_path: Path, annotations: list[dict[str, Any]], **entry: Any) -> str:
+    png(tmp_path / "in" / "a.png", size=(40, 48))
+    content = {
+        "images": [{"id": 7, "file_name": "a.png", "height": 40, "width": 48, **entry}],
+        "categories": [{"id": 3, "name": "polyp"}, {"id": 9, "name": "tool"}],
+        "annotations": [{"image_id": 7, **each} for each in annotations],
+    }
+    (tmp_path / "in" / "coco.json").write_text(json.dumps(content))
+    return str(tmp_path / "in" / "coco.json")
+
+
+def test_boxes_and_polygons_become_facts(tmp_path: Path) -> None:
+    square = [[10, 5, 20, 5, 20, 15, 10, 15]]
+    path = coco(tmp_path, [{"category_id": 3, "bbox": [10, 5, 10, 10], "segmentation": square},
+                           {"category_id": 3, "bbox": [30, 20, 8, 4]}])  # fmt: skip
+    records, rejects, _ = run(IngestCoco, tmp_path, path=path, modality="fundus")
+    assert not rejects
+    facts = records[0].facts
+    assert (
+        facts["labels"] == ["polyp"]
+        and facts["absent"] == ["tool"]
+        and measured(records[0], "count", "polyp") == 2
+    )
+    assert [box.label for box in boxes_of(facts)] == ["polyp", "polyp"]
+    assert facts["boxes"][0]["box"] == [10, 5, 20, 15]
+    with Image.open(tmp_path / "out" / facts["mask"]["path"]) as mask:
+        assert 90 <= (np.array(mask) == 1).sum() <= 121
+
+
+def test_run_lengths_are_read_as_numbers_and_as_text() -> None:
+    mask = np.zeros((4, 5), bool)
+    mask[1:3, 2] = True
+    counts = [9, 2, 9]
+    assert np.array_equal(draw({"size": [4, 5], "counts": counts}, (4, 5)), mask)
+    assert np.array_equal(draw({"size": [4, 5], "counts": "929"}, (4, 5)), mask)
+    long = [100, 3, 60, 3, 234]  # differences from the third number on
+    flat = np.repeat([0, 1, 0, 1, 0], long).reshape(20, 20).T.astype(bool)
+    text = "".join(map(chr, [48 + (100 & 31) + 32, 48 + 3, 51, 48 + (60 & 31) + 32, 48 + 1]))
+    with pytest.raises(InvalidRecord, match="run lengths"):
+        draw({"size": [20, 20], "counts": text}, (20, 20))
+    assert np.array_equal(draw({"size": [20, 20], "counts": long}, (20, 20)), flat)
+
+
+@pytest.mark.parametrize(
+    "annotation, entry, code",
+    [
+        ({"category_id": 5, "bbox": [1, 1, 2, 2]}, {}, "bad-label"),
+        ({"category_id": 3, "bbox": [40, 1, 20, 2]}, {}, "bad-label"),
+        ({"category_id": 3, "bbox": [1, 1, 0, 2]}, {}, "bad-label"),
+        ({"category_id": 3, "bbox": "1 1 2 2"}, {}, "bad-label"),
+        ({"category_id": 3, "segmentation": [[1, 2, 3]]}, {}, "bad-label"),
+        ({"category_id": 3, "segmentation": {"size": [1, 1], "counts": [1]}}, {}, "bad-label"),
+        ({"category_id": 3, "bbox": [1, 1, 2, 2]}, {"height": 41}, "geometry-differs"),
+        ({"category_id": 3, "bbox": [1, 1, 2, 2]}, {"file_name": "b.png"}, "image-missing"),
+        ({"category_id": 3, "bbox": [1, 1, 2, 2]}, {"file_name": "/etc/passwd"}, "path-outside"),
+    ],
+)
+def test_an_annotation_that_does_not_fit_is_a_reject(tmp_path: Path, annotation, entry, code) -> None:
+    path = coco(tmp_path, [annotation], **entry)
+    records, rejects, _ = run(IngestCoco, tmp_path, path=path, modality="fundus")
+    assert not records and [reject.code for reject in rejects] == [code]
