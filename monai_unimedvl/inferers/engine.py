@@ -33,8 +33,9 @@ from torch import Tensor
 from monai_unimedvl.inferers.context import Context, check_batch, segments_for
 from monai_unimedvl.inferers.inferers import THINK_TO_ANSWER, Answer
 from monai_unimedvl.inferers.sampling import Sampling, choose
+from monai_unimedvl.networks.decoding import NextWord
 from monai_unimedvl.networks.unimedvl import UniMedVL
-from monai_unimedvl.sequence import Prompt, Segment, Text, step
+from monai_unimedvl.sequence import Prompt, Segment, Text
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.transforms.segments import ToSegments
 
@@ -148,6 +149,7 @@ class Engine:
         self.context = Context(network, self.to_segments, samples=max_running)
         self._places: list[Request | None] = [None] * max_running
         self._next: list[int] = [0] * max_running  # the word that each place reads next
+        self._next_word = NextWord(network)
         self._waiting: deque[Request] = deque()
         self._numbers = itertools.count()
         self._news = threading.Condition()  # guards `_waiting`
@@ -282,6 +284,7 @@ class Engine:
         except Exception as error:  # whatever it was, the server goes on and the caller is told
             tokens += [self._finish(request, None, 0.0, "error", str(error)) for request in newcomers]
             return
+        self._next_word = NextWord(self.network)
         for request in newcomers:
             request.started = time.monotonic()
 
@@ -293,9 +296,7 @@ class Engine:
         ids = torch.tensor([self._next[s] for s in active], device=device)
         speakers = [request for s in active if (request := self._places[s]) is not None]
         try:
-            seq = step(ids, active, [cache.positions[s] for s in active])
-            logits = self.network.logits(self.network(seq, cache).hidden)  # (B, V)
-            logits = logits if logits.dtype == torch.float64 else logits.float()
+            logits = self._next_word(ids, active, cache)  # (B, V)
             chosen = self._choose(logits, speakers)  # (B,)
             logprobs = logits.log_softmax(-1)  # (B, V)
         except Exception as error:  # as above

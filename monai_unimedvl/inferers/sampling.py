@@ -19,8 +19,9 @@ from torch import Tensor
 
 from monai_unimedvl import flow
 from monai_unimedvl.inferers.context import Context
+from monai_unimedvl.networks.decoding import NextWord
 from monai_unimedvl.networks.unimedvl import based
-from monai_unimedvl.sequence import Canvas, PackedSequence, pack, step
+from monai_unimedvl.sequence import Canvas, PackedSequence, pack
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,9 @@ def words(
     device = network.decoder.embed.weight.device
     ids = torch.full((len(active),), marks.text_start, device=device)
     said = ids.new_empty(len(active), 0)  # (B, n)
+    next_word = NextWord(network)
     while active:
-        hidden = network(step(ids, active, [cache.positions[s] for s in active]), cache).hidden  # (B, D)
-        logits = _at_least_float32(network.logits(hidden))  # (B, V)
+        logits = next_word(ids, active, cache)  # (B, V)
         ids = choose(logits, options, said, [chance[s] for s in active] if chance else None)  # (B,)
         logprobs = logits.gather(1, ids.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)  # (B,)
         spoken, staying = [], []

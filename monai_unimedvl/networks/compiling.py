@@ -33,25 +33,34 @@ def compile_layers(network: nn.Module) -> nn.Module:
         raise ValueError(
             f"compile_layers found no layer in {type(network).__name__}, expected a UniMedVL: pass one."
         )
-    on_cpu = any(p.device.type == "cpu" for p in network.parameters())
-    compilers = filter(None, [os.environ.get("CXX"), "g++", "clang++", "cl"])
-    if on_cpu and not any(map(shutil.which, compilers)):
-        raise ValueError(
-            "compile_layers found no C++ compiler, expected g++ or clang++: install one, or train without it."
-        )
+    check_compiler(network)
     for layer in layers:
         layer.compiled = True  # type: ignore[assignment]
     return network
 
 
+def check_compiler(network: nn.Module) -> None:
+    """Raise ValueError where weights lie on the CPU and nothing here compiles C++ for it."""
+    on_cpu = any(p.device.type == "cpu" for p in network.parameters())
+    compilers = filter(None, [os.environ.get("CXX"), "g++", "clang++", "cl"])
+    if on_cpu and not any(map(shutil.which, compilers)):
+        raise ValueError(
+            "Compiling found no C++ compiler, expected g++ or clang++: install one, or go without."
+        )
+
+
 def chosen(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
     """`function`, compiled where that is asked for and gradients are recorded."""
-    return _fused(function) if compiled and torch.is_grad_enabled() else function
+    return fused(function) if compiled and torch.is_grad_enabled() else function
 
 
-@lru_cache(maxsize=16)
-def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled once for all layers and lengths: weights and sizes are inputs of the compiled code."""
+@lru_cache(maxsize=32)
+def fused(function: Callable[..., Any], dynamic: bool = True) -> Callable[..., Any]:
+    """Compiled once for all layers: weights are inputs of the compiled code.
+
+    Args:
+        dynamic: one code for all sizes, instead of one for each.
+    """
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, RECOMPILES)
-    return torch.compile(function, dynamic=True)
+    return torch.compile(function, dynamic=dynamic)

@@ -130,6 +130,7 @@ class Decoder(nn.Module):
         }  # fmt: skip
         self.num_kv_heads, self.head_size = num_kv_heads, hidden_size // num_heads
         self.rope_theta, self.max_context = rope_theta, max_context
+        self.compiled_words = False  # see `compile_words`
         self.embed = nn.Embedding(vocab_size, hidden_size)
         self.layers = nn.ModuleList(
             Layer(hidden_size, mlp_dim, num_heads, num_kv_heads, norm_eps=norm_eps, qk_norm=qk_norm)

@@ -23,6 +23,7 @@ from monai_unimedvl.inferers import (
     segments_for,
     words,
 )
+from monai_unimedvl.networks.decoding import NextWord
 from monai_unimedvl.networks.layers import patchify
 from monai_unimedvl.sequence import Canvas, Text, pack
 
@@ -155,9 +156,9 @@ def test_a_finished_sample_is_no_longer_computed(tiny, segments, monkeypatch):
     context = Context(tiny, segments, samples=4)
     context.read(PROMPTS)
     computed = []
-    forward = tiny.forward
+    advance = NextWord.__call__
     monkeypatch.setattr(
-        tiny, "forward", lambda seq, *a, **k: computed.append(len(seq)) or forward(seq, *a, **k)
+        NextWord, "__call__", lambda self, ids, *rest: computed.append(len(ids)) or advance(self, ids, *rest)
     )
     said = speak(context, OPTIONS["sampled"], seeded(1, 2, 3, 4))
     longest = max(len(some) for some in said.values())
