@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A checkpoint of the released size is made, loaded for answering in 8 bits, asked, and removed.
 
-Shapes, names and files are those of the released folder (one file of 29 GB), values are random. What answering
-needs is written; the generation expert and the autoencoder are holes in the files, so they take no disk, and
-would be zeros if anything read them. The load runs in a process of its own: its memory is its own peak
-(VmHWM), with everything that is imported and every page of the files that is mapped.
+Shapes, names and files are those of the released folder (one file of 29 GB), values are random. What
+answering needs is written; the generation expert and the autoencoder are holes in the files, so they take no
+disk, and would be zeros if anything read them. The load runs in a process of its own: its memory is its own
+peak (VmHWM), with everything that is imported and every page of the files that is mapped.
 """
 
 from __future__ import annotations
@@ -173,9 +173,8 @@ def main() -> None:
     ]  # fmt: skip
     about = (
         "A synthetic checkpoint of the released shapes is loaded for answering, and says one word about a "
-    )
-    about += (
-        f"picture of 378 x 378 (729 tokens). Memory is VmHWM of the process, at most {LIMIT:g} GiB wanted."
+        "picture of 378 x 378 (729 tokens). Memory is VmHWM of the process, wanted at most "
+        f"{LIMIT:g} GiB; seconds are of the wall clock."
     )
     report(about, cells, options, load)
 

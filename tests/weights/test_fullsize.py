@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,7 @@ def test_the_peak_of_loading_is_what_is_held_and_one_weight(
         f"from pathlib import Path; print(json.dumps(fullsize.ask(Path({str(tmp_path)!r}), 'int8')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    cost = __import__("json").loads(done.stdout.splitlines()[-1])
+    cost = json.loads(done.stdout.splitlines()[-1])
     assert cost["weights"] > 0.4  # GiB: enough to be seen beside what is imported
-    assert cost["after_load"] - cost["imported"] < 1.25 * cost["weights"] + 0.15
+    # 0.33 is what the tokenizer's library and torch's scratch took; two copies would be 0.8 more
+    assert cost["after_load"] - cost["imported"] < 1.15 * cost["weights"] + 0.45
