@@ -118,7 +118,9 @@ setup(
     packages=[*find_packages(include=["monai_unimedvl", "monai_unimedvl.*"]), RECIPES, BUNDLES],
     package_dir={RECIPES: "transforms", BUNDLES: "bundles"},
     package_data={
-        "monai_unimedvl": ["py.typed", "data/*.json*", "label/*.txt", "serve/page/*"],
+        "monai_unimedvl": [
+            "py.typed", "data/*.json*", "data/templates/*", "data/pipelines/*", "label/*.txt", "serve/page/*"
+        ],
         RECIPES: ["*.yaml", "*.md"],
         BUNDLES: [*(f"**/*.{end}" for end in BUNDLE_FILES), "**/LICENSE", "**/logging.conf"],
     },

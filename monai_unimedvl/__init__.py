@@ -19,6 +19,7 @@ _ROOMS = {
     "evaluate": "evaluation.benchmarks",
     "AtlasDataset": "data.atlas",
     "Record": "data.record",
+    "build_dataset": "data.pipeline",
     "Curriculum": "training.curriculum",
     "UniMedVLModule": "training.module",
     "UniMedVLDataModule": "training.datamodule",

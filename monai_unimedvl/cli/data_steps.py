@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 # Commands that are no step: name -> (a line about it, module with `add(parser)` and `run(options)`).
 COMMANDS: dict[str, tuple[str, str]] = {
     "fetch-atlas": ("fetch the public scans that the model was trained on", "monai_unimedvl.cli.manage"),
+    "build": ("sources and steps of one YAML -> shards with their card", "monai_unimedvl.cli.data_build"),
+    "prints": ("fingerprints of a benchmark, for decontaminate", "monai_unimedvl.cli.data_prints"),
+    "leaks": ("what the splits of a corpus share, and how near they come", "monai_unimedvl.cli.data_leaks"),
 }
 
 

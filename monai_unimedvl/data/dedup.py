@@ -133,7 +133,7 @@ class Decontaminate(Printed):
     about: ClassVar[str] = "leave out what a benchmark has, by lists of its fingerprints"
     example: ClassVar[str] = "records.jsonl --against vqa-rad.jsonl --out kept.jsonl"
 
-    against: list[str] = option(about="lists that `unimedvl data prints` wrote")
+    against: tuple[str, ...] = option(about="lists that `unimedvl data prints` wrote")
 
     def decide(self, notes: Iterable[Note]) -> Iterator[Verdict]:
         """See `Whole`; short texts, which anybody may write, are no reason."""

@@ -11,7 +11,7 @@ of 12 x 12 thumbnails within one modality.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,21 +87,34 @@ def leak_report(records: Iterable[Record | Reject], root: str | Path | None = No
     Raises:
         InvalidRecord: a picture that cannot be read.
     """
+    return leaks_of(leak_row(each, root) for each in records if isinstance(each, Record))
+
+
+def leak_row(record: Record, root: str | Path | None = None) -> dict[str, Any]:
+    """What the report needs of a record, as JSON.
+
+    Raises:
+        InvalidRecord: a picture that cannot be read.
+    """
+    prints = [image_print(image, root) for image in record.input_img or record.output_img]
+    seen = [[each.pixels, each.thumb] for each in prints if not each.flat]
+    named = {name: getattr(record, name) for name in ("id", "split", "modality", "patient", "study")}
+    return {**named, "pictures": seen}
+
+
+def leaks_of(rows: Iterable[Mapping[str, Any]]) -> LeakReport:
+    """The report of rows that `leak_row` made."""
     report = LeakReport()
     seen: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # (what, key) -> split -> a record
     held: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # (split, modality) -> thumb -> a record
-    for record in records:
-        if isinstance(record, Reject):
-            continue
-        report.records[record.split or "none"] = report.records.get(record.split or "none", 0) + 1
-        for what, key in (("patient", record.patient), ("study", record.study)):
-            if key:
-                seen[what, key].setdefault(record.split, record.id)
-        for image in record.input_img or record.output_img:
-            known = image_print(image, root)
-            if not known.flat:
-                seen["picture", known.pixels].setdefault(record.split, record.id)
-                held[record.split, record.modality].setdefault(known.thumb, record.id)
+    for row in rows:
+        split = str(row["split"])
+        report.records[split or "none"] = report.records.get(split or "none", 0) + 1
+        keys = [(what, row[what]) for what in ("patient", "study") if row[what]]
+        for what, key in keys + [("picture", pixels) for pixels, _ in row["pictures"]]:
+            seen[what, key].setdefault(split, row["id"])
+        for _, thumb in row["pictures"]:
+            held[split, row["modality"]].setdefault(thumb, row["id"])
     report.shared = {"patient": 0, "study": 0, "picture": 0}
     for (what, _), splits in seen.items():
         if len(splits) > 1:

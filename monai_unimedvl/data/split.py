@@ -22,7 +22,7 @@ from typing import ClassVar, NamedTuple
 from monai_unimedvl.data.prints import image_print
 from monai_unimedvl.data.record import SPLITS, ImageFile, Record
 from monai_unimedvl.data.step import option
-from monai_unimedvl.data.whole import Note, Verdict, Whole
+from monai_unimedvl.data.whole import KEEP, Note, Verdict, Whole
 
 CODES = {
     "patient-across-splits": "a patient, study or picture that is in another split too",
@@ -49,11 +49,17 @@ class Split(Whole):
 
     root: str = option("", "folder of the corpus, whose images/ the records name")
     shares: Mapping[str, float] = option(None, "of records: {train: 0.8, val: 0.1, test: 0.1}")
-    stratify: list[str] = option(None, f"shared out alike, of {', '.join(STRATA)}")
+    stratify: tuple[str, ...] = option(
+        ("modality", "sub_task_type"), f"shared out alike, of {', '.join(STRATA)}"
+    )
     seed: int = option(0, "of the choice")
-    slabs: list[str] = option(None, "datasets whose patients are cut into runs of slices, for want of others")
+    slabs: tuple[str, ...] = option(
+        (), "datasets whose patients are cut into runs of slices, for want of others"
+    )
     guard_mm: float = option(6.0, "between two slabs; without a place in mm, two slices on each side")
-    hold_out: list[str] = option(None, "modality/anatomy/task triplets to test only, such as ct/liver/vqa")
+    hold_out: tuple[str, ...] = option(
+        (), "modality/anatomy/task triplets to test only, such as ct/liver/vqa"
+    )
     hold_out_count: int = option(0, "or how many to choose, each part of which is trained elsewhere")
 
     def __post_init__(self) -> None:
@@ -63,13 +69,13 @@ class Split(Whole):
                 f"split got shares {dict(shares)}, expected numbers above 0 for some of train, val and test: "
                 "change them."
             )
-        if unknown := [name for name in self._strata if name not in STRATA]:
+        if unknown := [name for name in self.stratify if name not in STRATA]:
             raise ValueError(
                 f"split got stratify {unknown[0]!r}, expected some of {', '.join(STRATA)}: change it."
             )
         if self.guard_mm < 0:
             raise ValueError(f"split got guard_mm {self.guard_mm}, expected 0 mm or more: raise it.")
-        for triplet in self.hold_out or []:
+        for triplet in self.hold_out:
             if len(str(triplet).split("/")) != 3:
                 raise ValueError(
                     f"split got hold_out {triplet!r}, expected modality/anatomy/task such as ct/liver/vqa."
@@ -79,17 +85,13 @@ class Split(Whole):
     def _shares(self) -> dict[str, float]:
         return dict({"train": 0.8, "val": 0.1, "test": 0.1} if self.shares is None else self.shares)
 
-    @property
-    def _strata(self) -> Sequence[str]:
-        return ("modality", "sub_task_type") if self.stratify is None else self.stratify
-
     def note(self, record: Record) -> Note:
         """{keys, split, strata, dataset, triplet, plane, at}; see `Whole`."""
         note: Note = {"keys": self._keys(record), "split": record.split, "dataset": record.dataset}
-        note["strata"] = [getattr(record, name) for name in self._strata]
+        note["strata"] = [getattr(record, name) for name in self.stratify]
         anatomy = record.facts.get("organ") or record.facts.get("body") or "unknown"
         note["triplet"] = f"{record.modality}/{anatomy}/{record.sub_task_type}"
-        if record.dataset in (self.slabs or ()):
+        if record.dataset in self.slabs:
             images = record.input_img or record.output_img
             note["plane"], note["at"] = _place(images[0]) if images else ("", None)
         return note
@@ -110,11 +112,15 @@ class Split(Whole):
         members: dict[int, list[int]] = defaultdict(list)
         for place, group in enumerate(groups):
             members[group].append(place)
-        cut = set(self.slabs or ())
+        cut = set(self.slabs)
         filled: dict[str, Counter] = {split: Counter() for split in self._shares}
         free: list[int] = []
         for group, places in members.items():
             if given := {rows[place].split for place in places} - {""}:
+                if all(rows[place].dataset in cut and rows[place].split for place in places):
+                    for place in places:  # slices that were cut into slabs before
+                        chosen[place] = KEEP
+                    continue
                 split = next(name for name in PROTECTED if name in given)
                 for place in places:
                     chosen[place] = _given(split, rows[place].split)
@@ -191,7 +197,7 @@ class Split(Whole):
 
     def _held(self, triplets: set[str]) -> set[str]:
         """The triplets that are held out: those named, and some whose parts all occur in others."""
-        held = set(map(str, self.hold_out or []))
+        held = set(map(str, self.hold_out))
         wanted = len(held) + self.hold_out_count
         known = sorted(triplets - held, key=lambda t: hashlib.sha256(f"{self.seed} {t}".encode()).hexdigest())
         for triplet in known:

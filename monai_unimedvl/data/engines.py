@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who does the jobs of a build: processes of this machine, or Ray Data on many.
+
+A job is done again where its worker died: by a new pool here, by Ray there. Results come as they are ready;
+files are the same from both, because a job writes the same bytes whoever does it.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from monai.utils import optional_import
+
+Job = dict[str, Any]
+Work = Callable[[Job], Job]
+ENGINES = ("local", "ray")
+TRIES = 3  # of a job whose worker dies
+
+
+def run_all(work: Work, jobs: Sequence[Job], *, engine: str = "local", workers: int = 1) -> Iterator[Job]:
+    """The results of all jobs, as they are ready.
+
+    Args:
+        work: a function of a module, which any process can import.
+        engine: "local" or "ray". workers: processes; 1 of "local" is this one.
+
+    Raises:
+        ValueError: no such engine, Ray is not installed, or a job kills its worker again and again.
+    """
+    if engine not in ENGINES or workers < 1:
+        raise ValueError(
+            f"engine is {engine!r} with {workers} workers, expected {' or '.join(ENGINES)} with at least 1."
+        )
+    if engine == "ray":
+        yield from _ray(work, jobs, workers)
+    elif workers == 1 or len(jobs) < 2:
+        yield from map(work, jobs)
+    else:
+        yield from _local(work, jobs, workers)
+
+
+def _local(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
+    """A pool of processes; a broken one is replaced, and what it had in hand is done again."""
+    waiting, tries = list(reversed(jobs)), Counter[str]()
+    kind = (
+        "fork" if sys.platform == "linux" else "spawn"
+    )  # as torch's loaders: a new interpreter takes seconds
+    while waiting:
+        pool = ProcessPoolExecutor(
+            min(workers, len(waiting)), multiprocessing.get_context(kind), _begin, (os.getpid(),)
+        )
+        running: dict[Future[Job], Job] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < 2 * workers:  # few in hand, however many there are
+                    running[pool.submit(work, waiting[-1])] = waiting[-1]
+                    waiting.pop()
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    result = done.result()
+                    running.pop(done)
+                    yield result
+        except BrokenProcessPool as error:
+            for job in running.values():
+                tries[job["name"]] += 1
+                if tries[job["name"]] >= TRIES:
+                    raise ValueError(
+                        f"{job['name']} killed its worker {TRIES} times, expected it to fit into memory: use "
+                        "fewer workers or a smaller batch, and run again to go on."
+                    ) from error
+            waiting += reversed(list(running.values()))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _ray(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
+    """Ray Data, one block a job, so that a lost worker costs one job."""
+    ray, found = optional_import("ray")
+    data, _ = optional_import("ray.data")
+    if not found:
+        raise ValueError("engine 'ray' needs Ray, which is not installed: `pip install monai-unimedvl[ray]`.")
+    if not jobs:
+        return
+    started = not ray.is_initialized()
+    if started:  # a cluster that RAY_ADDRESS names is joined; otherwise one of this machine
+        size = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
+        ray.init(log_to_driver=False, configure_logging=False, **size)
+    try:
+        context = data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        rows = data.from_items([{"job": json.dumps(job)} for job in jobs], override_num_blocks=len(jobs))
+        done = rows.map(
+            lambda row: {"done": json.dumps(work(json.loads(row["job"])))}, num_cpus=1, concurrency=workers
+        )
+        for row in done.iter_rows():
+            yield json.loads(row["done"])
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _begin(parent: int) -> None:
+    """A worker ends with the process that started it, even where that one is killed."""
+    import torch
+
+    torch.set_num_threads(1)  # as in torch's loaders: threads of a forked parent are gone
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sources and steps of one YAML -> shards, a manifest, a card; goes on where it was killed.
+
+    name: ours
+    sources: [{step: ingest, kind: images, path: fundus, dataset: ours, modality: fundus, licence: CC-BY-4.0}]
+    steps: [{step: textify}, {step: dedup}, {step: split}]
+
+    build_dataset("pipeline.yaml", "corpus", workers=2)
+
+Steps that do each record by itself run in a pass over parts of the corpus, in any process. Steps that decide
+on the whole (`Whole`) get notes of that pass and give verdicts, which the next pass obeys; so a corpus is
+read once, and once more for every such step that is followed by others. Every part, list of verdicts and
+shard is written under another name first; what is there is whole, and is not done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from monai_unimedvl.data.engines import run_all
+from monai_unimedvl.data.files import write_json
+from monai_unimedvl.data.finish import PAPERS, finish
+from monai_unimedvl.data.jobs import Job, parts_of, run_job
+from monai_unimedvl.data.licences import refuse_for_commerce
+from monai_unimedvl.data.shards import MANIFEST, check_shards
+from monai_unimedvl.data.step import Each, Source, Stream, make, step_class
+from monai_unimedvl.data.verdicts import decide
+
+WORK = ".work"  # in the folder of the corpus, until it is whole
+KEYS = ("name", "about", "sources", "steps", "shards", "batch", "seed")
+SHARDS = {"max_bytes": 256_000_000, "commercial": False}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A run over all parts, and the decisions that follow it; all steps are options as JSON."""
+
+    each: tuple[str, ...] = ()
+    wholes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What a YAML says, checked.
+
+    Args:
+        name: of the corpus. about: a sentence for its card.
+        sources, steps: options of steps; a source may have `steps` of its own, and be `optional`.
+        shards: max_bytes of a shard; commercial: refuse licences that forbid commercial use.
+        batch: files, series or rows that are one part.
+        seed: of every step that has a seed and is given none.
+    """
+
+    name: str
+    sources: Sequence[Mapping[str, Any]]
+    steps: Sequence[Mapping[str, Any]] = ()
+    about: str = ""
+    shards: Mapping[str, Any] = field(default_factory=dict)
+    batch: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.sources or not all(isinstance(each, Mapping) for each in (*self.sources, *self.steps)):
+            raise ValueError(
+                "the pipeline has no sources or steps that are mappings: write {step: NAME, ...}."
+            )
+        if not isinstance(self.batch, int) or self.batch < 1:
+            raise ValueError(f"batch is {self.batch!r}, expected a whole number above 0: raise it.")
+        if unknown := set(self.shards) - set(SHARDS):
+            raise ValueError(
+                f"shards has no option {sorted(unknown)[0]!r}, expected some of {', '.join(SHARDS)}."
+            )
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits of all that is asked for."""
+        from monai_unimedvl import __version__
+
+        told = {each.name: getattr(self, each.name) for each in fields(self)}
+        return hashlib.sha256(json.dumps([__version__, told], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_pipeline(path: str | Path) -> Pipeline:
+    """The pipeline of a YAML file.
+
+    Raises:
+        ValueError: no such file, no YAML, or a key that is missing or unknown.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is no file, expected a pipeline in YAML: check the path.")
+    try:
+        told = yaml.safe_load(path.read_text("utf8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name} is no YAML ({' '.join(str(error).split())}): mend it.") from error
+    if not isinstance(told, Mapping) or "sources" not in told or (unknown := set(told) - set(KEYS)):
+        found = sorted(map(str, unknown)) if isinstance(told, Mapping) and "sources" in told else "no sources"
+        raise ValueError(f"{path.name} has {found}, expected a mapping with {', '.join(KEYS)}: mend it.")
+    return Pipeline(**{"name": path.stem, **told})
+
+
+def shipped(name: str | Path) -> Path:
+    """The file of a pipeline: the path itself, or one of this package by its name."""
+    inside = Path(__file__).with_name("pipelines") / f"{name}.yaml"
+    return inside if not Path(name).exists() and inside.is_file() else Path(name)
+
+
+def build_dataset(
+    pipeline: Pipeline | Mapping[str, Any] | str | Path,
+    out: str | Path,
+    *,
+    engine: str = "local",
+    workers: int = 1,
+    commercial: bool | None = None,
+    restart: bool = False,
+    keep_work: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Build a corpus: shards, manifest.json, card.md, croissant.json, report.html; returns the manifest.
+
+    A build that was stopped goes on where it was. The same pipeline gives the same manifest, with any engine
+    and any number of workers.
+
+    Args:
+        pipeline: a YAML file, or what it says. out: folder of the corpus.
+        engine: "local" processes or "ray". workers: of either.
+        commercial: refuse licences that forbid commercial use or are not known; None: as the pipeline says.
+        restart: throw away what another pipeline has left in the folder.
+        keep_work: keep the parts, for inspection.
+
+    Raises:
+        ValueError: a pipeline that does not fit, a folder in use or of another pipeline, a refused licence.
+    """
+    if isinstance(pipeline, str | Path):
+        pipeline = read_pipeline(pipeline)
+    elif isinstance(pipeline, Mapping):
+        pipeline = Pipeline(**pipeline)
+    if commercial is not None:
+        pipeline = replace_shards(pipeline, commercial=commercial)
+    out = Path(out)
+    if restart:
+        _remove(out)
+    if (out / MANIFEST).is_file():
+        manifest = check_shards(out, "sizes")
+        if manifest.get("pipeline") != pipeline.digest:
+            raise ValueError(f"{out} holds a corpus of another pipeline: choose another folder, or restart.")
+        return manifest
+    if out.is_dir() and any(out.iterdir()) and not (out / WORK).is_dir():
+        raise ValueError(f"{out} holds other files, expected a new folder: choose another.")
+    work = out / WORK
+    work.mkdir(parents=True, exist_ok=True)
+    with _alone(work):
+        return _Build(pipeline, out.resolve(), engine, workers, progress).run(keep_work)
+
+
+class _Build:
+    """One build: its plan, then pass by pass what is missing."""
+
+    def __init__(self, pipeline: Pipeline, out: Path, engine: str, workers: int, progress: bool) -> None:
+        self.pipeline, self.out, self.work = pipeline, out, out / WORK
+        self.engine, self.workers, self.progress = engine, workers, progress
+        self.passes = _passes([self._step(each) for each in pipeline.steps])
+        _clean(self.work)
+        _clean(self.out)
+
+    def run(self, keep_work: bool) -> dict[str, Any]:
+        """See `build_dataset`."""
+        settings = {**SHARDS, **self.pipeline.shards}
+        jobs, absent = self._plan()
+        if settings["commercial"]:
+            refuse_for_commerce(str(source.get("licence", "")) for source in self.pipeline.sources
+                                if "licence" in source)  # fmt: skip
+        count = len(jobs)
+        for number, each in enumerate(self.passes):
+            if number:
+                told = {"before": number - 1, "decisions": len(self.passes[number - 1].wholes)}
+                jobs = [self._job("map", number, part, told) for part in range(count)]
+            self._do(jobs, f"pass {number + 1} of {len(self.passes)}")
+            for place, options in enumerate(each.wholes):
+                decide(self.work, number, place, options, count)
+        return finish(
+            self.work, self.out, self.pipeline, passes=[len(each.wholes) for each in self.passes],
+            parts=count, absent=absent, settings=settings, do=self._do, keep_work=keep_work,
+        )  # fmt: skip
+
+    def _plan(self) -> tuple[list[Job], list[str]]:
+        """The jobs of the first pass, and the optional sources that are not there."""
+        jobs: list[Job] = []
+        absent: list[str] = []
+        listed: list[Any] = []
+        for number, source in enumerate(self.pipeline.sources):
+            given = dict(source)
+            chain = [self._step(each) for each in given.pop("steps", ())]
+            optional, label = (
+                given.pop("optional", False),
+                f"{_name(given)} {given.get('dataset', number + 1)}",
+            )
+            try:
+                options = self._step(given)
+                step = make(json.loads(options))
+                if not isinstance(step, Source):
+                    raise TypeError(
+                        f"source {number + 1} is the step {step.name!r}, expected one that reads."
+                    )
+                parts = parts_of(options)
+            except TypeError as error:
+                raise ValueError(f"{error} Name a source such as ingest.") from error
+            except ValueError as error:
+                if not optional:
+                    raise ValueError(f"source {number + 1} ({label}): {error}") from error
+                absent.append(label)
+                listed.append(None)
+                continue
+            for options_of_step in chain:
+                _must_be_each(options_of_step)
+            listed.append([len(parts), hashlib.sha256(repr(list(parts)).encode()).hexdigest()[:16]])
+            for first in range(0, len(parts), self.pipeline.batch):
+                more = {"source": options, "label": label, "first": first,
+                        "stop": min(first + self.pipeline.batch, len(parts))}  # fmt: skip
+                job = self._job("read", 0, len(jobs), more)
+                jobs.append({**job, "steps": [*chain, *job["steps"]]})
+        if not jobs:
+            raise ValueError(
+                f"none of the sources is there ({', '.join(absent)}): fetch one, or mend its path."
+            )
+        self._same_plan({"pipeline": self.pipeline.digest, "sources": listed})
+        return jobs, absent
+
+    def _same_plan(self, plan: dict[str, Any]) -> None:
+        """Keep the plan of the first run; a later one must be the same."""
+        path = self.work / "plan.json"
+        if not path.is_file():
+            write_json(path, plan)
+        elif (known := json.loads(path.read_text("utf8"))) != plan:
+            what = "another pipeline" if known.get("pipeline") != plan["pipeline"] else "other source files"
+            raise ValueError(
+                f"{self.out} was begun with {what}, expected the same to go on: restart it, or choose "
+                "another folder."
+            )
+
+    def _job(self, kind: str, number: int, part: int, more: dict[str, Any]) -> Job:
+        one = self.passes[number]
+        return {
+            "kind": kind, "name": f"part {part} of pass {number}", "work": str(self.work), "pass": number,
+            "number": part, "steps": list(one.each), "notes": list(one.wholes),
+            "check": number == len(self.passes) - 1, **more,
+        }  # fmt: skip
+
+    def _do(self, jobs: Sequence[Job], what: str) -> None:
+        done = run_all(run_job, jobs, engine=self.engine, workers=self.workers)
+        for _ in tqdm(done, desc=what, total=len(jobs), disable=not self.progress, unit="part"):
+            pass
+
+    def _step(self, options: Mapping[str, Any]) -> str:
+        """The options of a step as JSON: with paths of this machine, the corpus as root, and a seed.
+
+        Raises:
+            ValueError: see `make`.
+        """
+        given = {key: resolved(value) for key, value in options.items()}
+        known = {each.name for each in fields(step_class(_name(given)))}
+        if "root" in known:
+            given.setdefault("root", str(self.work / "corpus"))
+            (self.work / "corpus").mkdir(exist_ok=True)
+        if "seed" in known:
+            given.setdefault("seed", self.pipeline.seed)
+        return json.dumps(given, sort_keys=True)
+
+
+def resolved(value: Any) -> Any:
+    """A value of an option; `package:NAME/sub/path` is in a package, `atlas:...` in the atlas cache.
+
+    Raises:
+        ValueError: no such package.
+    """
+    if isinstance(value, list):
+        return [resolved(each) for each in value]
+    if not isinstance(value, str) or not value.startswith(("package:", "atlas:")):
+        return value
+    scheme, _, rest = value.partition(":")
+    if scheme == "atlas":
+        from monai_unimedvl.data.fetch import default_root
+
+        return str(default_root() / rest)
+    name, _, inside = rest.partition("/")
+    found = importlib.util.find_spec(name)
+    if found is None or found.origin is None:
+        raise ValueError(f"package {name!r} is not installed, expected it for {value}: `pip install` it.")
+    return str(Path(found.origin).parent / inside)
+
+
+def replace_shards(pipeline: Pipeline, **settings: Any) -> Pipeline:
+    """The pipeline with other settings of its shards."""
+    told = {each.name: getattr(pipeline, each.name) for each in fields(pipeline)}
+    return Pipeline(**{**told, "shards": {**pipeline.shards, **settings}})
+
+
+def _name(options: Mapping[str, Any]) -> str:
+    """The name of the step of options; `{step: ingest, kind: nifti}` is "ingest-nifti"."""
+    name = str(options.get("step", ""))
+    return f"{name}-{options['kind']}" if name == "ingest" and "kind" in options else name
+
+
+def _must_be_each(options: str) -> None:
+    step = make(json.loads(options))
+    if not isinstance(step, Each):
+        raise ValueError(f"step {step.name!r} of a source decides on all records: move it to `steps`.")
+
+
+def _passes(steps: Iterable[str]) -> list[Pass]:
+    """The steps in passes: those of each record, then those of all; ids are unique at the end."""
+    passes = [Pass()]
+    for options in steps:
+        step = make(json.loads(options))
+        if isinstance(step, Source):
+            raise ValueError(f"step {step.name!r} reads files: move it to the sources.")
+        last = passes[-1]
+        if isinstance(step, Stream):
+            passes[-1] = Pass(last.each, (*last.wholes, options))
+        elif last.wholes:
+            passes.append(Pass((options,)))
+        else:
+            passes[-1] = Pass((*last.each, options))
+    passes[-1] = Pass(passes[-1].each, (*passes[-1].wholes, json.dumps({"step": "unique-ids"})))
+    return passes
+
+
+class _alone:  # noqa: N801  a context, used like a function
+    """Nobody else builds in the folder at the same time; the lock goes with the process."""
+
+    def __init__(self, work: Path) -> None:
+        self.path = work / "lock"
+
+    def __enter__(self) -> None:
+        self.stream = self.path.open("w")
+        lock = _locker()
+        for second in range(6):  # workers of a killed build hold it until they notice
+            try:
+                return lock(self.stream)
+            except OSError as error:
+                if second == 5:
+                    self.stream.close()
+                    raise ValueError(
+                        f"{self.path.parent.parent} is being built by another process: wait, or stop it."
+                    ) from error
+                time.sleep(1)
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+
+
+def _locker() -> Callable[[Any], None]:
+    """A function that locks a file or raises OSError; where a system has none, one that does nothing."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two builds in one folder are the user's own fault
+        return lambda stream: None
+    return lambda stream: fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _remove(out: Path) -> None:
+    """Take a corpus, or the beginning of one, out of a folder, and nothing else."""
+    for name in (MANIFEST, *PAPERS):
+        (out / name).unlink(missing_ok=True)
+    for shard in out.glob("shard-*.parquet"):
+        shard.unlink()
+    shutil.rmtree(out / WORK, ignore_errors=True)
+
+
+def _clean(folder: Path) -> None:
+    """Remove what a killed process has left half-written."""
+    for path in _leftovers(folder):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _leftovers(folder: Path) -> Iterator[Path]:
+    for path in [folder, *folder.glob("pass-*")] if folder.is_dir() else []:
+        with os.scandir(path) as entries:
+            yield from (Path(each.path) for each in entries if each.name.startswith(".tmp-"))

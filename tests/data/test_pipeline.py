@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A build gives the same manifest whoever did it and however often it was killed, and loses nothing."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from monai_unimedvl.cli import main
+from monai_unimedvl.data import jobs as jobs_module
+from monai_unimedvl.data import step as step_module
+from monai_unimedvl.data.engines import run_all
+from monai_unimedvl.data.ingest.base import write_png
+from monai_unimedvl.data.pipeline import Pipeline, build_dataset, read_pipeline, resolved
+from monai_unimedvl.data.record import ImageFile, InvalidRecord, Message, Record, Reject, pseudonym
+from monai_unimedvl.data.shards import check_shards
+from monai_unimedvl.data.step import Each, Source, Stream, option
+
+pytest.importorskip("pyarrow", reason="shards need the extra 'data'")
+pytest.importorskip("imagehash", reason="fingerprints need the extra 'data'")
+pytest.importorskip("jinja2", reason="the report needs the extra 'data'")
+
+HERE = __name__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invented(Source):
+    """Records of random pictures; every tenth part is damaged, every seventh is the one before it."""
+
+    name: ClassVar[str] = "invented"
+    about: ClassVar[str] = "random pictures"
+    root: str = option("", "folder of the corpus")
+    count: int = option(40, "how many")
+    licence: str = option("CC0-1.0", "of all")
+    dataset: str = option("invented", "name")
+    pause: float = option(0.0, "seconds a part")
+
+    def parts(self) -> list[int]:
+        """Numbers."""
+        return list(range(self.count))
+
+    def each(self, part: int) -> list[Record]:
+        """One picture and its brightness."""
+        time.sleep(self.pause)
+        if part % 10 == 9:
+            raise InvalidRecord("image-damaged", "part cannot be read, expected a picture.")
+        seed = part - 1 if part % 7 == 6 else part
+        pixels = np.random.default_rng(seed).integers(0, 255, (16, 16), np.uint8)
+        image = ImageFile(f"images/{write_png(pixels, Path(self.root) / 'images')}", 16, 16)
+        said = (Message("human", "<image> How bright?"), Message("gpt", f"{int(pixels.mean())}"))
+        return [
+            Record(
+                id=f"r{part}", main_task_type="image-to-text", sub_task_type="vqa", modality="xray",
+                dataset=self.dataset, licence=self.licence, source="numpy", input_img=(image,), message=said,
+                patient=pseudonym("p", str(part // 3), "key"),
+            )
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubled(Each):
+    """Each record, and one that asks otherwise."""
+
+    name: ClassVar[str] = "doubled"
+    about: ClassVar[str] = "twice as many"
+
+    def each(self, record: Record) -> list[Record]:
+        """Two records."""
+        said = (Message("human", "<image> Is it bright?"), Message("gpt", "yes"))
+        return [record, replace(record, id=f"{record.id}-b", message=said)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Brighter(Stream):
+    """A stream that is no `Whole`: it keeps what is not darker than the one before, and says so."""
+
+    name: ClassVar[str] = "brighter"
+    about: ClassVar[str] = "rising brightness"
+    least: int = option(0, "brightness of the first")
+
+    def stream(self, records: Any) -> Any:
+        """In order."""
+        last = self.least
+        for record in records:
+            words = record.message[-1].value
+            value = int(words) if words.isdigit() else last
+            if value < last:
+                yield Reject("darker", "darker than the one before.", record.id, self.name)
+            else:
+                yield replace(record, facts={"bright": value})
+            last = value
+
+
+@pytest.fixture(autouse=True)
+def known_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps of this file have names in YAML."""
+    for kind in (Invented, Doubled, Brighter):
+        monkeypatch.setitem(step_module.STEPS, kind.name, f"{HERE}:{kind.__name__}")
+    jobs_module.step_of.cache_clear()
+    jobs_module.parts_of.cache_clear()
+
+
+def plan(**source: Any) -> dict[str, Any]:
+    """A pipeline of two passes with every sort of step."""
+    return {
+        "name": "invented", "batch": 4, "seed": 1, "shards": {"max_bytes": 12_000},
+        "sources": [{"step": "invented", **source}],
+        "steps": [
+            {"step": "dedup"}, {"step": "doubled"}, {"step": "brighter"},
+            {"step": "split", "shares": {"train": 3, "test": 1}},
+        ],
+    }  # fmt: skip
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """name -> bytes of everything in a corpus."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def build(out: Path, told: dict[str, Any], **how: Any) -> dict[str, Any]:
+    """A build without a bar."""
+    return build_dataset(told, out, progress=False, **how)
+
+
+def test_a_build_adds_up_and_opens_elsewhere(tmp_path: Path) -> None:
+    manifest = build(tmp_path / "corpus", plan())
+    steps = {step["step"]: step for step in manifest["steps"]}
+    assert [step["step"] for step in manifest["steps"]] == [
+        "invented 1",
+        "dedup",
+        "doubled",
+        "brighter",
+        "split",
+    ]
+    assert steps["invented 1"] | {"reasons": 0} == {
+        "step": "invented 1", "in": 40, "kept": 36, "rejected": 4, "records": 36, "rejects": 4, "reasons": 0
+    }  # fmt: skip
+    assert steps["dedup"]["reasons"] == {"duplicate": 4}
+    assert steps["doubled"]["records"] == 2 * steps["dedup"]["kept"] == steps["brighter"]["in"]
+    for before, after in (("dedup", "doubled"), ("brighter", "split")):
+        assert steps[before]["kept"] == steps[after]["in"]
+    assert manifest["records"] == steps["split"]["kept"] == sum(s["rows"] for s in manifest["shards"])
+    assert len(manifest["shards"]) > 1 and set(manifest["counts"]["split"]) == {"train", "test"}
+    folder = tmp_path / "corpus"
+    check_shards(folder)
+    assert not (folder / ".work").exists()
+    rejects = [json.loads(line) for line in (folder / "rejects.jsonl").read_text().splitlines()]
+    assert Counter(reject["code"] for reject in rejects) == manifest["rejected"]
+    assert all(reject["reason"].endswith(".") and reject["step"] for reject in rejects)
+    pandas = pytest.importorskip("pandas", reason="datasets brings it")
+    frame = pandas.concat(pandas.read_parquet(path) for path in folder.glob("shard-*.parquet"))
+    assert len(frame) == manifest["records"] == frame["id"].nunique()
+    assert frame.groupby("patient")["split"].nunique().max() == 1
+    assert json.loads(frame["facts"].iloc[0]).keys() == {"bright"}
+    page = (folder / "report.html").read_text("utf8")
+    assert "duplicate 4" in page and "data:image/png;base64" in page
+    text = (folder / "card.md").read_text("utf8")
+    assert "| CC0-1.0 | free |" in text and "patient" in text and str(tmp_path) not in text + page
+
+
+def test_any_number_of_workers_gives_the_same_files(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert build(one, plan(count=20)) == build(two, plan(count=20), workers=2)
+    assert files(one) == files(two)
+
+
+def test_a_second_run_does_nothing_and_another_pipeline_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "corpus"
+    manifest = build(out, plan(count=8))
+    (out / "letter.txt").write_text("keep me")
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert build(out, plan(count=8)) == manifest
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    with pytest.raises(ValueError, match="holds a corpus of another pipeline"):
+        build(out, plan(count=9))
+    with pytest.raises(ValueError, match="holds other files"):
+        build(out, plan(count=9), restart=True)
+    assert (out / "letter.txt").read_text() == "keep me" and not (out / "manifest.json").exists()
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    each = Invented.each
+    monkeypatch.setattr(Invented, "each", lambda self, part: read.append(part) or each(self, part))
+    broken = ValueError("the plug was pulled")
+
+    def stop_at_shards(job: dict[str, Any]) -> dict[str, Any]:
+        raise broken
+
+    with monkeypatch.context() as during:
+        during.setattr(jobs_module, "_write_one", stop_at_shards)
+        with pytest.raises(ValueError, match="plug was pulled"):
+            build(tmp_path / "corpus", plan(count=24))
+    assert sorted(read) == list(range(24))
+    with pytest.raises(ValueError, match="was begun with another pipeline"):
+        build(tmp_path / "corpus", plan(count=23))
+    build(tmp_path / "corpus", plan(count=24))
+    assert len(read) == 24
+    build(tmp_path / "whole", plan(count=24))
+    assert files(tmp_path / "corpus") == files(tmp_path / "whole")
+
+
+def _build_alone(out: str, told: dict[str, Any], workers: int) -> None:
+    """In a process group of its own, so that it can be killed with its workers."""
+    os.setsid()
+    build_dataset(told, out, workers=workers, progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kill -9 of a forked group needs POSIX")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_at_ten_random_moments_a_build_ends_with_the_same_bytes(tmp_path: Path, workers: int) -> None:
+    told = plan(count=60, pause=0.02)
+    start = time.monotonic()
+    build(tmp_path / "whole", told)
+    took = time.monotonic() - start
+    out, moments, killed = tmp_path / "killed", random.Random(7), 0
+    context = multiprocessing.get_context("fork")
+    while killed < 10:
+        child = context.Process(target=_build_alone, args=(str(out), told, workers))
+        child.start()
+        child.join(moments.uniform(0.02, 0.35) * took)
+        if child.is_alive() and not (out / "manifest.json").exists():
+            os.killpg(child.pid, signal.SIGKILL)
+            killed += 1
+        child.join()
+        if (out / "manifest.json").exists() and killed < 10:  # it was too quick: once more from the start
+            assert files(out) == files(tmp_path / "whole")
+            for path in out.iterdir():
+                path.unlink()
+            out.rmdir()
+    build(out, told, workers=workers)
+    assert files(out) == files(tmp_path / "whole")
+
+
+def dies_once(job: dict[str, Any]) -> dict[str, Any]:
+    """A job whose worker is killed the first time."""
+    mark = Path(job["mark"])
+    if job["deadly"] and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"name": job["name"]}
+
+
+def dies_always(job: dict[str, Any]) -> dict[str, Any]:
+    """A job that does not fit."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the pool forks on POSIX only")
+def test_a_killed_worker_loses_nothing_and_a_deadly_job_is_named(tmp_path: Path) -> None:
+    jobs = [{"name": f"job {n}", "mark": str(tmp_path / "mark"), "deadly": n == 3} for n in range(8)]
+    done = list(run_all(dies_once, jobs, workers=2))
+    assert sorted(each["name"] for each in done) == [f"job {n}" for n in range(8)]
+    with pytest.raises(ValueError, match=r"job \d killed its worker 3 times, expected it to fit into memory"):
+        list(run_all(dies_always, jobs[:2], workers=2))
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_files_and_survives_the_death_of_a_worker(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs the extra 'ray'")
+    told = {
+        **plan(),
+        "sources": [{"step": "atlas", "permissive_only": True, "tasks": ["sr4"], "sections": ["val"]}],
+    }
+    told["steps"] = [{"step": "dedup"}]
+    local, ray = tmp_path / "local", tmp_path / "ray"
+    assert build(local, told) == build(ray, told, engine="ray", workers=2)
+    assert files(local) == files(ray)
+    jobs = [{"name": f"job {n}", "mark": str(tmp_path / "mark"), "deadly": n == 3} for n in range(8)]
+    done = list(run_all(dies_once, jobs, engine="ray", workers=2))
+    assert (tmp_path / "mark").exists()
+    assert sorted(each["name"] for each in done) == [f"job {n}" for n in range(8)]
+
+
+def test_a_commercial_corpus_refuses_licences_by_name(tmp_path: Path) -> None:
+    for licence, kind in (
+        ("CC-BY-NC-4.0", "non-commercial"),
+        ("unknown", "unknown"),
+        ("CC-BY-ND-4.0", "no derivatives"),
+    ):
+        with pytest.raises(ValueError, match=rf"these licences are in it: {licence} \({kind}\)"):
+            build(tmp_path / licence, plan(licence=licence), commercial=True)
+    assert build(tmp_path / "free", plan(licence="CC-BY-4.0"), commercial=True)["licences"].keys() == {
+        "CC-BY-4.0"
+    }
+
+
+def test_an_optional_source_that_is_not_there_is_named_on_the_card(tmp_path: Path) -> None:
+    told = plan(count=8)
+    far = {"step": "ingest", "kind": "images", "path": "package:no_such_package/x", "dataset": "far"}
+    told["sources"].append({**far, "modality": "xray", "public": True})
+    with pytest.raises(
+        ValueError, match="source 2 .ingest-images far.: package 'no_such_package' is not installed"
+    ):
+        build(tmp_path / "a", told)
+    told["sources"][1]["optional"] = True
+    manifest = build(tmp_path / "b", told)
+    assert manifest["absent"] == ["ingest-images far"]
+    assert "Not there when it was built: ingest-images far" in (tmp_path / "b" / "card.md").read_text("utf8")
+
+
+@pytest.mark.parametrize(
+    "told, said",
+    [
+        ("sources: [", "is no YAML"),
+        ("steps: []", "has no sources, expected a mapping with name"),
+        ("sources: [{step: invented}]\nstepps: []", "has .'stepps'., expected"),
+        ("sources: [{step: invented}]\nbatch: 0", "batch is 0"),
+        ("sources: [{step: invented}]\nshards: {size: 3}", "shards has no option 'size'"),
+        ("sources: [{step: dedup}]", "source 1 is the step 'dedup', expected one that reads"),
+        ("sources: [{step: invented, licnce: x}]", "no option 'licnce' .did you mean 'licence'"),
+        ("sources: [{step: invented}]\nsteps: [{step: dedupe}]", "'dedupe' is not known .did you mean"),
+        ("sources: [{step: invented}]\nsteps: [{step: invented}]", "step 'invented' reads files"),
+        ("sources: [{step: invented, steps: [{step: split}]}]", "step 'split' of a source decides on all"),
+        ("sources: [{step: invented, count: 0}]", "none of the sources"),
+        ("sources: [dedup]", "mappings"),
+    ],
+)  # fmt: skip
+def test_a_pipeline_that_does_not_fit_is_refused_in_a_sentence(tmp_path: Path, told: str, said: str) -> None:
+    (tmp_path / "p.yaml").write_text(told)
+    with pytest.raises(ValueError, match=said):
+        build_dataset(tmp_path / "p.yaml", tmp_path / "out", progress=False)
+
+
+def test_nothing_kept_and_a_folder_of_other_files_are_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing was kept of what the sources hold .darker 1."):
+        build(tmp_path / "out", {**plan(count=1), "steps": [{"step": "brighter", "least": 256}]})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("keep me")
+    with pytest.raises(ValueError, match="holds other files, expected a new folder"):
+        build(tmp_path / "mine", plan())
+    with pytest.raises(ValueError, match="engine is 'spark' with 1 workers, expected local or ray"):
+        build(tmp_path / "x", plan(), engine="spark")
+
+
+def test_two_builds_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="files are locked on POSIX only")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    (tmp_path / "out" / ".work").mkdir(parents=True)
+    with (tmp_path / "out" / ".work" / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="is being built by another process"):
+            build(tmp_path / "out", plan())
+
+
+def test_paths_may_name_a_package_or_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Path(resolved("package:skimage/data")).is_dir()
+    monkeypatch.setenv("UNIMEDVL_CACHE", "/cache")
+    assert resolved(["atlas:stardist-0.9.2", 3]) == ["/cache/stardist-0.9.2", 3]
+    assert (
+        Pipeline(name="a", sources=[{"step": "x"}]).digest
+        != Pipeline(name="b", sources=[{"step": "x"}]).digest
+    )
+
+
+def test_the_command_builds_says_what_became_of_everything_and_finds_leaks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ours.yaml").write_text(json.dumps({**plan(), "name": "ours"}))
+    assert read_pipeline(tmp_path / "ours.yaml").name == "ours"
+    assert main(["data", "build", str(tmp_path / "ours.yaml"), "--out", str(tmp_path / "c"), "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "invented 1: 40 in = 36 kept + 4 rejected" in said and "licences: CC0-1.0" in said
+    assert main(["data", "leaks", str(tmp_path / "c")]) == 0
+    assert "In more than one split: 0 patient, 0 study, 0 picture." in capsys.readouterr().out
+    assert (
+        main(["data", "prints", str(tmp_path / "c"), "--name", "b", "--out", str(tmp_path / "b.jsonl")]) == 0
+    )
+    assert "fingerprints of b" in capsys.readouterr().out
+    assert main(["data", "build", "nowhere.yaml", "--out", str(tmp_path / "d")]) == 2
+    assert "nowhere.yaml is no file, expected a pipeline in YAML" in capsys.readouterr().err
