@@ -32,6 +32,7 @@ from torch import Tensor
 
 from monai_unimedvl.inferers.context import Context, check_batch, segments_for
 from monai_unimedvl.inferers.inferers import THINK_TO_ANSWER, Answer
+from monai_unimedvl.inferers.prefixes import Prefixes, length
 from monai_unimedvl.inferers.sampling import Sampling, choose
 from monai_unimedvl.networks.decoding import NextWord
 from monai_unimedvl.networks.unimedvl import UniMedVL
@@ -39,6 +40,7 @@ from monai_unimedvl.sequence import Prompt, Segment, Text
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.transforms.segments import ToSegments
 
+FAR = 1 << 62  # tokens that nobody spares
 STOPS = ("end", "length", "context", "cancelled", "error")
 
 
@@ -122,6 +124,8 @@ class Engine:
         max_waiting: requests that may wait for a place; more are refused.
         max_prefill: tokens of prompts that one step reads at most (one prompt always goes), so that those who
             are speaking do not wait long for newcomers.
+        share: a prompt that begins like another, present or of a request whose place is still free, is read
+            from there on (see `Prefixes`). The network must not change while the engine has it.
 
     Raises:
         ValueError: a limit below 1.
@@ -137,6 +141,7 @@ class Engine:
         max_running: int = 8,
         max_waiting: int = 256,
         max_prefill: int = 4096,
+        share: bool = True,
     ) -> None:
         for name, value in (
             ("max_running", max_running), ("max_waiting", max_waiting), ("max_prefill", max_prefill),
@@ -147,7 +152,9 @@ class Engine:
         self.to_segments = to_segments or segments_for(network, tokenizer, fit)
         self.max_running, self.max_waiting, self.max_prefill = max_running, max_waiting, max_prefill
         self.context = Context(network, self.to_segments, samples=max_running)
+        self.share, self.prefixes = share, Prefixes(self.context)
         self._places: list[Request | None] = [None] * max_running
+        self._free = list(range(max_running))  # all places, in the order in which they were left
         self._next: list[int] = [0] * max_running  # the word that each place reads next
         self._next_word = NextWord(network)
         self._waiting: deque[Request] = deque()
@@ -262,31 +269,40 @@ class Engine:
         return [self._finish(request, None, 0.0, "cancelled") for request in gone]
 
     def _admit(self, tokens: list[Token]) -> None:
-        """Read the prompts of those who come in, all in one forward."""
-        free = [s for s, request in enumerate(self._places) if request is None]
-        batch: list[list[Segment]] = [[] for _ in self._places]
-        newcomers: list[Request] = []
+        """Read the prompts of those who come in, together."""
+        free = [s for s in self._free if self._places[s] is None]  # the longest free first
+        newcomers: dict[int, Request] = {}
         size = 0
         with self._news:
             while free and self._waiting:
                 if newcomers and size + self._waiting[0].prompt_tokens > self.max_prefill:
                     break
-                request, place = self._waiting.popleft(), free.pop(0)
-                self._places[place], batch[place] = request, request.segments
-                newcomers.append(request)
+                request = self._waiting.popleft()
+                place = self._place(request, free)
+                free.remove(place)
+                self._places[place] = newcomers[place] = request
                 self._next[place] = self.context.marks.text_start
-                self.context.forget(place)
                 size += request.prompt_tokens
         if not newcomers:
             return
         try:
-            self.context.read(batch)
+            if not self.share:
+                self.prefixes = Prefixes(self.context, worth=FAR)
+            spared = self.prefixes.read({s: request.segments for s, request in newcomers.items()})
         except Exception as error:  # whatever it was, the server goes on and the caller is told
-            tokens += [self._finish(request, None, 0.0, "error", str(error)) for request in newcomers]
+            tokens += [
+                self._finish(request, None, 0.0, "error", str(error)) for request in newcomers.values()
+            ]
             return
         self._next_word = NextWord(self.network)
-        for request in newcomers:
-            request.started = time.monotonic()
+        for s, request in newcomers.items():
+            request.started, request.shared_tokens = time.monotonic(), spared[s]
+
+    def _place(self, request: Request, free: list[int]) -> int:
+        """Where it goes: into the place whose whole past it goes on from, else the longest free."""
+        source, count = self.prefixes.alike(request.segments) if self.share else (-1, 0)
+        whole = source in free and count == len(self.prefixes.lines[source].keys)
+        return source if whole else free[0]
 
     def _speak(self, active: list[int]) -> list[Token]:
         """One word of each of the places `active`."""
@@ -343,6 +359,8 @@ class Engine:
         for s, other in enumerate(self._places):
             if other is request:
                 self._places[s] = None
+                self._free.remove(s)
+                self._free.append(s)
         request.finished, request.stop_reason = time.monotonic(), stop
         return token
 
@@ -360,8 +378,3 @@ class Engine:
         token = Token(request, id_, logprob, piece, stop, alternatives)
         request.tokens.append(token)
         return token
-
-
-def length(segment: Segment) -> int:
-    """Tokens that a segment takes, its two marks included."""
-    return 2 + (len(segment.ids) if isinstance(segment, Text) else segment.grid[0] * segment.grid[1])

@@ -15,6 +15,7 @@ import torch
 from monai.inferers import Inferer
 
 from monai_unimedvl.inferers.context import Context, check_batch, segments_for
+from monai_unimedvl.inferers.prefixes import Prefixes
 from monai_unimedvl.inferers.sampling import Sampling, Word, words
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.sequence import Prompt, Segment, Text
@@ -117,7 +118,7 @@ class PromptInferer(Inferer):
 
 
 class TextInferer(PromptInferer):
-    """Batch of prompts -> answers.
+    """Batch of prompts -> answers. What prompts begin alike with, such as an image, is read once.
 
     Args:
         tokenizer: of the network.
@@ -168,9 +169,10 @@ class TextInferer(PromptInferer):
         segmenter = self._segmenter(network)
         context = Context(network, segmenter, samples=len(batch))
         system = self._system(THINK_TO_ANSWER)
-        context.read(
-            [[*system, *segmenter(prompt, history=True)] for prompt in check_batch(batch, "TextInferer")]
-        )
+        prompts = [
+            [*system, *segmenter(prompt, history=True)] for prompt in check_batch(batch, "TextInferer")
+        ]
+        Prefixes(context).read(dict(enumerate(prompts)))
         return context
 
 
