@@ -40,7 +40,7 @@ STEPS: dict[str, str] = {
     "ingest-coco": "monai_unimedvl.data.ingest.coco:IngestCoco",
     "ingest-masks": "monai_unimedvl.data.ingest.masks:IngestMasks",
     "ingest-pairs": "monai_unimedvl.data.ingest.pairs:IngestPairs",
-    "atlas": "monai_unimedvl.data.atlas_source:AtlasSource",
+    "textify": "monai_unimedvl.data.textify:Textify",
     "dedup": "monai_unimedvl.data.dedup:Dedup",
     "decontaminate": "monai_unimedvl.data.dedup:Decontaminate",
     "unique-ids": "monai_unimedvl.data.dedup:UniqueIds",
