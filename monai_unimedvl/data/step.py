@@ -41,6 +41,7 @@ STEPS: dict[str, str] = {
     "ingest-masks": "monai_unimedvl.data.ingest.masks:IngestMasks",
     "ingest-pairs": "monai_unimedvl.data.ingest.pairs:IngestPairs",
     "textify": "monai_unimedvl.data.textify:Textify",
+    "atlas": "monai_unimedvl.data.atlas_source:AtlasSource",
     "dedup": "monai_unimedvl.data.dedup:Dedup",
     "decontaminate": "monai_unimedvl.data.dedup:Decontaminate",
     "unique-ids": "monai_unimedvl.data.dedup:UniqueIds",
