@@ -2,13 +2,14 @@
 # make demo, make test: each works in a fresh clone. Variables: PYTHON (3.11 or newer), VENV, TORCH, OUT.
 PYTHON ?= python3
 VENV ?= .venv
+LABEL_VENV ?= .venv-label
 TORCH ?= torch==2.13.0
 OUT ?= demo
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 PYTEST = $(BIN)/python -m pytest
 
-.PHONY: setup atlas demo test check slow label browser tutorials bench dist release clean
+.PHONY: setup atlas demo test check slow label label-venv browser tutorials bench dist release clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/test.stamp  ## everything that tests and the demo need, into $(VENV)
@@ -44,9 +45,23 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# MONAI Label has an environment of its own: its pins ask for pydicom 2 and, through torchvision, for CUDA.
+$(LABEL_VENV)/label.stamp: setup.py constraints.txt monai_unimedvl/label/requirements.txt monai_unimedvl/label/no_deps.txt
+	$(PYTHON) -m venv $(LABEL_VENV)
+	$(LABEL_VENV)/bin/python -m pip install --quiet "$(TORCH)"
+	$(LABEL_VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[dicom,delivery,train]" \
+		-r monai_unimedvl/label/requirements.txt pytest
+	$(LABEL_VENV)/bin/python -m pip install --quiet --no-deps -r monai_unimedvl/label/no_deps.txt
+	touch $@
+
+label-venv: $(LABEL_VENV)/label.stamp
+
+label: $(LABEL_VENV)/label.stamp
+	$(LABEL_VENV)/bin/python -m pytest tests/label -m label --durations=10
+
 # A tier runs when a test carries its mark, and says so when none does.
 slow: $(VENV)/slow.stamp
-slow label browser: setup
+slow browser: setup
 	@if grep -rqE 'mark\.$@\b' tests --include='*.py'; then $(PYTEST) -m $@ --durations=10; \
 	else echo "make $@: no test is marked '$@' yet"; fi
 
@@ -66,4 +81,4 @@ release: setup  ## zips of all bundles and model_info.json, ready to be put some
 	$(BIN)/unimedvl bundle release dist/bundles $(if $(BASE),--base-url "$(BASE)")
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(LABEL_VENV) build dist *.egg-info

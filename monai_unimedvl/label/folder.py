@@ -28,7 +28,7 @@ __all__ = ["UniMedVLApp"]
 README = """# UniMedVL in MONAI Label
 
     pip install torch==2.13.0
-    pip install "monai-unimedvl[dicom,delivery]" -r requirements.txt
+    pip install "monai-unimedvl[dicom,delivery,train]" -r requirements.txt
     pip install --no-deps -r no_deps.txt
     python -m monai_unimedvl.label --app . --studies FOLDER_OF_SCANS
 

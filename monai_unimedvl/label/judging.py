@@ -17,7 +17,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from monai_unimedvl.evaluation.text import token_f1
 from monai_unimedvl.label.answering import QUESTION, SPEAKING, confidence, speak
 from monai_unimedvl.label.knobs import Knob, settled
-from monai_unimedvl.label.lessons import FINAL, names_of, words_of
+from monai_unimedvl.label.lessons import FINAL, ORIGINAL, names_of, words_of
 from monai_unimedvl.label.pictures import pictures_of, reading_knobs, resolved, source_of
 from monai_unimedvl.label.served import Served
 from monai_unimedvl.label.task_base import _device
@@ -25,7 +25,6 @@ from monai_unimedvl.label.writing import read_nrrd
 
 logger = logging.getLogger(__name__)
 
-ORIGINAL = "original"  # MONAI Label's tag of what a model made
 KEY = "unimedvl_uncertainty"  # in the data store's notes on an image
 
 

@@ -58,6 +58,7 @@ class FineTune(TrainTask):  # type: ignore[misc]
             "slices": Knob(8, 1, 1000),
             "val_split": Knob(0.2, 0.0, 0.9),
             "seed": Knob(0, 0),
+            "pictures": Knob(False),
             "publish": Knob(("better", "always", "never")),
         }
 
@@ -119,6 +120,7 @@ class FineTune(TrainTask):  # type: ignore[misc]
             "lr": values["lr"],
             "budget": values["max_tokens"],
             "seed": values["seed"],
+            "sheets#count": 6 if values["pictures"] else 0,  # drawn at every validation: slow on a CPU
             "train#dataset#data": {**data, "section": "train"},
             "validate#dataset#data": {**data, "section": "val"},
         }

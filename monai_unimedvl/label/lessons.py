@@ -27,7 +27,7 @@ from monai_unimedvl.provenance import Facts, manifest_path, save_volume
 
 logger = logging.getLogger(__name__)
 
-FINAL = "final"  # MONAI Label's tag of labels that a person has handed in
+FINAL, ORIGINAL = "final", "original"  # MONAI Label's tags: what a person has handed in, what a model made
 
 
 @dataclass
@@ -48,6 +48,9 @@ class Gathered:
 def gather(datastore: Any, named: Mapping[str, int], kinds: str = "all") -> Gathered:
     """Every label of the data store that was handed in, as items to learn from.
 
+    An image has one label for each tag; all tags but "original" teach, so that a mask may be "final" and a
+    report of the same image "report".
+
     Args:
         named: name -> number of masks that come without names.
         kinds: "masks", "words" or "all".
@@ -56,25 +59,29 @@ def gather(datastore: Any, named: Mapping[str, int], kinds: str = "all") -> Gath
         ValueError: nothing in it can be learned from.
     """
     found = Gathered()
-    for entry in datastore.datalist():
-        label, image = Path(entry["label"]), source_of(entry["image"])
-        info = datastore.get_label_info(_id_of(label), FINAL) or {}
-        try:
-            if label.suffix.lower() == ".json":
-                if kinds != "masks":
-                    found.items += words_of(label, image)
-            elif kinds != "words":
-                names = names_of(info, named)
-                found.items.append({**asked_for(names), "image": str(image), "target": str(_mask(label))})
-                found.labels |= names
-        except ValueError as error:
-            found.skipped.append(str(error).replace(label.name, "a label").replace(image.name, "an image"))
+    datastore.datalist()  # of an archive: fetches what was handed in
+    for image_id in sorted(datastore.list_images()):
+        tags = datastore.get_labels_by_image_id(image_id)
+        for tag in sorted(set(tags) - {ORIGINAL}):
+            label = Path(datastore.get_label_uri(tags[tag], tag))
+            image = source_of(datastore.get_image_uri(image_id))
+            info = datastore.get_label_info(image_id, tag) or {}
+            try:
+                if label.suffix.lower() == ".json":
+                    found.items += [] if kinds == "masks" else words_of(label, image)
+                elif kinds != "words":
+                    names = names_of(info, named)
+                    found.items.append({**asked_for(names), "image": str(image), "target": str(_mask(label))})
+                    found.labels |= names
+            except ValueError as error:
+                said = str(error).replace(label.name, "a label").replace(image.name, "an image")
+                found.skipped.append(said)
     for reason in found.skipped:
         logger.warning("a label teaches nothing: %s", reason)
     if not found.items:
         why = f" ({len(found.skipped)} cannot be used: {found.skipped[0]})" if found.skipped else ""
         raise ValueError(
-            f"the data store has no label with the tag 'final' to learn from{why}, expected masks or"
+            f"the data store has no label that was handed in to learn from{why}, expected masks or"
             " JSON with words: label images first."
         )
     return found
@@ -156,14 +163,6 @@ def _pairs(content: Any) -> Iterator[tuple[str, str]]:
         )
         if isinstance(answer, str) and answer.strip() and isinstance(question, str) and question.strip():
             yield question.strip(), answer.strip()
-
-
-def _id_of(label: Path) -> str:
-    """The image's id in the data store: the file's name without its ending."""
-    for ending in (".seg.nrrd", ".nii.gz", label.suffix):
-        if label.name.endswith(ending):
-            return label.name.removesuffix(ending)
-    return label.stem
 
 
 def _mask(label: Path) -> Path:
