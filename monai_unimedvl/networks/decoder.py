@@ -7,6 +7,8 @@ There is one forward for training, prefill, decoding and guidance; a cache is an
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -68,9 +70,14 @@ class Layer(nn.Module):
         self.norm2 = PerExpert(lambda: RMSNorm(hidden_size, norm_eps))
         self.mlp = PerExpert(lambda: SwiGLU(hidden_size, mlp_dim))
         self.compiled = False  # see `compile_layers`
+        self.fast: Any = None  # see `make_fast`
 
     def forward(self, x: Tensor, plan: Plan, rope: Rope, past: Past | None) -> Tensor:
         """(L, D) -> (L, D)"""
+        if self.fast is not None and not torch.is_grad_enabled() and self.fast.ready(plan.routes):
+            q, k, v = self.fast.before(x, plan.routes, rope, plan.arrival)
+            y = attend(q, k, v, plan.blocks) if past is None else attend_cached(q, k, v, *past)
+            return self.fast.after(x, y, plan.routes, plan.home)
         before, after = (chosen(part, self.compiled) for part in (Layer.before, Layer.after))
         q, k, v = before(self, x, plan.routes, rope, plan.arrival)
         y = attend(q, k, v, plan.blocks) if past is None else attend_cached(q, k, v, *past)

@@ -26,7 +26,7 @@ from monai_unimedvl.networks.compiling import check_compiler, fused
 from monai_unimedvl.networks.decoder import Attention, Decoder, Layer
 from monai_unimedvl.networks.layers import PerExpert, RMSNorm, SwiGLU, rotary, rotate
 from monai_unimedvl.networks.quantised import Int8Linear
-from monai_unimedvl.sequence import step
+from monai_unimedvl.sequence import Routes, step
 
 Linear = tuple[Tensor, "Tensor | None", "Tensor | None"]  # weight (N, K), scale (N,) of int8, bias (N,)
 Norm = tuple[Tensor, float]
@@ -83,8 +83,11 @@ class NextWord:
         decoder: Decoder = network.decoder
         self.decoder = decoder
         flat = [parts for layer in decoder.layers if (parts := _flat(layer))]
-        whole = len(flat) == len(decoder.layers) and not _watched(decoder) and not _watched(decoder.norm)
+        whole = len(flat) == len(decoder.layers) and not watched(decoder) and not watched(decoder.norm)
         self.direct = [tuple(map(_direct, (*one, *two))) for one, two in flat] if whole else None
+        self.fast = [layer.fast for layer in decoder.layers] if whole else []
+        if not all(fast is not None and fast.ready(Routes(1, 0)) for fast in self.fast):
+            self.fast = []
         self.norm = decoder.norm.understanding
         self.bare: list[tuple[tuple[Any, ...], tuple[Any, ...]]] | None = None
         self.head: Linear | None = None
@@ -125,7 +128,12 @@ class NextWord:
     def _eager(self, x: Tensor, window: Window, rope: Rope) -> Tensor:
         """x (B, D) -> (B, V)"""
         assert self.direct is not None
-        size = self.decoder.head_size
+        size, routes = self.decoder.head_size, Routes(len(x), 0)
+        if self.fast:
+            for n, fast in enumerate(self.fast):
+                q, k, v = fast.before(x, routes, rope, None)
+                x = fast.after(x, window.attend(n, q, k, v), routes, None)
+            return _at_least_float32(self.decoder.logits(self.norm(x)))
         for n, (norm1, q_, k_, v_, q_norm, k_norm, out, norm2, gate, up, down) in enumerate(self.direct):
             h = norm1(x)
             q, k, v = (linear(h).unflatten(-1, (-1, size)) for linear in (q_, k_, v_))
@@ -178,6 +186,11 @@ def one_row(x: Tensor, linear: Linear) -> Tensor:
     return y.to(x.dtype).unsqueeze(0)
 
 
+def watched(module: nn.Module) -> bool:
+    """Whether somebody hooked into it, or put another forward in its place."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
 def _rms(x: Tensor, norm: Norm | None) -> Tensor:
     if norm is None:
         return x
@@ -191,10 +204,10 @@ def _flat(layer: nn.Module) -> tuple[Before, After] | None:
         return None
     own = layer.attention
     twins = [layer.norm1, own.q, own.k, own.v, own.q_norm, own.k_norm, own.out, layer.norm2, layer.mlp]
-    if any(type(part) is not PerExpert for part in twins) or any(map(_watched, (layer, own, *twins))):
+    if any(type(part) is not PerExpert for part in twins) or any(map(watched, (layer, own, *twins))):
         return None
     norm1, q, k, v, q_norm, k_norm, out, norm2, mlp = (part.understanding for part in twins)
-    if type(mlp) is not SwiGLU or _watched(mlp):
+    if type(mlp) is not SwiGLU or watched(mlp):
         return None
     return Before(norm1, q, k, v, q_norm, k_norm), After(out, norm2, mlp.gate, mlp.up, mlp.down)
 
@@ -222,20 +235,15 @@ def _bare(before: Before, after: After) -> tuple[tuple[Any, ...], tuple[Any, ...
 
 
 def _bare_linear(part: nn.Module) -> Linear | None:
-    if type(part) is nn.Linear and not _watched(part):
+    if type(part) is nn.Linear and not watched(part):
         return part.weight, None, part.bias
-    if type(part) is Int8Linear and not _watched(part):
+    if type(part) is Int8Linear and not watched(part):
         return part.codes, part.scale, part.bias
     return None
 
 
 def _bare_norm(part: nn.Module) -> Norm | None:
-    return (part.weight, part.eps) if type(part) is RMSNorm and not _watched(part) else None
-
-
-def _watched(module: nn.Module) -> bool:
-    """Whether somebody hooked into it, or put another forward in its place."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    return (part.weight, part.eps) if type(part) is RMSNorm and not watched(part) else None
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
