@@ -59,6 +59,7 @@ def serve(options: Namespace) -> tuple[list[str], dict[str, Any]]:
         import uvicorn
 
         from monai_unimedvl.serve import Limits, Service, application
+        from monai_unimedvl.serve.panel import folder_samples
     except ImportError as error:
         raise ValueError(
             f"serving needs {error.name}, which is not installed: pip install 'monai-unimedvl[serve]'."
@@ -70,6 +71,7 @@ def serve(options: Namespace) -> tuple[list[str], dict[str, Any]]:
         raise ValueError(
             f"--host {options.host} lets others in, but no key is set: give --api-key-file FILE or set {KEY}."
         )
+    samples = folder_samples(Path(options.samples)) if options.samples else None
     listening = _listen(options.host, options.port)
     port = listening.getsockname()[1]
     model = _model(options)
@@ -82,7 +84,7 @@ def serve(options: Namespace) -> tuple[list[str], dict[str, Any]]:
         limits=limits,
     )  # fmt: skip
     hosts = None if options.host not in HERE else {"localhost", "127.0.0.1", "[::1]", *options.allow_host}
-    app = application(service, key=key, hosts=hosts)
+    app = application(service, key=key, hosts=hosts, samples=samples)
     shown = f"[{options.host}]" if ":" in options.host else options.host
     url = f"{'https' if options.tls_cert else 'http'}://{shown}:{port}"
     if not options.quiet:

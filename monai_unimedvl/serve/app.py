@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -15,7 +16,7 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from monai_unimedvl import __version__
-from monai_unimedvl.serve import chat, drawings
+from monai_unimedvl.serve import chat, drawings, panel
 from monai_unimedvl.serve.guard import Guard
 from monai_unimedvl.serve.limits import Refused
 from monai_unimedvl.serve.schema import Error, Health, Model, Models
@@ -30,13 +31,15 @@ Whatever comes out is synthetic and marked as such."""
 
 
 def application(
-    service: Service, *, key: str | None = None, hosts: Collection[str] | None = LOOPBACK
-) -> FastAPI:
+    service: Service, *, key: str | None = None, hosts: Collection[str] | None = LOOPBACK,
+    samples: Mapping[str, tuple[Path, str | None]] | None = None,
+) -> FastAPI:  # fmt: skip
     """The application that serves a model.
 
     Args:
         key: that every request must bring as `Authorization: Bearer KEY`; None asks for none.
         hosts: names under which it may be addressed; None lets all (only with a key).
+        samples: as in `panel.router`.
 
     Raises:
         ValueError: all hosts and no key.
@@ -53,11 +56,12 @@ def application(
 
     app = FastAPI(
         title="UniMedVL", version=__version__, description=ABOUT, lifespan=life,
-        docs_url=None, redoc_url=None,  # their pages load scripts from elsewhere
+        redirect_slashes=False, docs_url=None, redoc_url=None,  # their pages load scripts from elsewhere
         dependencies=[Depends(HTTPBearer(auto_error=False))] if key else [],
     )  # fmt: skip
     app.include_router(chat.router(service))
     app.include_router(drawings.router(service))
+    app.include_router(panel.router(service, samples))
     _add_rest(app, service)
     _add_errors(app)
     app.add_middleware(

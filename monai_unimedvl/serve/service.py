@@ -55,6 +55,7 @@ class Service:
         self.worker = Worker(
             network, tokenizer, running=self.limits.running, waiting=self.limits.waiting
         )  # fmt: skip
+        self.on_close: list[Callable[[], object]] = []
         self.metrics.watch(self.worker.load)
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="unimedvl-read")
 
@@ -152,8 +153,10 @@ class Service:
             raise refusal(error) from error
 
     def close(self) -> None:
-        """End the worker."""
+        """End the worker, and whatever else wants to end with it."""
         self.worker.close()
+        for close in self.on_close:
+            close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _let_go(self, asking: Future[Asked]) -> None:
