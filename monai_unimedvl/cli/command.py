@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from monai_unimedvl import __version__
-from monai_unimedvl.cli import bundles, data_steps
+from monai_unimedvl.cli import bundles, data_steps, scoring
 from monai_unimedvl.cli import options as o
 from monai_unimedvl.cli.learning import add_training
 from monai_unimedvl.cli.serve import add_options as serving
@@ -190,6 +190,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="SECTION", help="of val, test and test_subject; choose on val (default: both of test)",
     )  # fmt: skip
     evaluate.add_argument("--steps", type=o.whole(1), help="evaluations of an edit (default: as shipped)")
+    scoring.add_options(evaluate)
+    evaluate.epilog = (
+        f"{evaluate.epilog}\n  unimedvl evaluate --predictions answers.parquet --explain strict-v1 vila-m3"
+    )
 
     add_training(verbs)
 

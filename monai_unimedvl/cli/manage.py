@@ -52,7 +52,13 @@ def run(options: Namespace) -> Result:
 
 
 def evaluate(options: Namespace) -> Result:
-    """Score a model on the atlas benchmark; --out is a folder for the report and every prediction."""
+    """Score a model on the atlas benchmark, --out is a folder then; or a prediction file by protocols."""
+    if options.predictions or options.explain or options.protocols or options.judge:
+        from monai_unimedvl.cli.scoring import evaluate_predictions
+
+        if not options.predictions:
+            raise ValueError("protocols score a prediction file: add --predictions FILE.")
+        return evaluate_predictions(options)
     from monai_unimedvl import bundle as bundles
     from monai_unimedvl import evaluation
     from monai_unimedvl.cli.reading import device

@@ -68,7 +68,7 @@ class Protocol:
         closed, open, choice: rule of each kind. measures: kind -> name of what its rule gives.
         suffixes: kind -> language -> what is added to the question.
         details: kind -> further measures.
-        apart: fields whose values are never averaged together.
+        apart: fields whose values are never averaged together. says: part -> what it does, in words.
         faults: all that the public code is known to have. faithful: those that this object has.
         judged: (row, kind) -> whether a judge, if there is one, is asked. combine: (score of the rule, the
             verdict or None if not asked, row, kind) -> score, where there is a judge.
@@ -89,6 +89,7 @@ class Protocol:
     suffixes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     details: Mapping[str, Measures] = field(default_factory=dict)
     apart: tuple[str, ...] = ()
+    says: Mapping[str, str] = field(default_factory=dict)
     faults: tuple[Fault, ...] = ()
     faithful: frozenset[str] = frozenset()
     judged: Callable[[Prediction, str], bool] = _open_only

@@ -86,6 +86,16 @@ CONTRACTIONS = {word.replace("'", ""): word for word in SHORT if word not in ("y
 }  # fmt: skip
 
 
+SAYS = {
+    "select": "no multiple choice",
+    "split": "by the benchmark's answer_type",
+    "read": "by the VQA-v2 normalisation, none is 0",
+    "closed": "right if the truth and either yes or no is said",
+    "open": "the share of the truth's words that is said",
+    "choice": "multiple choice has no rule",
+}
+
+
 @lru_cache(200_000)
 def normalise(text: str, stops: int = 0) -> str:
     """As VQA-v2 reads a text.
@@ -160,7 +170,7 @@ def llavamed(faithful: Collection[str] = (), candidates: Sequence[str] = ()) -> 
         "llavamed-v1", "1",
         "Closed: the truth is said, if yes or no is. Open: share of the truth's words that are said.",
         SOURCE, select=partial(_select, untyped="untyped" in having), split=_kind, read=read, read_truth=read,
-        closed=closed, open=opened, measures={"closed": "accuracy", "open": "token recall"},
+        says=SAYS, closed=closed, open=opened, measures={"closed": "accuracy", "open": "token recall"},
         details={"open": details}, faults=FAULTS, faithful=having,
     )  # fmt: skip
 

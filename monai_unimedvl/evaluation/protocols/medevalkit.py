@@ -82,6 +82,16 @@ SUFFIXES: Mapping[str, Mapping[str, str]] = {  # without reasoning; closed is fo
 }  # fmt: skip
 
 
+SAYS = {
+    "select": "every question counts, of SLAKE both languages together",
+    "split": "truths yes and no are closed, the others open; of SLAKE by answer_type",
+    "read": "in lower case, cut to what follows 'answer is' or stands in a box",
+    "closed": "yes or no is said and not the other, and is the truth; other truths by exact match",
+    "open": "1 if the texts are the same, else 0",
+    "choice": "the letter at the start, else the option most like the answer by difflib",
+}
+
+
 def boxed(text: str) -> str | None:
     """What is in the last \\boxed{...} of a text, None if there is none that closes."""
     start = text.rfind(r"\boxed{")
@@ -195,7 +205,7 @@ def medevalkit(faithful: Collection[str] = ()) -> Protocol:
         "medevalkit-rule", "1",
         "One accuracy over closed (yes xor no) and open (exact match) items and choices.",
         SOURCE, select=_select, split=_kind, read=read, read_truth=read_truth,
-        closed=closed, open=opened, choice=choice,
+        says=SAYS, closed=closed, open=opened, choice=choice,
         measures={"closed": "accuracy", "open": "exact match", "choice": "accuracy"},
         suffixes=SUFFIXES, details={"open": details}, faults=FAULTS, faithful=having, judged=judged,
         combine=combine,

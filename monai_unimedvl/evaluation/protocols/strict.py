@@ -175,8 +175,15 @@ def f1_of(said: str, truth: str, row: Prediction) -> Mapping[str, float]:
     return {"token F1": max(token_f1(said, one) for one in (truth, *row.references))}
 
 
+def read(text: str, row: Prediction, kind: str) -> str:
+    """One spelling; of open answers also one order of a list; of choices the marks around a letter stay."""
+    if kind == "choice":
+        return unicodedata.normalize("NFKC", text).strip()
+    return normalise(text) if kind == "closed" else as_list(text)
+
+
 def untouched(text: str, row: Prediction, kind: str) -> str:
-    """The text as it is: the rules normalise."""
+    """The text as it is."""
     return text
 
 
@@ -190,12 +197,22 @@ SUFFIXES: Mapping[str, Mapping[str, str]] = {
 }  # fmt: skip
 
 
+SAYS = {
+    "select": "every question counts, empty answers and refusals as wrong",
+    "split": "by the benchmark's word, else by options, else yes or no is closed",
+    "read": "one spelling for both sides, lists in the order of the alphabet",
+    "closed": "yes and no as whole words, the leading one if both are said; other truths by exact match",
+    "open": "1 if the texts are the same and not empty, else 0",
+    "choice": "the letter that stands alone or is pointed at, else the one option named in whole words",
+}
+
+
 def strict(faithful: Collection[str] = ()) -> Protocol:
     """The protocol `strict-v1`; it has no faults to be faithful to."""
     return Protocol(
         "strict-v1", "1", "Whole words, one normalisation, every question counts, languages apart.",
         "this package",
-        select=is_scored, split=kind_of, read=untouched, read_truth=untouched,
-        closed=closed, open=same, choice=choice, apart=("language",), suffixes=SUFFIXES,
+        select=is_scored, split=kind_of, read=read, read_truth=read,
+        says=SAYS, closed=closed, open=same, choice=choice, apart=("language",), suffixes=SUFFIXES,
         measures={"closed": "accuracy", "open": "exact match", "choice": "accuracy"}, details={"open": f1_of},
     )  # fmt: skip

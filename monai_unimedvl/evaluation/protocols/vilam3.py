@@ -26,6 +26,16 @@ FAULTS = (
 )  # fmt: skip
 
 
+SAYS = {
+    "select": "no multiple choice; of PathVQA yes/no, of SLAKE English, of VQA-RAD closed items",
+    "split": "by answer_type, else yes or no is closed",
+    "read": "in lower case, without spaces around it",
+    "closed": "1 if the texts are the same, else 0",
+    "open": "1 if the texts are the same, else 0",
+    "choice": "multiple choice has no rule",
+}
+
+
 def vila_m3(faithful: Collection[str] = ()) -> Protocol:
     """The protocol `vila-m3`.
 
@@ -43,7 +53,8 @@ def vila_m3(faithful: Collection[str] = ()) -> Protocol:
     return Protocol(
         "vila-m3", "1",
         "Exact match in lower case; of PathVQA yes/no only, of SLAKE English only, of VQA-RAD closed only.",
-        SOURCE, select=_select, split=_kind, read=read, read_truth=read_truth, closed=_same, open=_same,
+        SOURCE, select=_select, split=_kind, read=read, read_truth=read_truth, says=SAYS,
+        closed=_same, open=_same,
         measures={"closed": "exact match", "open": "exact match"}, faults=FAULTS, faithful=having,
     )  # fmt: skip
 

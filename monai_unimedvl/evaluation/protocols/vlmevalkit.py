@@ -56,6 +56,16 @@ SUFFIXES: Mapping[str, Mapping[str, str]] = {
 }
 
 
+SAYS = {
+    "select": "every question counts, short answers only with a judge",
+    "split": "whatever has options is a choice",
+    "read": "not at all",
+    "closed": "by a judge only",
+    "open": "by a judge only",
+    "choice": "a letter that stands alone near the end, else the one option whose text is in the answer",
+}
+
+
 def inferred(said: str, options: tuple[str, ...], *, article: bool = True, substring: bool = True) -> str:
     """The letter that an answer names, "Z" for a refusal, "" where none can be inferred."""
     if letter := _letter(said, LETTERS[: len(options)], article):
@@ -94,7 +104,7 @@ def vlmevalkit(faithful: Collection[str] = ()) -> Protocol:
         "vlmevalkit-mcq", "1",
         "The option whose letter or text stands alone in the answer; short answers by a judge.",
         SOURCE, select=select, split=kind_of, read=untouched, read_truth=untouched,
-        closed=short, open=short, choice=choice,
+        says=SAYS, closed=short, open=short, choice=choice,
         measures={"closed": "judged right", "open": "judged right", "choice": "accuracy"},
         suffixes=SUFFIXES, faults=FAULTS, faithful=having, judged=lambda row, kind: kind != "choice",
     )  # fmt: skip
@@ -128,9 +138,16 @@ def _named(said: str, options: tuple[str, ...], substring: bool) -> str:
     if substring:
         named = [letter for letter, text in zip(LETTERS, texts, strict=False) if text in plain]
     else:
-        named = [
-            letter
-            for letter, text in zip(LETTERS, texts, strict=False)
-            if re.search(rf"(?<!\w){re.escape(text)}(?!\w)", plain)
-        ]
+        named = [letter for letter, text in zip(LETTERS, texts, strict=False) if _stands_in(text, plain)]
     return named[0] if len(named) == 1 else ""
+
+
+def _stands_in(text: str, plain: str) -> bool:
+    """Whether a text is in another one with no letter or digit right before or behind it."""
+    start = plain.find(text)
+    while text and start >= 0:
+        end = start + len(text)
+        if not plain[start - 1 : start].isalnum() and not plain[end : end + 1].isalnum():
+            return True
+        start = plain.find(text, start + 1)
+    return False

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`unimedvl evaluate --predictions FILE`: what each protocol counts in a file, and why two of them differ."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from monai_unimedvl.cli.command import Result
+
+TABLES = (".md", ".json", ".csv")
+
+
+def add_options(verb: argparse.ArgumentParser) -> None:
+    """The options of `evaluate` that score a prediction file and need no model."""
+    group = verb.add_argument_group("scoring a prediction file", "no model is loaded; see docs/EVALUATION.md")
+    group.add_argument(
+        "--predictions", metavar="FILE", help="Parquet, JSON lines or CSV with columns id, truth, answer"
+    )
+    group.add_argument(
+        "--protocols", nargs="+", metavar="NAME",
+        help="such as strict-v1; medevalkit-rule:faithful has the faults of its code (default: all, without)",
+    )  # fmt: skip
+    group.add_argument(
+        "--explain", nargs=2, metavar=("A", "B"), help="two protocols: which rule moves how many items"
+    )
+    group.add_argument(
+        "--columns", nargs="+", metavar="THEIRS=OURS", help="columns of other names, as gt=truth pred=answer"
+    )
+    group.add_argument("--ignore", nargs="+", default=(), metavar="COLUMN", help="columns to leave out")
+    group.add_argument("--items", type=int, help="rows that there must be; another number is an error")
+    group.add_argument("--details", action="store_true", help="further measures of each protocol")
+    group.add_argument(
+        "--judge",
+        metavar="WHERE",
+        help="http(s)://HOST/v1 (OpenAI's interface), or a file of recorded replies",
+    )
+    group.add_argument("--judge-model", metavar="ID", help="of the endpoint; its key is in OPENAI_API_KEY")
+    group.add_argument("--judge-record", metavar="FILE", help="keep the replies here, to be replayed")
+    group.add_argument("--judge-prompt", metavar="FILE", help="text with {question}, {truth} and {answer}")
+    group.add_argument(
+        "--judge-reads", choices=("words", "medevalkit", "vlmevalkit"), default="words",
+        help="how the replies to --judge-prompt are read (default: the words right and wrong)",
+    )  # fmt: skip
+
+
+def evaluate_predictions(options: Namespace) -> Result:
+    """Score a prediction file by protocols, or explain the difference between two."""
+    from monai_unimedvl.evaluation.counting import as_json, count, table
+    from monai_unimedvl.evaluation.explain import explain
+    from monai_unimedvl.evaluation.predictions import read_predictions
+    from monai_unimedvl.evaluation.protocols import PROTOCOLS
+    from monai_unimedvl.provenance import write
+
+    out = Path(options.out) if options.out else None
+    if out is not None and out.suffix not in TABLES:
+        raise ValueError(
+            f"--out is {out.name!r}, expected a name that ends in {', '.join(TABLES)}: rename it."
+        )
+    if options.explain and (options.judge or options.protocols):
+        raise ValueError("--explain takes two protocols and no judge: leave --judge and --protocols out.")
+    rows = read_predictions(
+        options.predictions, columns=_pairs(options.columns or ()), ignore=options.ignore, items=options.items
+    ).rows
+    if options.explain:
+        told = explain(rows, *options.explain)
+        text, values = told.table(), told.as_json()
+        cells = [[s.rule, s.entered, s.left, s.up, s.down, s.before, s.after] for s in told.steps]
+        head = ["rule", "enter", "leave", "rise", "fall", "before", "after"]
+    else:
+        judge, prompt = _judge(options)
+        names = options.protocols or list(PROTOCOLS)
+        counts = count(rows, names, judge=judge, prompt=prompt, details=options.details, seed=options.seed)
+        text, values = table(counts), {"protocols": as_json(counts)}
+        head = ["protocol", "of", "kind", "measure", "n", "value", "low", "high"]
+        cells = [
+            [c.protocol, line.group, line.kind, line.measure, line.n, line.value, line.low, line.high]
+            for c in counts
+            for line in c.lines
+        ]
+        if options.details:
+            text += "".join(_details(one.protocol, one.details) for one in counts)
+    if out is not None:
+        stream = io.StringIO()
+        csv.writer(stream, lineterminator="\n").writerows([head, *cells])
+        forms = {".md": text + "\n", ".json": json.dumps(values, ensure_ascii=False, indent=1) + "\n"}
+        write(out, forms.get(out.suffix, stream.getvalue()).encode("utf8"))
+        return [f"wrote {out}"], values
+    return [text], values
+
+
+def _pairs(told: Any) -> dict[str, str]:
+    found = {}
+    for one in told:
+        theirs, sign, ours = one.partition("=")
+        if not (theirs and sign and ours):
+            raise ValueError(f"--columns has {one!r}, expected THEIRS=OURS, such as gt=truth: write it so.")
+        found[theirs] = ours
+    return found
+
+
+def _judge(options: Namespace) -> tuple[Any, Any]:
+    """The judge that was asked for, or None, and its prompt."""
+    from monai_unimedvl.evaluation.protocols import judge
+
+    prompt = judge.SAME_MEANING
+    if options.judge_prompt:
+        path = Path(options.judge_prompt)
+        if not path.is_file() or "{answer}" not in (text := path.read_text("utf8")):
+            raise ValueError(
+                f"{path.name} is no prompt, expected a text with {{question}}, {{truth}}, {{answer}}."
+            )
+        prompt = judge.JudgePrompt(path.name, text, judge.READERS[options.judge_reads])
+    if not options.judge:
+        return None, prompt
+    if not options.judge.startswith("http"):
+        return judge.Replay(options.judge), prompt
+    if not options.judge_model:
+        raise ValueError("--judge is an endpoint without a model, expected --judge-model ID: name the model.")
+    asked = judge.Endpoint(options.judge, options.judge_model)
+    return (judge.Recorder(asked, options.judge_record) if options.judge_record else asked), prompt
+
+
+def _details(name: str, details: dict[str, float]) -> str:
+    told = ", ".join(f"{measure} {value:.3f}" for measure, value in details.items())
+    return f"\n- {name}: {told}." if told else ""
