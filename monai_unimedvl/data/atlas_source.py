@@ -31,6 +31,7 @@ class AtlasSource(Source):
     root: str = option("", "folder of the corpus; pictures go to its images/")
     tasks: tuple[str, ...] = option((), "only these, such as vqa sr4 seg-nuclei")
     sections: tuple[str, ...] = option((), "of train, val, test, test_subject (default: all)")
+    only: tuple[str, ...] = option((), "sources whose names begin so, such as brain lung (default: all)")
     permissive_only: bool = option(False, "leave out sources under GPL")
     keep_split: bool = option(True, "as the atlas has it; false: a later step splits")
 
@@ -58,7 +59,9 @@ class AtlasSource(Source):
 
     def _records(self, section: str) -> list[Record]:
         tasks = tuple(self.tasks) or None
-        return _records(self.path or None, section, tasks, self.permissive_only)
+        found = _records(self.path or None, section, tasks, self.permissive_only)
+        starts = tuple(f"atlas:{name}" for name in self.only)
+        return [record for record in found if record.dataset.startswith(starts)] if starts else found
 
 
 @functools.lru_cache(maxsize=8)

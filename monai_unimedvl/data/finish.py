@@ -151,7 +151,8 @@ def _steps(work: Path, passes: Sequence[int], parts: int) -> list[dict[str, Any]
             for place, (name, counts) in enumerate(told["steps"]):
                 last = place == len(told["steps"]) - 1
                 _add(added.setdefault((999 if last else place, name), {}), counts)
-        found += [{"step": name, **added[place, name]} for place, name in sorted(added)]
+        ordered = sorted(added, key=lambda key: key[0])  # sources stay as they were named
+        found += [{"step": name, **added[place, name]} for place, name in ordered]
         for place in range(decisions):
             told = json.loads((work / f"verdicts-{number}-{place}" / TALLY).read_text())
             found.append(told)

@@ -39,7 +39,7 @@ from monai_unimedvl.data.step import Each, Source, Stream, make, step_class
 from monai_unimedvl.data.verdicts import decide
 
 WORK = ".work"  # in the folder of the corpus, until it is whole
-KEYS = ("name", "about", "sources", "steps", "shards", "batch", "seed")
+KEYS = ("name", "about", "files", "sources", "steps", "shards", "batch", "seed")
 SHARDS = {"max_bytes": 256_000_000, "commercial": False}
 
 
@@ -57,6 +57,8 @@ class Pipeline:
 
     Args:
         name: of the corpus. about: a sentence for its card.
+        files: name below `files:` -> path of a file, or what a JSON file of this name is to hold; for sources
+            that want folders of their own, such as images/ and masks/.
         sources, steps: options of steps; a source may have `steps` of its own, and be `optional`.
         shards: max_bytes of a shard; commercial: refuse licences that forbid commercial use.
         batch: files, series or rows that are one part.
@@ -67,6 +69,7 @@ class Pipeline:
     sources: Sequence[Mapping[str, Any]]
     steps: Sequence[Mapping[str, Any]] = ()
     about: str = ""
+    files: Mapping[str, Any] = field(default_factory=dict)
     shards: Mapping[str, Any] = field(default_factory=dict)
     batch: int = 64
     seed: int = 0
@@ -178,6 +181,7 @@ class _Build:
     def run(self, keep_work: bool) -> dict[str, Any]:
         """See `build_dataset`."""
         settings = {**SHARDS, **self.pipeline.shards}
+        self._lay_out()
         jobs, absent = self._plan()
         if settings["commercial"]:
             refuse_for_commerce(str(source.get("licence", "")) for source in self.pipeline.sources
@@ -263,13 +267,38 @@ class _Build:
         for _ in tqdm(done, desc=what, total=len(jobs), disable=not self.progress, unit="part"):
             pass
 
+    def _resolved(self, value: Any) -> Any:
+        """See `resolved`; `files:name` is a folder of the files that the pipeline names."""
+        if isinstance(value, str) and value.startswith("files:"):
+            return str(self.work / "files" / value.removeprefix("files:"))
+        return resolved(value)
+
+    def _lay_out(self) -> None:
+        """Put the files that the pipeline names where its sources look for them; those missing are left."""
+        for name, held in self.pipeline.files.items():
+            path = (self.work / "files" / name).resolve()
+            if not path.is_relative_to(self.work):
+                raise ValueError(f"files names {name!r}, which is outside of the folder: take out the '..'.")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(held, Mapping):
+                write_json(path, held)
+            elif not path.is_file():
+                try:
+                    source = Path(str(resolved(held)))
+                except ValueError:
+                    continue  # the source that needs it says so, or is optional
+                if source.is_file():
+                    aside = path.with_name(f".{path.name}.part")
+                    shutil.copyfile(source, aside)
+                    os.replace(aside, path)
+
     def _step(self, options: Mapping[str, Any]) -> str:
         """The options of a step as JSON: with paths of this machine, the corpus as root, and a seed.
 
         Raises:
             ValueError: see `make`.
         """
-        given = {key: resolved(value) for key, value in options.items()}
+        given = {key: self._resolved(value) for key, value in options.items()}
         known = {each.name for each in fields(step_class(_name(given)))}
         if "root" in known:
             given.setdefault("root", str(self.work / "corpus"))

@@ -226,20 +226,22 @@ def _held_out(row: _Row, verdict: Verdict) -> Verdict:
 
 
 def _runs(at: Sequence[float], shares: Mapping[str, float], guard: float | None) -> dict[float, str]:
-    """Position -> split, "" in the guards: train first, then val, then test.
+    """Position -> split, "" in the guards: val and test are runs inside, with train before, between, after.
 
     Args:
         guard: mm between two runs; None: `STEPS_OF_GUARD` slices on each side.
     """
-    order = [name for name in ("train", "val", "test") if name in shares]
-    total, start = sum(shares.values()), 0.0
+    total = sum(shares.values())
+    train = shares.get("train", 0.0)
+    plan = [("train", 0.4 * train), ("val", shares.get("val", 0.0)), ("train", 0.35 * train)]
+    plan += [("test", shares.get("test", 0.0)), ("train", 0.25 * train)]
     splits: dict[float, str] = {}
-    borders = []
-    for name in order:
-        stop = start + len(at) * shares[name] / total
+    borders, start = [], 0.0
+    for name, share in plan:
+        stop = start + len(at) * share / total
         for value in at[round(start) : round(stop)]:
             splits[value] = name
-        if 0 < round(start) < len(at):
+        if share and 0 < round(start) < len(at):
             borders.append(round(start))
         start = stop
     for border in borders:

@@ -42,6 +42,7 @@ STEPS: dict[str, str] = {
     "ingest-pairs": "monai_unimedvl.data.ingest.pairs:IngestPairs",
     "textify": "monai_unimedvl.data.textify:Textify",
     "atlas": "monai_unimedvl.data.atlas_source:AtlasSource",
+    "tasks": "monai_unimedvl.data.tasks:Tasks",
     "dedup": "monai_unimedvl.data.dedup:Dedup",
     "decontaminate": "monai_unimedvl.data.dedup:Decontaminate",
     "unique-ids": "monai_unimedvl.data.dedup:UniqueIds",

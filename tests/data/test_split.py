@@ -7,6 +7,7 @@ import io
 import zlib
 from collections import Counter, defaultdict
 from dataclasses import replace
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -107,11 +108,16 @@ def test_one_volume_is_cut_into_slabs_with_a_guard() -> None:
         mm = given.input_img[0].place["position_mm"][2]
         at["guard" if isinstance(item, Reject) else item.split].add(mm)
     assert all(isinstance(i, Record) or i.code == "slab-guard" for i in items)
-    assert min(at["val"]) - max(at["train"]) >= 8 and min(at["test"]) - max(at["val"]) >= 8
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        assert min(abs(a - b) for a in at[one] for b in at[other]) >= 8
+    assert max(at["val"]) < min(at["test"]) < max(at["train"]), "train is at both ends, so test is inside"
+    assert all(max(at[name]) - min(at[name]) == 2 * (len(at[name]) - 1) for name in ("val", "test")), "one run"
     assert not at["train"] & at["test"], "the same slab is held out in both contrasts"
     numbered = [record(f"n{n}", "two", image=picture(n, index=n), dataset="atlas") for n in range(60)]
     found = [getattr(item, "split", "") for item in split(numbered, slabs=["atlas"])]
-    assert found == ["train"] * 46 + [""] * 4 + ["val"] * 2 + [""] * 4 + ["test"] * 4
+    runs = [(name, len(list(group))) for name, group in groupby(found)]
+    assert runs == [("train", 17), ("", 4), ("val", 2), ("", 4), ("train", 13), ("", 4), ("test", 2), ("", 4), ("train", 10)]
+
 
 
 def test_held_out_triplets_are_tested_and_never_trained_on() -> None:
