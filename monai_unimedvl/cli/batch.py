@@ -42,7 +42,7 @@ class Worker:
 
     def __init__(self, common: Namespace, folder: Path) -> None:
         self.common, self.folder = common, folder
-        self.model = verbs.Model(common.model, common.device)
+        self.model = verbs.Model.of(common)
 
     def __call__(self, request: Request) -> Outcome:
         """The line of a request; its files are written before it returns."""

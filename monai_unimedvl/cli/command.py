@@ -16,7 +16,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from monai_unimedvl import __version__
-from monai_unimedvl.cli import bundles, data_steps, scoring
+from monai_unimedvl.cli import bundles, data_steps, measuring, scoring
+from monai_unimedvl.cli import convert as conversion
+from monai_unimedvl.cli import doctor as checkup
 from monai_unimedvl.cli import options as o
 from monai_unimedvl.cli.learning import add_training
 from monai_unimedvl.cli.serve import add_options as serving
@@ -72,6 +74,14 @@ def _verb(name: str) -> Callable[[argparse.Namespace], Result]:
         from monai_unimedvl.cli.serve import serve
 
         return serve
+    if name == "doctor":
+        from monai_unimedvl.cli.doctor import doctor
+
+        return doctor
+    if name == "convert":
+        from monai_unimedvl.cli.convert import convert
+
+        return convert
     if name == "plan":
         from monai_unimedvl.cli.plan import plan
 
@@ -190,6 +200,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="SECTION", help="of val, test and test_subject; choose on val (default: both of test)",
     )  # fmt: skip
     evaluate.add_argument("--steps", type=o.whole(1), help="evaluations of an edit (default: as shipped)")
+    measuring.add_options(evaluate)
     scoring.add_options(evaluate)
     evaluate.epilog = (
         f"{evaluate.epilog}\n  unimedvl evaluate --predictions answers.parquet --explain strict-v1 vila-m3"
@@ -220,6 +231,17 @@ def parser() -> argparse.ArgumentParser:
     label.add_argument("--modality", help="of images that do not say, such as NIfTI: mri, ct ...")
     label.add_argument("--question", help="the usual question")
     label.add_argument("--labels", help="names and numbers of your own masks, as liver=1,spleen=2")
+
+    look = o.add(
+        verbs, "doctor", "say what a folder of weights is, and what mends it", "weights/", model=False
+    )
+    checkup.add_options(look)
+
+    write = o.add(
+        verbs, "convert", "write a checkpoint in another layout or precision",
+        "weights/ bagel/ --layout bagel --dtype bfloat16", model=False,
+    )  # fmt: skip
+    conversion.add_options(write)
 
     mark = o.add(verbs, "provenance", "tell whether a file is synthetic, and altered", "t2.png", model=False)
     mark.add_argument(

@@ -110,6 +110,7 @@ def reading(verb: argparse.ArgumentParser) -> None:
 
 def words(verb: argparse.ArgumentParser) -> None:
     """How an answer is sampled."""
+    loading(verb)
     verb.add_argument(
         "--max-words", type=whole(1), default=200, help="tokens of the answer at most (default: 200)"
     )
@@ -136,8 +137,17 @@ def beside(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def loading(verb: argparse.ArgumentParser) -> None:
+    """In how many bits the model is held."""
+    verb.add_argument(
+        "--quantize", choices=["int8", "nf4", "int4"],
+        help="hold the model in 8 or 4 bits: half or a quarter of the memory (default: as its files are)",
+    )  # fmt: skip
+
+
 def drawing(verb: argparse.ArgumentParser) -> None:
     """How an image is sampled."""
+    loading(verb)
     verb.add_argument("--steps", type=whole(1), help="network evaluations (default: the model's)")
     verb.add_argument(
         "--guidance", type=float, help="weight of the words, from 1 = off (default: the model's)"

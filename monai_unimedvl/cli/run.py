@@ -30,7 +30,7 @@ def run(options: Namespace) -> Result:
     audit = Audit(options.audit, options.who) if options.audit else None
     if options.input_list is not None:
         return run_list(options, audit)
-    model = verbs.Model(options.model, options.device)
+    model = verbs.Model.of(options)
     if audit is None:
         return getattr(verbs, options.verb)(options, model)
     try:

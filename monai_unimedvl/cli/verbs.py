@@ -17,7 +17,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from monai_unimedvl import bundle, provenance
+from monai_unimedvl import bundle, provenance, weights
 from monai_unimedvl.cli.case import known_of
 from monai_unimedvl.cli.command import Result
 from monai_unimedvl.cli.reading import Reading, device, place, read_images, volume_recipe
@@ -63,10 +63,27 @@ class Model:
     Args:
         name: bundle or folder of weights.
         where: name of the device.
+        parts, quantize: see `weights.load`.
     """
 
-    def __init__(self, name: str, where: str = "cpu") -> None:
-        self.name, self.where = name, where
+    def __init__(
+        self,
+        name: str,
+        where: str = "cpu",
+        *,
+        parts: tuple[str, ...] = weights.DRAWING,
+        quantize: str | None = None,
+    ) -> None:
+        self.name, self.where, self.parts, self.quantize = name, where, parts, quantize
+
+    @classmethod
+    def of(cls, options: Namespace) -> Model:
+        """What a verb needs of a model: answering neither draws nor encodes."""
+        answers = options.verb in ("ask", "report")
+        return cls(
+            options.model, options.device, parts=weights.ANSWERING if answers else weights.DRAWING,
+            quantize=getattr(options, "quantize", None),
+        )  # fmt: skip
 
     @cached_property
     def digest(self) -> str:
@@ -85,7 +102,7 @@ class Model:
 
     @cached_property
     def _opened(self) -> tuple[UniMedVL, Tokenizer]:
-        return bundle.load(self.name, device=device(self.where))
+        return bundle.load(self.name, device=device(self.where), parts=self.parts, quantize=self.quantize)
 
 
 def ask(options: Namespace, model: Model) -> Result:

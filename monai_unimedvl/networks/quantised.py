@@ -227,6 +227,11 @@ def check_kind(kind: str | None) -> None:
         raise ValueError(f"quantize={kind!r} is not known, expected one of {', '.join(KINDS)}, or None.")
 
 
+def has_kernel(kind: str) -> bool:
+    """Whether torch has the packed kernel of "int8" or "int4" for bfloat16 on this CPU."""
+    return _kernel(kind, "cpu", torch.bfloat16)
+
+
 def _bits_and_bytes(weight: Tensor, bias: Tensor | None, kind: str, dtype: torch.dtype) -> nn.Module | None:
     library, there = optional_import("bitsandbytes")
     if not there:

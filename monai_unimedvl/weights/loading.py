@@ -79,15 +79,28 @@ def load(
     folder = located(folder, parts)
     below = None if base is None else open_source(located(base, parts))
     source = open_source(folder, below)
-    tokenizer = _tokenizer(folder, source)
+    tokenizer = tokenizer_of(folder, source)
     if tokenizer is None and base is not None:
-        tokenizer = _tokenizer(located(base, parts), source)
-    network = _built(source, parts)
-    _recompute_tables(network, source)
-    expected = {name: tuple(x.shape) for name, x in network.state_dict().items()}
-    found = {name: source.shape(name) for name in source.names if not _left_out(name, parts)}
-    check(expected, found, folder.name)
-    _check_types(source, expected, dtype, folder.name)
+        tokenizer = tokenizer_of(located(base, parts), source)
+    network = of_source(
+        source, parts=parts, dtype=dtype, device=device, quantize=quantize, device_map=device_map,
+        progress=progress,
+    )  # fmt: skip
+    return network, tokenizer
+
+
+def of_source(
+    source: Source,
+    *,
+    parts: tuple[str, ...] = PARTS,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    quantize: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> UniMedVL:
+    """The network that a source holds, in eval mode; arguments and errors are those of `load`."""
+    network = fitted(source, parts, dtype)
     offload = None
     if device_map is not None:
         if quantize is not None or device is not None:
@@ -96,9 +109,29 @@ def load(
                 "them whole: give one of them."
             )
         offload = Offload(network, device_map, dtype)
-    _fill(network, source, _shown(list(expected), progress, folder.name), dtype, device, quantize, offload)
+    names = _shown(list(network.state_dict()), progress, source.name)
+    _fill(network, source, names, dtype, device, quantize, offload)
     network.eval()
-    return (network if offload is None else offload.dispatch(source)), tokenizer
+    return network if offload is None else offload.dispatch(source)
+
+
+def fitted(source: Source, parts: tuple[str, ...], dtype: torch.dtype | None = None) -> UniMedVL:
+    """The network without memory, once it is sure that the source has what it needs.
+
+    Raises:
+        ValueError: a config that cannot be built, or weights that do not fit it.
+    """
+    try:
+        with torch.device("meta"):
+            network = build_parts(source.config, parts)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"The network's config cannot be built ({error}): mend config.json.") from error
+    _recompute_tables(network, source)
+    expected = {name: tuple(x.shape) for name, x in network.state_dict().items()}
+    found = {name: source.shape(name) for name in source.names if not left_out(name, parts)}
+    check(expected, found, source.name)
+    _check_types(source, expected, dtype, source.name)
+    return network
 
 
 def check_parts(parts: Iterable[str]) -> tuple[str, ...]:
@@ -122,7 +155,8 @@ def linears(network: UniMedVL) -> set[str]:
     return {f"decoder.{name}" for name, x in network.decoder.named_modules() if isinstance(x, nn.Linear)}
 
 
-def _left_out(name: str, parts: tuple[str, ...]) -> bool:
+def left_out(name: str, parts: tuple[str, ...]) -> bool:
+    """Whether a weight belongs to a part that is not among `parts`."""
     return any(part not in parts and re.match(pattern, name) for part, pattern in _OF.items())
 
 
@@ -169,7 +203,7 @@ def _typed(name: str, x: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 def _check_types(source: Source, names: Iterable[str], dtype: torch.dtype | None, folder: str) -> None:
     """Raise ValueError for weights that are no numbers a network computes with."""
     held = {source.dtype(name): name for name in names}
-    for odd, name in held.items():
+    for odd, name in sorted(held.items(), key=lambda item: item[0].is_floating_point):
         if not odd.is_floating_point:
             raise ValueError(
                 f"{name} of {folder} holds {odd}, expected floating numbers: another program quantised these "
@@ -182,16 +216,7 @@ def _check_types(source: Source, names: Iterable[str], dtype: torch.dtype | None
             )
 
 
-def _built(source: Source, parts: tuple[str, ...]) -> UniMedVL:
-    """The network without memory."""
-    try:
-        with torch.device("meta"):
-            return build_parts(source.config, parts)
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"The network's config cannot be built ({error}): mend config.json.") from error
-
-
-def _tokenizer(folder: Path, source: Source) -> Tokenizer | None:
+def tokenizer_of(folder: Path, source: Source) -> Tokenizer | None:
     """Of a folder; checked against the weights, which grow by the marks that it had to add."""
     if not any((folder / name).is_file() for name in TOKENIZERS):
         return None

@@ -96,9 +96,12 @@ def _mend(expected: Shapes, found: Shapes, missing: list[str], unexpected: list[
     if found and not unexpected and "decoder.embed.weight" in missing:
         return "if this is a fine-tune of some weights, give base=, the folder that it was trained from"
     if parts == {"autoencoder"} and gone("autoencoder"):
-        return "put ae.safetensors beside them"
+        return "put ae.safetensors beside them, or load them for answers, with parts=weights.ANSWERING"
     if "generation expert" in parts and gone("generation expert"):
-        return "this checkpoint only understands; take one that has both experts"
+        return (
+            "this checkpoint only understands; load it for answers, with parts=weights.ANSWERING, or take "
+            "one that has both experts"
+        )
     if not missing and unexpected:
         return "the checkpoint holds more than the config says; take config and weights from one checkpoint"
     return "fetch the checkpoint again, or save it whole"
