@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict
 
 from monai_unimedvl.cli.command import Result
 
@@ -59,21 +58,9 @@ def evaluate(options: Namespace) -> Result:
         if not options.predictions:
             raise ValueError("protocols score a prediction file: add --predictions FILE.")
         return evaluate_predictions(options)
-    from monai_unimedvl import bundle as bundles
-    from monai_unimedvl import evaluation
-    from monai_unimedvl.cli.reading import device
-    from monai_unimedvl.evaluation.benchmarks import EDIT_STEPS
+    from monai_unimedvl.cli.measuring import measure
 
-    network, tokenizer = bundles.load(options.model, device=device(options.device))
-    report = evaluation.evaluate(
-        network, tokenizer, root=options.atlas, tasks=options.tasks, limit=options.limit, seed=options.seed,
-        permissive_only=options.permissive_only, out=options.out, progress=not options.quiet,
-        sections=options.sections, steps=options.steps or EDIT_STEPS,
-    )  # fmt: skip
-    lines = [report.table(groups=False)]
-    if options.out:
-        lines.append(f"wrote {options.out}: report.json, table.md, predictions.jsonl, images.safetensors")
-    return lines, {"about": report.about, "rows": [asdict(row) for row in report.rows]}
+    return measure(options)
 
 
 def provenance(options: Namespace) -> Result:

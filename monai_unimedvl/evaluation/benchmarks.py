@@ -11,7 +11,6 @@ real training items (baselines, the judge of drawings) is then fitted once.
 from __future__ import annotations
 
 import hashlib
-import platform
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from monai_unimedvl.data.atlas import TASKS, AtlasDataset
 from monai_unimedvl.evaluation import baselines as trivial
+from monai_unimedvl.evaluation import drawn_sets, examples
 from monai_unimedvl.evaluation.asking import Drawing, Engine, Kept, Made, Request, here, weights_hash
 from monai_unimedvl.evaluation.atlas_scores import (
     NEAR_COPY,
@@ -39,7 +39,7 @@ from monai_unimedvl.evaluation.baselines import Draw, Item
 from monai_unimedvl.evaluation.classifier import Judge, train_judge
 from monai_unimedvl.evaluation.image import nearest_correlation
 from monai_unimedvl.evaluation.report import Report, explain, summarise
-from monai_unimedvl.evaluation.tables import ALL
+from monai_unimedvl.evaluation.tables import ALL, Row
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.tokenizer import Tokenizer
 
@@ -202,12 +202,36 @@ class AtlasBenchmark:
         finally:
             network.train(was_training)
         about |= {
-            "missing_sources": self.missing, "parameters": sum(p.numel() for p in network.parameters()),
+            "missing_sources": self.missing,
+            "parameters": sum(p.numel() for p in network.parameters()),
             "judge": self.judge_accuracy() if any("text-to-image" in key for key in chosen) else {},
-            "python": platform.python_version(),
-        }  # fmt: skip
+        }
+        rows = summarise(predictions, seed=self.seed)
+        rows += self._sets(chosen, images, about)
         about["notes"] = explain(about)
-        return Report(summarise(predictions, seed=self.seed), predictions, about, images)
+        known = {item["id"]: item for found in chosen.values() for item in found}
+        return Report(rows, predictions, about, images, examples.choose(predictions, known, images))
+
+    def _sets(
+        self, chosen: Mapping[tuple[str, str], Sequence[Item]], images: Mapping[str, Tensor],
+        about: dict[str, Any],
+    ) -> list[Row]:  # fmt: skip
+        """Rows of all drawings from words together; their audits and warnings go into `about`."""
+        rows: list[Row] = []
+        about["audits"], about["warnings"] = {}, []
+        for name, drawn in images.items():
+            section, task, setting = name.split("/")
+            if task != "text-to-image":
+                continue
+            sets = drawn.float() / 255, truths(chosen[section, task]), truths(self._items["train", task])
+            encoder = drawn_sets.encoder_of(self.judge)
+            found, told = drawn_sets.set_rows(task, section, setting, *sets, encoder, seed=self.seed)
+            rows += found
+            about["warnings"] += told
+            if found:
+                audited = drawn_sets.audit_drawings(*sets, encoder, seed=self.seed)
+                about["audits"][section] = drawn_sets.plain(audited)
+        return rows
 
     def _made(
         self, chosen: Mapping[tuple[str, str], Sequence[Item]],

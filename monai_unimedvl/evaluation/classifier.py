@@ -35,6 +35,11 @@ class Judge(nn.Module):
         return self.contrast(x), self.plane(x)
 
     @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """What the last convolution sees on average: (N, 3, H, W) -> (N, 4 * width)"""
+        return self.layers(F.avg_pool2d(images, 2) * 2 - 1).mean((2, 3))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
     def name(self, images: Tensor, batch: int = 256) -> list[tuple[str, str]]:
         """(contrast, plane) of each image (N, 3, H, W)."""
         named = []

@@ -25,6 +25,7 @@ from monai.utils import optional_import
 from torch import Tensor
 
 from monai_unimedvl.evaluation import tables
+from monai_unimedvl.evaluation.examples import Example
 from monai_unimedvl.evaluation.intervals import interval
 from monai_unimedvl.evaluation.predictions import Prediction, write_predictions
 from monai_unimedvl.evaluation.tables import ALL, Row
@@ -49,12 +50,14 @@ class Report:
     Args:
         about: settings and versions, JSON-able.
         images: name -> (N, 3, H, W) uint8; a prediction names its image as "image": [name, place].
+        examples: what a page shows; they are not saved.
     """
 
     rows: list[Row]
     predictions: list[dict[str, Any]]
     about: dict[str, Any]
     images: dict[str, Tensor] = field(default_factory=dict)
+    examples: list[Example] = field(default_factory=list)
 
     def find(
         self, task: str, metric: str, section: str = "test", group: str = ALL, setting: str | None = None

@@ -9,7 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 ALL = "all"
-UNITS = {"PSNR": "{:.2f}", "HD95": "{:.1f}"}  # how a metric is printed; others as {:.3f}
+UNITS = {  # how a metric is printed; others as {:.3f}
+    "PSNR": "{:.2f}", "HD95": "{:.1f}", "Frechet distance": "{:.2f}", "kernel distance": "{:.4f}",
+}  # fmt: skip
+LOWER = ("near copy", "Frechet distance", "kernel distance", "HD95")  # the less the better
+LONG = ("kernel distance", "precision", "recall", "density", "coverage")  # not in the short table
 # groups that the short table shows too: (task, metric) -> which of them, None for all
 SHOWN: dict[tuple[str, str], tuple[str, ...] | None] = {
     ("vqa", "exact match"): ("contrast", "plane"), ("sr4", "PSNR"): None, ("sr4", "SSIM"): (),
@@ -23,7 +27,7 @@ SPECIAL = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; a higher value is better, except for near copies.
+    """One line of the table; a higher value is better, except for the metrics in `LOWER`.
 
     Args:
         group: "all", or the source, question or contrast.
@@ -52,7 +56,8 @@ class Row:
         """Name and score of the best baseline."""
         if not self.baselines:
             return None
-        return max(self.baselines.items(), key=lambda pair: pair[1])
+        best = min if self.metric in LOWER else max
+        return best(self.baselines.items(), key=lambda pair: pair[1])
 
 
 def markdown(rows: Iterable[Row]) -> str:
@@ -97,7 +102,7 @@ def short(rows: Iterable[Row]) -> list[Row]:
 
 def cells(row: Row) -> tuple[str, ...]:
     """The texts of a row, as `HEAD` names them."""
-    ordered = sorted(row.baselines.items(), key=lambda pair: -pair[1])
+    ordered = sorted(row.baselines.items(), key=lambda pair: pair[1], reverse=row.metric not in LOWER)
     baselines = ", ".join(f"{name} {number(row.metric, score)}" for name, score in ordered)
     ceiling = "" if row.ceiling is None else number(row.metric, row.ceiling)
     metric = f"{row.metric}, {row.setting}" if row.setting else row.metric
@@ -117,6 +122,8 @@ def number(metric: str, score: float) -> str:
 
 def _is_short(row: Row) -> bool:
     shown = SHOWN.get((row.task, row.metric), ())
+    if row.metric in LONG:
+        return False
     return row.group.split(",")[0] == ALL or shown is None or row.group in shown
 
 

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`unimedvl evaluate`: a model on the held-out scans, in this process or by several workers of Ray.
+
+Workers need no scans: each request carries its pictures. A worker that dies is started again and asked again;
+what the others had made is on the disk by then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from monai_unimedvl.cli.command import Result
+    from monai_unimedvl.evaluation.asking import Build, Engine, Made, Request
+
+STORE = 300_000_000  # bytes of Ray's store of objects
+FILES = "report.json, table.md, table.csv, table.tex, predictions.jsonl, images.safetensors"
+
+
+def add_options(verb: argparse.ArgumentParser) -> None:
+    """The options of `evaluate` that say who answers."""
+    group = verb.add_argument_group(
+        "running", "with --out a run that was killed goes on with the same command"
+    )
+    group.add_argument(
+        "--engine", choices=("local", "ray"), default="local",
+        help="ray: several workers on this machine or on RAY_ADDRESS (default: local)",
+    )  # fmt: skip
+    group.add_argument("--workers", type=int, help="of Ray (default: one a GPU, two on CPUs)")
+
+
+def measure(options: Namespace) -> Result:
+    """Score a model on the atlas benchmark; --out is a folder for report, page, cards and predictions.
+
+    Raises:
+        ValueError: a setting that does not fit, or a folder that cannot be used.
+    """
+    from monai_unimedvl import bundle as bundles
+    from monai_unimedvl import evaluation
+    from monai_unimedvl.cli.reading import device
+    from monai_unimedvl.evaluation.benchmarks import EDIT_STEPS
+
+    if options.workers is not None and (options.engine != "ray" or options.workers < 1):
+        raise ValueError(f"--workers {options.workers} came, expected a number from 1 on with --engine ray.")
+    if options.out and Path(options.out).is_file():
+        raise ValueError(f"--out {options.out} is a file, expected a folder for the report: name another.")
+    network, tokenizer = bundles.load(options.model, device=device(options.device))
+    weights = bundles.digest(options.model)
+    report = evaluation.evaluate(
+        network, tokenizer, root=options.atlas, tasks=options.tasks, limit=options.limit, seed=options.seed,
+        permissive_only=options.permissive_only, out=options.out, progress=not options.quiet,
+        sections=options.sections, steps=options.steps or EDIT_STEPS, weights=weights,
+        engine=on_ray(options) if options.engine == "ray" else None,
+    )  # fmt: skip
+    lines = [report.table(groups=False)]
+    if options.out:
+        from monai_unimedvl.evaluation.publishing import publish
+
+        name = Path(options.model).name
+        written = publish(report, options.out, name=name)
+        others = sorted(path.name for path in Path(options.out).glob("*.parquet"))
+        lines.append(f"wrote {options.out}: {', '.join([path.name for path in written] + others)}, {FILES}")
+    return lines, {"about": report.about, "rows": [asdict(row) for row in report.rows]}
+
+
+class Actor:
+    """One model in one process.
+
+    Args:
+        model, device: as on the command line.
+        threads: of torch, as in the process that asks: more or fewer would change the last bits.
+    """
+
+    def __init__(self, model: str, device: str, threads: int) -> None:
+        import torch
+
+        from monai_unimedvl import bundle as bundles
+        from monai_unimedvl.cli import reading
+
+        torch.set_num_threads(threads)
+        self.network, self.tokenizer = bundles.load(model, device=reading.device(device))
+        self.network.eval()
+
+    def ask(self, name: str, request: Request) -> tuple[str, Made]:
+        """The answers to one request, with its name."""
+        from monai_unimedvl.evaluation.asking import ask
+
+        return name, ask(self.network, self.tokenizer, request)
+
+
+def on_ray(options: Namespace) -> Engine:
+    """The engine that asks workers; with RAY_ADDRESS set they run on that cluster.
+
+    Raises:
+        ValueError: Ray is not installed, or a device of a number was named.
+    """
+    import torch
+    from monai.utils import optional_import
+
+    ray, there = optional_import("ray")
+    if not there:
+        raise ValueError("--engine ray needs Ray: pip install 'monai-unimedvl[ray]'.")
+    if ":" in options.device:
+        raise ValueError(f"--device {options.device} came, but Ray hands the devices out: use --device cuda.")
+    cuda = options.device == "cuda"
+
+    def engine(names: Sequence[str], build: Build) -> Iterator[tuple[str, Made]]:
+        if not names:
+            return
+        workers = min(options.workers or (torch.cuda.device_count() if cuda else 2), len(names))
+        here: dict[str, Any] = {"num_cpus": workers, "object_store_memory": STORE}
+        if not ray.is_initialized():
+            ray.init(
+                include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+                **({} if "RAY_ADDRESS" in os.environ else here),
+            )  # fmt: skip
+        kind = ray.remote(num_cpus=1, num_gpus=1 if cuda else 0, max_restarts=2, max_task_retries=2)(Actor)
+        pool = optional_import("ray.util", name="ActorPool")[0](
+            [kind.remote(options.model, options.device, torch.get_num_threads()) for _ in range(workers)]
+        )
+        try:
+            yield from pool.map_unordered(lambda actor, name: actor.ask.remote(name, build(name)), names)
+        finally:
+            ray.shutdown()
+
+    return engine

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said of all drawings from words together: distances to real images, and the privacy audit.
+
+The encoder is the small judge that was trained here on real training slices, for it needs no download; a
+Frechet distance by it is none by Inception. Beside each figure stands that of real training images.
+  N drawn   M training   K held-out real images
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from monai_unimedvl.evaluation.audit import Audit, audit
+from monai_unimedvl.evaluation.classifier import Judge
+from monai_unimedvl.evaluation.distances import NEIGHBOURS, SetScores, compare_sets
+from monai_unimedvl.evaluation.encoders import Encoder
+from monai_unimedvl.evaluation.tables import ALL, Row
+
+NAMES = {"Frechet": "Frechet distance", "kernel": "kernel distance"}
+REAL = "random training images"
+
+
+def encoder_of(judge: Judge) -> Encoder:
+    """The judge as an encoder of 64 features."""
+    return Encoder("judge of contrast and plane", judge.features, batch=256)
+
+
+def set_rows(
+    task: str, section: str, setting: str, drawn: Tensor, real: Tensor, training: Tensor, encoder: Encoder, *,
+    seed: int = 0,
+) -> tuple[list[Row], list[str]]:  # fmt: skip
+    """One row a measure, beside as many training images; and the warnings. Too few images give none.
+
+    Args:
+        drawn, real, training: (N, 3, H, W), (K, 3, H, W), (M, 3, H, W) in [0, 1].
+    """
+    fewest = min(len(drawn), len(real), len(training))
+    if fewest <= NEIGHBOURS:
+        return [], [f"{task}, {section}: {fewest} images are too few for a distance between sets."]
+    order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))
+    seen = [encoder(x) for x in (drawn, real, training[order[: len(drawn)]])]
+    ours = compare_sets(seen[0], seen[1], encoder=encoder.name, seed=seed)
+    theirs = compare_sets(seen[2], seen[1], encoder=encoder.name, seed=seed, resamples=20)
+    rows = [
+        Row(
+            task, section, ALL, setting, NAMES.get(name, name), len(drawn), one.value, one.low, one.high,
+            {REAL: theirs.scores[name].value},
+        )
+        for name, one in ours.scores.items()
+    ]  # fmt: skip
+    return rows, _named(ours, task, section)
+
+
+def audit_drawings(
+    drawn: Tensor, real: Tensor, training: Tensor, encoder: Encoder, *, seed: int = 0
+) -> Audit:
+    """The privacy audit of drawings (N, 3, H, W) against training and held-out real images."""
+    return audit(encoder(drawn), encoder(training), encoder(real), encoder=encoder.name, seed=seed)
+
+
+def plain(found: Audit) -> dict[str, Any]:
+    """An audit without its long list, JSON-able."""
+    said: Mapping[str, Any] = asdict(found)
+    return {name: value for name, value in said.items() if name != "nearest"}
+
+
+def _named(found: SetScores, task: str, section: str) -> list[str]:
+    return [f"{task}, {section}, by {found.encoder}: {line}" for line in found.warnings]

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The items that a report shows: the worst, middle and best drawing of each task, the surest wrong answers.
+
+They are chosen by score, not by eye, and say so.
+  H, W pixels
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from monai_unimedvl.evaluation.baselines import Item, shown
+
+MAIN = {"PSNR": "{:.1f} dB", "Dice": "Dice {:.2f}", "contrast and plane": "{}"}
+GRID = 12  # drawings from words
+ANSWERS = 6
+
+
+@dataclass(frozen=True)
+class Example:
+    """One item as a report shows it.
+
+    Args:
+        why: why it is shown, such as "worst".
+        given: the image given, (3, H, W) in [0, 1], or None.
+        drawn, truth: images, None for words.
+        score, baseline: as text.
+        asked, said, wanted: words. confidence: of the answer.
+    """
+
+    task: str
+    section: str
+    id: str
+    why: str
+    given: Tensor | None = None
+    drawn: Tensor | None = None
+    truth: Tensor | None = None
+    score: str = ""
+    baseline: str = ""
+    good: bool | None = None
+    asked: str = ""
+    said: str = ""
+    wanted: str = ""
+    confidence: float | None = None
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+
+
+def choose(
+    predictions: Sequence[Mapping[str, Any]], items: Mapping[str, Item], images: Mapping[str, Tensor]
+) -> list[Example]:
+    """Examples of every task and section, in the order of the predictions.
+
+    Args:
+        predictions: of the default setting of each task. items: id -> item. images: as a report has them.
+    """
+    found: list[Example] = []
+    for task, section in dict.fromkeys((one["task"], one["section"]) for one in predictions):
+        some = [one for one in predictions if (one["task"], one["section"]) == (task, section)]
+        some = [one for one in some if one["setting"] == some[0]["setting"]]
+        if task == "text-to-image":
+            step = max(1, len(some) // GRID)
+            found += [_drawn(one, "", items, images) for one in some[::step][:GRID]]
+        elif "image" in some[0]:
+            found += _by_score(some, items, images)
+        elif task == "vqa":
+            found += _answers(some, items)
+        else:
+            ranked = sorted(some, key=lambda one: one["scores"]["token F1"])
+            places = {"worst": 0, "middle": len(ranked) // 2, "best": len(ranked) - 1}
+            found += [_said(ranked[at], why, items) for why, at in _apart(places)]
+    return found
+
+
+def difference(drawn: Tensor, truth: Tensor, most: float = 0.5) -> Tensor:
+    """Absolute difference of two images (3, H, W), from black over red and yellow to white: (3, H, W)"""
+    share = ((drawn - truth).abs().mean(0) / most).clamp(0, 1)  # (H, W)
+    return torch.stack([share * 3, share * 3 - 1, share * 3 - 2]).clamp(0, 1)
+
+
+def _by_score(
+    some: Sequence[Mapping[str, Any]], items: Mapping[str, Item], images: Mapping[str, Tensor]
+) -> list[Example]:
+    metric = next(iter(some[0]["scores"]))
+    ranked = sorted(
+        (one for one in some if not math.isnan(one["scores"][metric])), key=lambda one: one["scores"][metric]
+    )
+    if not ranked:
+        return []
+    places = {"worst": 0, "middle": len(ranked) // 2, "best": len(ranked) - 1}
+    return [_drawn(ranked[at], why, items, images) for why, at in _apart(places)]
+
+
+def _apart(places: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Each place once, the last name for it."""
+    return [(why, at) for at, why in {at: why for why, at in places.items()}.items()]
+
+
+def _answers(some: Sequence[Mapping[str, Any]], items: Mapping[str, Item]) -> list[Example]:
+    """The surest wrong answers, then the surest right ones of other questions."""
+    sure = [one for one in some if one["logprob"] is not None]
+    wrong = sorted((one for one in sure if not one["scores"]["exact match"]), key=lambda one: -one["logprob"])
+    right = sorted((one for one in sure if one["scores"]["exact match"]), key=lambda one: -one["logprob"])
+    found = []
+    for why, ranked in (("surest wrong", wrong), ("surest right", right)):
+        each = {one["question_type"]: one for one in reversed(ranked)}  # the first of each question
+        best = sorted(each.values(), key=lambda one: -one["logprob"])
+        found += [_said(one, why, items) for one in best[: ANSWERS // 2]]
+    return found
+
+
+def _drawn(
+    one: Mapping[str, Any], why: str, items: Mapping[str, Item], images: Mapping[str, Tensor]
+) -> Example:
+    item, (name, place) = items[one["id"]], one["image"]
+    metric = next(iter(one["scores"]))
+    score, baselines = one["scores"][metric], one["baselines"][metric]
+    shape = MAIN.get(metric, "{:.2f}")
+    told = "" if one["task"] == "text-to-image" else shape.format(score)
+    known = {k: v for k, v in baselines.items() if not math.isnan(v)}
+    best = max(known.items(), key=lambda pair: pair[1]) if known and told else None
+    words, _, guidance = one["setting"].partition(", guidance ")
+    return Example(
+        one["task"], one["section"], one["id"], why,
+        None if one["task"] == "text-to-image" else shown(item),
+        images[name][place].float() / 255, item["truth"], told,
+        f"{best[0]} {shape.format(best[1])}" if best else "", None if best is None else score > best[1],
+        asked=one["asked"], seed=one["seed"], steps=int(words.split()[0]), guidance=float(guidance or 1),
+    )  # fmt: skip
+
+
+def _said(one: Mapping[str, Any], why: str, items: Mapping[str, Item]) -> Example:
+    sure = None if one["logprob"] is None else math.exp(one["logprob"])
+    right = bool(one["scores"].get("exact match", 0))
+    return Example(
+        one["task"], one["section"], one["id"], why, shown(items[one["id"]]),
+        asked=one["asked"].replace("<image>", "").strip(), said=one["said"], wanted=one["truth"],
+        confidence=sure, good=right if one["task"] == "vqa" else None,
+        score="" if one["task"] == "vqa" else f"token F1 {one['scores']['token F1']:.2f}",
+    )  # fmt: skip

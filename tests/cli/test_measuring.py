@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`unimedvl evaluate` on this machine and by workers: the same predictions, and errors in one line."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import pytest
+import torch
+from atlas_items import items
+
+from monai_unimedvl import bundle, evaluation
+from monai_unimedvl.cli import measuring
+from monai_unimedvl.evaluation import AtlasBenchmark, Drawing
+from monai_unimedvl.evaluation.asking import Made, Said
+
+
+@pytest.fixture
+def benchmark():
+    data = {section: items(section) for section in ("train", "test")}
+    return AtlasBenchmark(datasets=data, sections=("test",), tasks=["vqa", "sr4"], progress=False)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--workers", "2"], "--workers 2 came, expected a number from 1 on with --engine ray"),
+        (["--workers", "0", "--engine", "ray"], "expected a number from 1 on"),
+        (["--engine", "ray", "--device", "cuda:1"], "Ray hands the devices out|no CUDA device|cuda:1"),
+        (["--tasks", "seg-heart"], "got task 'seg-heart', expected some of vqa"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_line(command, words, message):
+    import re
+
+    code, _, error = command("evaluate", *words, "--quiet")
+    assert code == 2 and re.search(message, error) and error.count("\n") == 1
+
+
+def test_a_file_is_no_folder_for_a_report(command, tmp_path):
+    (tmp_path / "scores").touch()
+    code, _, error = command("evaluate", "--out", tmp_path / "scores", "--quiet")
+    assert code == 2 and "is a file, expected a folder for the report: name another" in error
+
+
+def test_the_command_writes_page_cards_tables_and_predictions(command, benchmark, monkeypatch, tmp_path):
+    def evaluate(network, tokenizer, *, out, weights, engine, limit, seed, **options):
+        report = benchmark.run(
+            network, tokenizer, limit=limit, steps=1, drawing=Drawing(1, 1.0), weights=weights, progress=False
+        )
+        report.save(out)
+        return report
+
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation.benchmarks, "WORDS", {"vqa": 2, "caption": 2})
+    code, out, _ = command("evaluate", "--out", tmp_path / "run", "--limit", "2", "--quiet")
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert code == 0 and names >= {
+        "index.html", "model_card.md", "mi_claim_gen.md", "slices.csv", "table.md", "table.csv", "table.tex",
+        "report.json", "predictions.parquet", "predictions.jsonl", "images.safetensors",
+    }  # fmt: skip
+    last = out.strip().splitlines()[-1]
+    assert all(name in last for name in names - {"index.html.json"})
+
+
+@pytest.mark.slow
+def test_two_workers_of_ray_make_the_same_predictions(benchmark, model, monkeypatch):
+    pytest.importorskip("ray", reason="--engine ray needs it")
+    monkeypatch.setattr(evaluation.benchmarks, "WORDS", {"vqa": 3, "caption": 3})
+    network, tokenizer = bundle.load(str(model))
+    settings = {"drawing": Drawing(1, 1.0), "steps": (2, 1), "batch": 1, "progress": False}
+    here = benchmark.run(network, tokenizer, **settings)
+    options = Namespace(device="cpu", workers=2, model=str(model))
+    there = benchmark.run(network, tokenizer, engine=measuring.on_ray(options), **settings)
+    assert there.rows == here.rows and str(there.predictions) == str(here.predictions)
+    assert all(torch.equal(there.images[name], image) for name, image in here.images.items())
+
+
+def test_an_engine_that_is_asked_nothing_starts_nothing():
+    pytest.importorskip("ray", reason="--engine ray needs it")
+    engine = measuring.on_ray(Namespace(device="cpu", workers=2, model="none"))
+    assert list(engine([], lambda name: pytest.fail("built"))) == []
+
+
+def test_answers_travel_between_processes():
+    import copy
+
+    made = Made((Said("a", -0.5, 1, "end"),))
+    assert copy.deepcopy(made) == made and len(copy.deepcopy(Made(images=torch.zeros(2, 3, 1, 1)))) == 2
