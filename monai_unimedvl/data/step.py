@@ -41,6 +41,10 @@ STEPS: dict[str, str] = {
     "ingest-masks": "monai_unimedvl.data.ingest.masks:IngestMasks",
     "ingest-pairs": "monai_unimedvl.data.ingest.pairs:IngestPairs",
     "textify": "monai_unimedvl.data.textify:Textify",
+    "coarse": "monai_unimedvl.data.quality:Coarse",
+    "boilerplate": "monai_unimedvl.data.quality:Boilerplate",
+    "align": "monai_unimedvl.data.align:Align",
+    "review-sample": "monai_unimedvl.data.quality:ReviewSample",
     "atlas": "monai_unimedvl.data.atlas_source:AtlasSource",
     "tasks": "monai_unimedvl.data.tasks:Tasks",
     "dedup": "monai_unimedvl.data.dedup:Dedup",
@@ -49,6 +53,10 @@ STEPS: dict[str, str] = {
     "split": "monai_unimedvl.data.split:Split",
 }
 CODES = {"unexpected": "a step broke on this unit; a fault of ours or of a package"}
+
+
+class Stop(ValueError):
+    """The run cannot go on, whatever the record: a model that is not there, a disk that is full."""
 
 
 @dataclass
@@ -141,7 +149,13 @@ class Step(ABC):
         tally.end(kept)
 
     def refusal(self, error: Exception, id: str = "", place: str = "") -> Reject:
-        """The reject of an error; of an unforeseen one only its kind and line, which name no patient."""
+        """The reject of an error; of an unforeseen one only its kind and line, which name no patient.
+
+        Raises:
+            Stop: as it came.
+        """
+        if isinstance(error, Stop | MemoryError):
+            raise error
         if isinstance(error, InvalidRecord):
             return Reject(error.code, str(error), id, self.name, place)
         trace = error.__traceback__
@@ -235,18 +249,25 @@ class Source(Step):
 
 
 def step_class(name: str) -> type[Step]:
-    """The class of a step.
+    """The class of a step; `package.module:Class` is one of the user's own.
 
     Raises:
         ValueError: no step of this name.
     """
-    if name not in STEPS:
+    if name not in STEPS and ":" not in name:
         near = difflib.get_close_matches(name, STEPS, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"step {name!r} is not known{hint}: use one of {', '.join(sorted(STEPS))}.")
-    module, kind = STEPS[name].split(":")
-    found: type[Step] = getattr(importlib.import_module(module), kind)
-    assert found.name == name, f"{kind} calls itself {found.name}, the table {name}"
+    module, kind = STEPS.get(name, name).split(":", 1)
+    try:
+        found = getattr(importlib.import_module(module), kind, None)
+    except ImportError as error:
+        raise ValueError(f"step {name!r} cannot be imported ({error}), expected module:Class.") from error
+    if not (isinstance(found, type) and issubclass(found, Step)):
+        raise ValueError(
+            f"step {name!r} is no class of a step, expected a subclass of Source, Each or Stream."
+        )
+    assert ":" in name or found.name == name, f"{kind} calls itself {found.name}, the table {name}"
     return found
 
 
