@@ -17,6 +17,8 @@ from monai_unimedvl.bundle.places import DEFAULT, models
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.weights.checkpoint import NAME, read_checkpoint
+from monai_unimedvl.weights.hub import is_name, located
+from monai_unimedvl.weights.loading import check_parts
 
 CONFIGS = ("config.json", "llm_config.json")  # ours; the released one
 SMALL = 1_000_000_000  # bytes of weights; below that they are computed in float32 however they are kept
@@ -34,7 +36,7 @@ def load(
     """The network, in eval mode, and the tokenizer of a bundle.
 
     Args:
-        path: a name of `available()`, a bundle's folder, or a folder of weights.
+        path: a name of `available()`, a bundle's folder, a folder of weights, or OWNER/NAME on the Hub.
         dtype: of the weights; None takes float32 for weights below 1 GB, and else what the files hold.
         device: None is the CPU.
         parts: what is loaded; `weights.ANSWERING` is enough for answers, and half the memory.
@@ -44,7 +46,7 @@ def load(
     Raises:
         ValueError: no such folder, no weights or no tokenizer in it, or weights that do not fit their config.
     """
-    folder = models(path)
+    folder = located(path, check_parts(parts)) if is_name(path) else models(path)
     if (folder / NAME).is_file() and not any((folder / name).is_file() for name in CONFIGS):
         read_checkpoint(folder / NAME)  # a placeholder says where its weights are
     if dtype is None and sum(file.stat().st_size for file in _files(folder)) < SMALL:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,12 @@ from torch import Tensor
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 MAIN = ("ema", "ema_bf16", "model")  # the order in which upstream's scripts look
+# Names, in either layout, of what only drawing needs, and of the autoencoder.
+GENERATION = (
+    r"_moe_gen|\.generation\.|(^|\.)(vae2llm|llm2vae|time_embedder|latent_pos_embed)\.|"
+    r"^(latent_|time_embed\.|tones\.)"
+)
+AUTOENCODER = r"^autoencoder\.|(^|\.)vae_model\."
 HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -149,8 +156,24 @@ def read_headers(files: Sequence[Path]) -> dict[str, Entry]:
     return entries
 
 
-def find_weights(folder: Path, stems: Sequence[str] = MAIN) -> list[Path]:
+def spare_shards(weight_map: Mapping[str, str], parts: Sequence[str]) -> set[str]:
+    """The files of an index that hold nothing of `parts`."""
+    out = [
+        name for name, part in ((GENERATION, "generation"), (AUTOENCODER, "autoencoder")) if part not in parts
+    ]
+    if not out:
+        return set()
+    needed = {file for weight, file in weight_map.items() if not re.search("|".join(out), weight)}
+    return set(weight_map.values()) - needed
+
+
+def find_weights(
+    folder: Path, stems: Sequence[str] = MAIN, parts: Sequence[str] = ("generation", "autoencoder")
+) -> list[Path]:
     """The files that hold the first of `stems` there is: one file, or all shards of it.
+
+    Args:
+        parts: shards that hold nothing of them may be missing.
 
     Raises:
         ValueError: none is there (a pickle in its place is named), or a shard is missing.
@@ -161,7 +184,8 @@ def find_weights(folder: Path, stems: Sequence[str] = MAIN) -> list[Path]:
         index = folder / f"{stem}.safetensors.index.json"
         shards = sorted(folder.glob(f"{stem}-[0-9]*-of-[0-9]*.safetensors"))
         if index.is_file():
-            wanted = sorted(set(read_json(index).get("weight_map", {}).values()))
+            weight_map = read_json(index).get("weight_map", {})
+            wanted = sorted(set(weight_map.values()) - spare_shards(weight_map, parts))
             # a name with a folder in it would lead out of this one
             if not wanted or any(Path(name).name != name for name in wanted):
                 raise ValueError(f"{index.name} has no usable weight_map: fetch it again.")

@@ -14,9 +14,17 @@ from typing import Any
 
 from monai.utils import optional_import
 
-WANTED = ("*.json", "*.safetensors", "merges.txt", "vocab.json", "*.model")
-UNWANTED = ("optimizer*", "*/*", "*.bin", "*.pt", "*.pth")
-GENERATION = r"_moe_gen|\.generation\.|(^|\.)(vae2llm|llm2vae|time_embedder|latent_pos_embed)\."
+from monai_unimedvl.weights.headers import read_json, spare_shards
+
+NAME = r"[\w-][\w.-]*/[\w.-]+(@[\w.-]+)?"
+WANTED = ("*.json", "*.safetensors", "merges.txt", "vocab.json")
+UNWANTED = ("optimizer*", "*/*")
+THEIRS = ("huggingface_hub", "httpx", "httpx2", "httpcore", "requests")  # whose errors are of the way there
+
+
+def is_name(folder: str | Path) -> bool:
+    """Whether it reads like a repository of the Hub, OWNER/NAME[@REVISION], and nothing lies there."""
+    return isinstance(folder, str) and not Path(folder).exists() and bool(re.fullmatch(NAME, folder))
 
 
 def located(folder: str | Path, parts: tuple[str, ...]) -> Path:
@@ -28,24 +36,24 @@ def located(folder: str | Path, parts: tuple[str, ...]) -> Path:
     Raises:
         ValueError: neither a folder nor in the cache, and the Hub is out of reach or has no such repository.
     """
-    path = Path(folder)
-    found = re.fullmatch(r"([\w-][\w.-]*/[\w.-]+?)(?:@([\w./-]+))?", str(folder))
-    if path.exists() or isinstance(folder, Path) or found is None or str(folder).count("/") != 1:
-        return path
-    repository, revision = found[1], found[2]
+    if not is_name(folder):
+        return Path(folder)
+    repository, _, revision = str(folder).partition("@")
     hub, there = optional_import("huggingface_hub")
     if not there:
         raise ValueError(
             f"There is no folder {folder}, and huggingface_hub, which could fetch {repository}, is not "
             "installed: check the path, or pip install huggingface_hub."
         )
-    options: dict[str, Any] = {"repo_id": repository, "revision": revision, "endpoint": _endpoint()}
+    options: dict[str, Any] = {"repo_id": repository, "revision": revision or None, "endpoint": _endpoint()}
     try:
-        if offline():
-            return Path(hub.snapshot_download(**options, local_files_only=True))
-        skipped = list(UNWANTED) + _useless(hub, options, parts)
+        if offline():  # what is missing then, the headers tell
+            return Path(hub.snapshot_download(**options, allow_patterns=["*.json"], local_files_only=True))
+        skipped = [*UNWANTED, *_useless(hub, options, parts)]
         return Path(hub.snapshot_download(**options, allow_patterns=list(WANTED), ignore_patterns=skipped))
     except Exception as error:  # the library and the network raise many kinds
+        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in THEIRS:
+            raise
         raise ValueError(_said(str(folder), repository, error)) from error
 
 
@@ -60,24 +68,12 @@ def _endpoint() -> str | None:
 
 def _useless(hub: Any, options: dict[str, Any], parts: tuple[str, ...]) -> list[str]:
     """Files that hold nothing of the wanted parts, by the index of the shards."""
-    from monai_unimedvl.weights.headers import read_json
-
     useless = [] if "autoencoder" in parts else ["ae.safetensors", "vae_model.safetensors"]
-    if "generation" in parts:
-        return useless
-    files = (
-        hub.list_repo_files(options["repo_id"], revision=options["revision"])
-        if options["endpoint"] is None
-        else hub.HfApi(endpoint=options["endpoint"]).list_repo_files(
-            options["repo_id"], revision=options["revision"]
-        )
-    )
-    for name in files:
-        if not name.endswith(".safetensors.index.json") or "/" in name:
-            continue
-        weight_map = read_json(Path(hub.hf_hub_download(filename=name, **options))).get("weight_map", {})
-        needed = {file for weight, file in weight_map.items() if not re.search(GENERATION, weight)}
-        useless += sorted(set(weight_map.values()) - needed)
+    api = hub.HfApi(endpoint=options["endpoint"])
+    for name in api.list_repo_files(options["repo_id"], revision=options["revision"]):
+        if name.endswith(".safetensors.index.json") and "/" not in name:
+            index = read_json(Path(hub.hf_hub_download(filename=name, **options)))
+            useless += sorted(spare_shards(index.get("weight_map", {}), parts))
     return useless
 
 

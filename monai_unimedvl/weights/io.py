@@ -23,7 +23,7 @@ from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.weights import bagel, upstream
 from monai_unimedvl.weights.checkpoint import NAME
-from monai_unimedvl.weights.hub import GENERATION
+from monai_unimedvl.weights.headers import AUTOENCODER, GENERATION
 from monai_unimedvl.weights.loading import words_of
 from monai_unimedvl.weights.source import FORMAT, VERSION, is_ours
 
@@ -173,7 +173,7 @@ def _write(
 
 def _draws(name: str) -> bool:
     """Whether only drawing needs a weight: these come last, so that answering reads the first files."""
-    return name.startswith(("autoencoder.", "latent_", "time_embed.")) or bool(re.search(GENERATION, name))
+    return bool(re.search(f"{GENERATION}|{AUTOENCODER}", name))
 
 
 def _move(aside: Path, folder: Path, *, last: tuple[str, ...], stems: tuple[str, ...]) -> None:

@@ -77,8 +77,8 @@ def load(
     parts = check_parts(parts)
     check_kind(quantize)
     folder = located(folder, parts)
-    below = None if base is None else open_source(located(base, parts))
-    source = open_source(folder, below)
+    below = None if base is None else open_source(located(base, parts), parts=parts)
+    source = open_source(folder, below, parts)
     tokenizer = tokenizer_of(folder, source)
     if tokenizer is None and base is not None:
         tokenizer = tokenizer_of(located(base, parts), source)

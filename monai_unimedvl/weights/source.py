@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from monai_unimedvl.networks.absent import PARTS
 from monai_unimedvl.weights import upstream
 from monai_unimedvl.weights.checkpoint import NAME, read_checkpoint
 from monai_unimedvl.weights.headers import Entry, find_weights, read_headers, read_json, refuse_pickle
@@ -100,18 +101,19 @@ class Source:
         )  # fmt: skip
 
 
-def open_source(folder: Path, base: Source | None = None) -> Source:
+def open_source(folder: Path, base: Source | None = None, parts: tuple[str, ...] = PARTS) -> Source:
     """The weights of a folder, ours or upstream's; nothing of them is read yet.
 
     Args:
         base: what the folder is a part of; its config is then taken, and the folder needs none.
+        parts: of sharded weights, those files that hold nothing of these may be missing.
 
     Raises:
         ValueError: no such folder, a file is missing, damaged, a pickle or a link to elsewhere.
     """
     check_folder(folder)
     if is_ours(folder):
-        return _ours(folder, base)
+        return _ours(folder, base, parts)
     files = upstream.config_files(folder)
     if not files and base is None:
         for file in sorted(folder.iterdir()):
@@ -120,7 +122,7 @@ def open_source(folder: Path, base: Source | None = None) -> Source:
             f"{folder.name} holds no model, expected config.json, or llm_config.json and vit_config.json: "
             "point to the folder that has them."
         )
-    return _theirs(folder, files, base)
+    return _theirs(folder, files, base, parts)
 
 
 def check_folder(folder: Path) -> None:
@@ -155,7 +157,7 @@ def is_ours(folder: Path) -> bool:
     return config.is_file() and read_json(config).get("format") == FORMAT
 
 
-def _ours(folder: Path, base: Source | None) -> Source:
+def _ours(folder: Path, base: Source | None, parts: tuple[str, ...]) -> Source:
     content = read_json(folder / "config.json")
     if content.get("version") != VERSION or not isinstance(content.get("network"), dict):
         raise ValueError(
@@ -164,13 +166,15 @@ def _ours(folder: Path, base: Source | None) -> Source:
         )
     if (folder / NAME).is_file():
         return _over(Source(folder.name, content["network"], {}, read_checkpoint(folder / NAME)), base)
-    entries = read_headers(find_weights(folder, ("model",)))
+    entries = read_headers(find_weights(folder, ("model",), parts))
     places = {name: Place(entry, name, entry.shape) for name, entry in entries.items()}
     return _over(Source(folder.name, content["network"], places), base)
 
 
-def _theirs(folder: Path, files: Mapping[str, Mapping[str, Any]], base: Source | None) -> Source:
-    entries = read_headers(find_weights(folder))
+def _theirs(
+    folder: Path, files: Mapping[str, Mapping[str, Any]], base: Source | None, parts: tuple[str, ...]
+) -> Source:
+    entries = read_headers(find_weights(folder, parts=parts))
     places = _named(entries)
     stem = next((stem for stem in AUTOENCODERS if (folder / f"{stem}.safetensors").is_file()), None)
     if stem is not None and not any(name.startswith("autoencoder.") for name in places):

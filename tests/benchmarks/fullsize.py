@@ -29,7 +29,7 @@ from monai_unimedvl import weights
 from monai_unimedvl.networks.unimedvl import UniMedVL, from_config, released
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.weights import upstream
-from monai_unimedvl.weights.hub import GENERATION
+from monai_unimedvl.weights.headers import GENERATION
 
 LIMIT = 13.0  # GiB at the peak
 SMALL: dict[str, Any] = {
