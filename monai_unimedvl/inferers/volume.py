@@ -23,6 +23,7 @@ from monai_unimedvl.inferers.drawing import ImageInferer
 from monai_unimedvl.inferers.groups import GroupInferer, windows
 from monai_unimedvl.inferers.inferers import Answer, TextInferer, shown
 from monai_unimedvl.inferers.outputs import Grey, Output
+from monai_unimedvl.networks.tensor_path import TensorPath
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.sequence import Prompt
 from monai_unimedvl.transforms import Recipe
@@ -151,8 +152,8 @@ class VolumeInferer(Inferer):
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]
-        self, inputs: Any, network: UniMedVL, instruction: str | None = None, out: np.ndarray | None = None,
-        *args: Any, **kwargs: Any,
+        self, inputs: Any, network: UniMedVL | TensorPath, instruction: str | None = None,
+        out: np.ndarray | None = None, *args: Any, **kwargs: Any,
     ) -> MetaTensor | list[PlacedAnswer] | list[list[PlacedAnswer]]:  # fmt: skip
         """The answers, or the volume (C, X, Y, Z) with the affine of the source.
 
@@ -165,11 +166,12 @@ class VolumeInferer(Inferer):
         Raises:
             ValueError: no instruction; a volume that cannot be read; an `out` of another shape.
         """
+        network = network.network if isinstance(network, TensorPath) else network
         instruction = instruction or self.instruction
         if not instruction or not instruction.strip():
             raise ValueError("VolumeInferer got no instruction, expected a question or task: say what to do.")
         if isinstance(inputs, Tensor) and inputs.ndim == 5:
-            made: Any = [self(one, network, instruction) for one in decollate_batch(inputs)]
+            made: Any = [self(one, network, instruction) for one in _apart(inputs)]
             return made if isinstance(self.inferer, TextInferer) else torch.stack(made)  # type: ignore
         parts = prepare(self.recipe, inputs)
         if isinstance(self.inferer, TextInferer):
@@ -292,6 +294,13 @@ class VolumeInferer(Inferer):
 
     def _prompt(self, pictures: Sequence[MetaTensor], instruction: str) -> Prompt:
         return placed_prompt(pictures, instruction) if self.places else [*pictures, instruction]
+
+
+def _apart(batch: Tensor) -> Sequence[Tensor]:
+    """The volumes of a batch (B, C, X, Y, Z); one that only got an axis in front keeps its affine."""
+    if isinstance(batch, MetaTensor) and batch.affine.ndim == 2:
+        return [MetaTensor(one.as_subclass(Tensor), affine=batch.affine) for one in batch]
+    return decollate_batch(batch)
 
 
 def _as_it_is() -> Recipe:
