@@ -52,6 +52,10 @@ def run(options: Namespace) -> Result:
 
 def evaluate(options: Namespace) -> Result:
     """Score a model on the atlas benchmark, --out is a folder then; or a prediction file by protocols."""
+    if options.against:
+        from monai_unimedvl.cli.measuring import against
+
+        return against(options)
     if options.predictions or options.explain or options.protocols or options.judge:
         from monai_unimedvl.cli.scoring import evaluate_predictions
 

@@ -34,6 +34,9 @@ def add_options(verb: argparse.ArgumentParser) -> None:
         help="ray: several workers on this machine or on RAY_ADDRESS (default: local)",
     )  # fmt: skip
     group.add_argument("--workers", type=int, help="of Ray (default: one a GPU, two on CPUs)")
+    group.add_argument(
+        "--against", metavar="FILE", help="with --predictions: paired tests of this second file against it"
+    )
 
 
 def measure(options: Namespace) -> Result:
@@ -68,6 +71,28 @@ def measure(options: Namespace) -> Result:
         others = sorted(path.name for path in Path(options.out).glob("*.parquet"))
         lines.append(f"wrote {options.out}: {', '.join([path.name for path in written] + others)}, {FILES}")
     return lines, {"about": report.about, "rows": [asdict(row) for row in report.rows]}
+
+
+def against(options: Namespace) -> Result:
+    """Paired tests of two prediction files on the same items.
+
+    Raises:
+        ValueError: no first file; files that cannot be read, or hold other items.
+    """
+    from monai_unimedvl.evaluation.pairing import compare_files, table
+    from monai_unimedvl.evaluation.predictions import read_predictions
+    from monai_unimedvl.provenance import write
+
+    if not options.predictions:
+        raise ValueError("--against needs a first file: add --predictions FILE.")
+    pairs = compare_files(
+        read_predictions(options.predictions), read_predictions(options.against), seed=options.seed
+    )
+    text, values = table(pairs), {"pairs": [asdict(one) for one in pairs]}
+    if options.out:
+        write(Path(options.out), f"{text}\n".encode())
+        return [f"wrote {options.out}"], values
+    return [text], values
 
 
 class Actor:

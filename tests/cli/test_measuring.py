@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 
 import pytest
@@ -12,7 +13,6 @@ from atlas_items import items
 from monai_unimedvl import bundle, evaluation
 from monai_unimedvl.cli import measuring
 from monai_unimedvl.evaluation import AtlasBenchmark, Drawing
-from monai_unimedvl.evaluation.asking import Made, Said
 
 
 @pytest.fixture
@@ -31,8 +31,6 @@ def benchmark():
     ],
 )
 def test_settings_that_do_not_fit_are_one_line(command, words, message):
-    import re
-
     code, _, error = command("evaluate", *words, "--quiet")
     assert code == 2 and re.search(message, error) and error.count("\n") == 1
 
@@ -80,10 +78,3 @@ def test_an_engine_that_is_asked_nothing_starts_nothing():
     pytest.importorskip("ray", reason="--engine ray needs it")
     engine = measuring.on_ray(Namespace(device="cpu", workers=2, model="none"))
     assert list(engine([], lambda name: pytest.fail("built"))) == []
-
-
-def test_answers_travel_between_processes():
-    import copy
-
-    made = Made((Said("a", -0.5, 1, "end"),))
-    assert copy.deepcopy(made) == made and len(copy.deepcopy(Made(images=torch.zeros(2, 3, 1, 1)))) == 2
