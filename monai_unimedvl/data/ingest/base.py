@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +25,13 @@ from monai.data import MetaTensor
 from PIL import Image
 from torch import Tensor
 
+from monai_unimedvl.data.dialogue import pixels
 from monai_unimedvl.data.ingest.words import code_of, without_identifiers, without_names
 from monai_unimedvl.data.record import ImageFile, InvalidRecord, Record, Reject, pseudonym, stable_id
 from monai_unimedvl.data.step import Item, Source, option
 from monai_unimedvl.transforms import Recipe, modalities, recipe
 from monai_unimedvl.transforms.deidentify import SECRET
+from monai_unimedvl.transforms.image import MIN_SIDE
 
 PUBLIC = "public"  # key of the pseudonyms of patients who are published under their ids
 MAX_TEXT = 1_000_000  # characters; a longer one is no report
@@ -98,19 +102,32 @@ class Ingest(Source):
 
     def save(self, picture: MetaTensor, *, folder: str = "images") -> ImageFile:
         """Write a picture (3, H, W) in [0, 1] as PNG, and say where it was cut from."""
-        pixels = (picture.as_subclass(Tensor).movedim(0, -1) * 255).round().clamp(0, 255).byte().numpy()
-        place = place_of(picture, self.policy)
-        return self.save_pixels(pixels, place, folder=folder)
+        values = (picture.as_subclass(Tensor).movedim(0, -1) * 255).round().clamp(0, 255).byte().numpy()
+        return self.save_pixels(values, place_of(picture, self.policy), folder=folder)
 
     def save_pixels(
-        self, pixels: np.ndarray, place: Mapping[str, Any] | None = None, *, folder: str = "images"
+        self, values: np.ndarray, place: Mapping[str, Any] | None = None, *, folder: str = "images"
     ) -> ImageFile:
         """Write (H, W) or (H, W, 3) uint8 as PNG; of three equal colours one is kept."""
-        if pixels.ndim == 3 and np.array_equal(pixels[..., 0], pixels[..., 1]) \
-                and np.array_equal(pixels[..., 0], pixels[..., 2]):  # fmt: skip
-            pixels = pixels[..., 0]
-        name = write_png(np.ascontiguousarray(pixels), Path(self.root) / folder)
-        return ImageFile(f"{folder}/{name}", pixels.shape[0], pixels.shape[1], place or {})
+        if values.ndim == 3 and np.array_equal(values[..., 0], values[..., 1]) \
+                and np.array_equal(values[..., 0], values[..., 2]):  # fmt: skip
+            values = values[..., 0]
+        name = write_png(np.ascontiguousarray(values), Path(self.root) / folder)
+        return ImageFile(f"{folder}/{name}", values.shape[0], values.shape[1], place or {})
+
+    def save_plain(self, content: bytes) -> ImageFile:
+        """Write a picture as it is, its 8 or 16 bits as 8, without what else its file held.
+
+        Raises:
+            InvalidRecord: it is damaged, too large or too small.
+        """
+        values = pixels(ImageFile("picture", *size_of(content), content=content))
+        if min(values.shape[1:]) < MIN_SIDE:
+            raise InvalidRecord(
+                "too-small",
+                f"an image has {values.shape[2]}x{values.shape[1]} pixels, expected {MIN_SIDE} a side.",
+            )
+        return self.save_pixels((values.movedim(0, -1) * 255).round().byte().numpy())
 
     def record(self, key: Sequence[Any], **values: Any) -> Record:
         """A record of this source; `key` is what tells it from the others of the dataset."""
@@ -201,6 +218,22 @@ class Ingest(Source):
             yield from items
         except ValueError as error:
             yield self.refused(error, path, at=at)
+
+
+def size_of(content: bytes) -> tuple[int, int]:
+    """(height, width) of a picture, turned as its file says.
+
+    Raises:
+        InvalidRecord: it is none.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content)) as file:
+                turned = file.getexif().get(274, 1) in (5, 6, 7, 8)  # the tag of orientation
+                return (file.width, file.height) if turned else (file.height, file.width)
+    except Exception as error:  # PIL raises many kinds for damaged files
+        raise InvalidRecord("image-damaged", "an image cannot be read, expected a picture.") from error
 
 
 def place_of(picture: MetaTensor, policy: str = "") -> dict[str, Any]:
