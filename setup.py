@@ -64,6 +64,7 @@ EXTRAS = {
         "jinja2>=3.1",
         "tifffile>=2025.1",
         "scikit-image>=0.25",
+        "scikit-learn>=1.6",  # agreement of readers
     ],
     "dicom": ["highdicom>=0.27,<0.29", "pylibjpeg>=2.1", "pylibjpeg-openjpeg>=2.5"],
     "dicom-gdcm": ["python-gdcm>=3.2"],  # lossless JPEG

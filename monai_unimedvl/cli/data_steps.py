@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fetch-atlas": ("fetch the public scans that the model was trained on", "monai_unimedvl.cli.manage"),
     "build": ("sources and steps of one YAML -> shards with their card", "monai_unimedvl.cli.data_build"),
     "prints": ("fingerprints of a benchmark, for decontaminate", "monai_unimedvl.cli.data_prints"),
+    "review": ("a form for expert readers, and what they said", "monai_unimedvl.cli.data_review"),
     "leaks": ("what the splits of a corpus share, and how near they come", "monai_unimedvl.cli.data_leaks"),
 }
 

@@ -8,6 +8,7 @@ files are the same from both, because a job writes the same bytes whoever does i
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import sys
@@ -25,6 +26,7 @@ Job = dict[str, Any]
 Work = Callable[[Job], Job]
 ENGINES = ("local", "ray")
 TRIES = 3  # of a job whose worker dies
+STORE = 300_000_000  # bytes of Ray's store of objects: only words travel through it
 
 
 def run_all(work: Work, jobs: Sequence[Job], *, engine: str = "local", workers: int = 1) -> Iterator[Job]:
@@ -92,16 +94,20 @@ def _ray(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
         return
     started = not ray.is_initialized()
     if started:  # a cluster that RAY_ADDRESS names is joined; otherwise one of this machine
-        size = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
-        ray.init(log_to_driver=False, configure_logging=False, **size)
+        here: dict[str, Any] = {"num_cpus": workers, "object_store_memory": STORE}
+        ray.init(
+            include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+            **({} if "RAY_ADDRESS" in os.environ else here),
+        )  # fmt: skip
+    context = data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        context = data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
         rows = data.from_items([{"job": json.dumps(job)} for job in jobs], override_num_blocks=len(jobs))
         done = rows.map(
-            lambda row: {"done": json.dumps(work(json.loads(row["job"])))}, num_cpus=1, concurrency=workers
-        )
+            lambda row: {"done": json.dumps(work(json.loads(row["job"])))}, num_cpus=1,
+            compute=data.TaskPoolStrategy(size=workers),
+        )  # fmt: skip
         for row in done.iter_rows():
             yield json.loads(row["done"])
     finally:

@@ -37,12 +37,14 @@ class LeakReport:
         shared: "patient", "study", "picture" -> how many are in more than one split.
         examples: of these: {"what", "splits", "records"}; the pseudonyms and pictures are not named.
         nearest: (split, modality) rows: n, median, p95, max, share_near, and the nearest pair of ids.
+        slabs: patients whose slices were cut into slabs, since their dataset has no other; not `shared`.
     """
 
     records: dict[str, int] = field(default_factory=dict)
     shared: dict[str, int] = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
     nearest: list[dict[str, Any]] = field(default_factory=list)
+    slabs: int = 0
 
     @property
     def clean(self) -> bool:
@@ -53,13 +55,15 @@ class LeakReport:
         """All of it."""
         return {
             "records": self.records, "shared": self.shared, "examples": self.examples,
-            "nearest": self.nearest, "near": NEAR, "thumbnail": THUMB,
+            "nearest": self.nearest, "slabs": self.slabs, "near": NEAR, "thumbnail": THUMB,
         }  # fmt: skip
 
     def lines(self) -> list[str]:
         """For people, as Markdown."""
         shared = ", ".join(f"{count} {what}" for what, count in self.shared.items())
         lines = [f"In more than one split: {shared}."]
+        if self.slabs:
+            lines.append(f"Cut into slabs with a guard between, so in several splits: {self.slabs} patients.")
         for each in self.examples:
             lines.append(
                 f"- a {each['what']} is in {' and '.join(each['splits'])}: {', '.join(each['records'])}"
@@ -99,23 +103,27 @@ def leak_row(record: Record, root: str | Path | None = None) -> dict[str, Any]:
     prints = [image_print(image, root) for image in record.input_img or record.output_img]
     seen = [[each.pixels, each.thumb] for each in prints if not each.flat]
     named = {name: getattr(record, name) for name in ("id", "split", "modality", "patient", "study")}
-    return {**named, "pictures": seen}
+    return {**named, "pictures": seen, "slab": bool(record.facts.get("slab"))}
 
 
 def leaks_of(rows: Iterable[Mapping[str, Any]]) -> LeakReport:
     """The report of rows that `leak_row` made."""
     report = LeakReport()
+    slabs: set[str] = set()
     seen: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # (what, key) -> split -> a record
     held: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # (split, modality) -> thumb -> a record
     for row in rows:
         split = str(row["split"])
         report.records[split or "none"] = report.records.get(split or "none", 0) + 1
         keys = [(what, row[what]) for what in ("patient", "study") if row[what]]
+        if row["slab"]:  # cut up because there is no other patient: said, and no leak of its own
+            slabs.update(key for what, key in keys if what == "patient")
+            keys = []
         for what, key in keys + [("picture", pixels) for pixels, _ in row["pictures"]]:
             seen[what, key].setdefault(split, row["id"])
         for _, thumb in row["pictures"]:
             held[split, row["modality"]].setdefault(thumb, row["id"])
-    report.shared = {"patient": 0, "study": 0, "picture": 0}
+    report.shared, report.slabs = {"patient": 0, "study": 0, "picture": 0}, len(slabs)
     for (what, _), splits in seen.items():
         if len(splits) > 1:
             report.shared[what] += 1

@@ -207,10 +207,8 @@ class _Build:
         for number, source in enumerate(self.pipeline.sources):
             given = dict(source)
             chain = [self._step(each) for each in given.pop("steps", ())]
-            optional, label = (
-                given.pop("optional", False),
-                f"{_name(given)} {given.get('dataset', number + 1)}",
-            )
+            optional = given.pop("optional", False)
+            label = f"{step_class(_name(given)).name} {given.get('dataset', number + 1)}"
             try:
                 options = self._step(given)
                 step = make(json.loads(options))

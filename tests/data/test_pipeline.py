@@ -19,7 +19,6 @@ import pytest
 
 from monai_unimedvl.cli import main
 from monai_unimedvl.data import jobs as jobs_module
-from monai_unimedvl.data import step as step_module
 from monai_unimedvl.data.engines import run_all
 from monai_unimedvl.data.ingest.base import write_png
 from monai_unimedvl.data.pipeline import Pipeline, build_dataset, read_pipeline, resolved
@@ -102,22 +101,13 @@ class Brighter(Stream):
             last = value
 
 
-@pytest.fixture(autouse=True)
-def known_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The steps of this file have names in YAML."""
-    for kind in (Invented, Doubled, Brighter):
-        monkeypatch.setitem(step_module.STEPS, kind.name, f"{HERE}:{kind.__name__}")
-    jobs_module.step_of.cache_clear()
-    jobs_module.parts_of.cache_clear()
-
-
 def plan(**source: Any) -> dict[str, Any]:
     """A pipeline of two passes with every sort of step."""
     return {
         "name": "invented", "batch": 4, "seed": 1, "shards": {"max_bytes": 12_000},
-        "sources": [{"step": "invented", **source}],
+        "sources": [{"step": f"{HERE}:Invented", **source}],
         "steps": [
-            {"step": "dedup"}, {"step": "doubled"}, {"step": "brighter"},
+            {"step": "dedup"}, {"step": f"{HERE}:Doubled"}, {"step": f"{HERE}:Brighter"},
             {"step": "split", "shares": {"train": 3, "test": 1}},
         ],
     }  # fmt: skip
@@ -269,20 +259,22 @@ def test_a_killed_worker_loses_nothing_and_a_deadly_job_is_named(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same_files_and_survives_the_death_of_a_worker(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="needs the extra 'ray'")
-    told = {
-        **plan(),
-        "sources": [{"step": "atlas", "permissive_only": True, "tasks": ["sr4"], "sections": ["val"]}],
-    }
-    told["steps"] = [{"step": "dedup"}]
-    local, ray = tmp_path / "local", tmp_path / "ray"
-    assert build(local, told) == build(ray, told, engine="ray", workers=2)
-    assert files(local) == files(ray)
-    jobs = [{"name": f"job {n}", "mark": str(tmp_path / "mark"), "deadly": n == 3} for n in range(8)]
-    done = list(run_all(dies_once, jobs, engine="ray", workers=2))
-    assert (tmp_path / "mark").exists()
-    assert sorted(each["name"] for each in done) == [f"job {n}" for n in range(8)]
+def test_ray_gives_the_same_files_and_survives_the_death_of_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # its workers import the steps of this file
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
+    try:
+        local = build(tmp_path / "local", plan(count=20))
+        assert build(tmp_path / "ray", plan(count=20), engine="ray", workers=2) == local
+        assert files(tmp_path / "ray") == files(tmp_path / "local")
+        jobs = [{"name": f"job {n}", "mark": str(tmp_path / "mark"), "deadly": n == 3} for n in range(8)]
+        done = list(run_all(dies_once, jobs, engine="ray", workers=2))
+        assert (tmp_path / "mark").exists()
+        assert sorted(each["name"] for each in done) == [f"job {n}" for n in range(8)]
+    finally:
+        ray.shutdown()
 
 
 def test_a_commercial_corpus_refuses_licences_by_name(tmp_path: Path) -> None:
@@ -317,27 +309,27 @@ def test_an_optional_source_that_is_not_there_is_named_on_the_card(tmp_path: Pat
     [
         ("sources: [", "is no YAML"),
         ("steps: []", "has no sources, expected a mapping with name"),
-        ("sources: [{step: invented}]\nstepps: []", "has .'stepps'., expected"),
-        ("sources: [{step: invented}]\nbatch: 0", "batch is 0"),
-        ("sources: [{step: invented}]\nshards: {size: 3}", "shards has no option 'size'"),
+        ("sources: [{step: INVENTED}]\nstepps: []", "has .'stepps'., expected"),
+        ("sources: [{step: INVENTED}]\nbatch: 0", "batch is 0"),
+        ("sources: [{step: INVENTED}]\nshards: {size: 3}", "shards has no option 'size'"),
         ("sources: [{step: dedup}]", "source 1 is the step 'dedup', expected one that reads"),
-        ("sources: [{step: invented, licnce: x}]", "no option 'licnce' .did you mean 'licence'"),
-        ("sources: [{step: invented}]\nsteps: [{step: dedupe}]", "'dedupe' is not known .did you mean"),
-        ("sources: [{step: invented}]\nsteps: [{step: invented}]", "step 'invented' reads files"),
-        ("sources: [{step: invented, steps: [{step: split}]}]", "step 'split' of a source decides on all"),
-        ("sources: [{step: invented, count: 0}]", "none of the sources"),
+        ("sources: [{step: INVENTED, licnce: x}]", "no option 'licnce' .did you mean 'licence'"),
+        ("sources: [{step: INVENTED}]\nsteps: [{step: dedupe}]", "'dedupe' is not known .did you mean"),
+        ("sources: [{step: INVENTED}]\nsteps: [{step: INVENTED}]", "step 'invented' reads files"),
+        ("sources: [{step: INVENTED, steps: [{step: split}]}]", "step 'split' of a source decides on all"),
+        ("sources: [{step: INVENTED, count: 0}]", "none of the sources"),
         ("sources: [dedup]", "mappings"),
     ],
 )  # fmt: skip
 def test_a_pipeline_that_does_not_fit_is_refused_in_a_sentence(tmp_path: Path, told: str, said: str) -> None:
-    (tmp_path / "p.yaml").write_text(told)
+    (tmp_path / "p.yaml").write_text(told.replace("INVENTED", f"'{HERE}:Invented'"))
     with pytest.raises(ValueError, match=said):
         build_dataset(tmp_path / "p.yaml", tmp_path / "out", progress=False)
 
 
 def test_nothing_kept_and_a_folder_of_other_files_are_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing was kept of what the sources hold .darker 1."):
-        build(tmp_path / "out", {**plan(count=1), "steps": [{"step": "brighter", "least": 256}]})
+        build(tmp_path / "out", {**plan(count=1), "steps": [{"step": f"{HERE}:Brighter", "least": 256}]})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("keep me")
     with pytest.raises(ValueError, match="holds other files, expected a new folder"):

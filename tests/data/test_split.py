@@ -108,16 +108,29 @@ def test_one_volume_is_cut_into_slabs_with_a_guard() -> None:
         mm = given.input_img[0].place["position_mm"][2]
         at["guard" if isinstance(item, Reject) else item.split].add(mm)
     assert all(isinstance(i, Record) or i.code == "slab-guard" for i in items)
+    report = leak_report(items)
+    assert report.clean and report.slabs == 1 and "Cut into slabs" in report.lines()[1]
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         assert min(abs(a - b) for a in at[one] for b in at[other]) >= 8
     assert max(at["val"]) < min(at["test"]) < max(at["train"]), "train is at both ends, so test is inside"
-    assert all(max(at[name]) - min(at[name]) == 2 * (len(at[name]) - 1) for name in ("val", "test")), "one run"
+    assert all(max(at[name]) - min(at[name]) == 2 * (len(at[name]) - 1) for name in ("val", "test")), (
+        "one run"
+    )
     assert not at["train"] & at["test"], "the same slab is held out in both contrasts"
     numbered = [record(f"n{n}", "two", image=picture(n, index=n), dataset="atlas") for n in range(60)]
     found = [getattr(item, "split", "") for item in split(numbered, slabs=["atlas"])]
     runs = [(name, len(list(group))) for name, group in groupby(found)]
-    assert runs == [("train", 17), ("", 4), ("val", 2), ("", 4), ("train", 13), ("", 4), ("test", 2), ("", 4), ("train", 10)]
-
+    assert runs == [
+        ("train", 17),
+        ("", 4),
+        ("val", 2),
+        ("", 4),
+        ("train", 13),
+        ("", 4),
+        ("test", 2),
+        ("", 4),
+        ("train", 10),
+    ]
 
 
 def test_held_out_triplets_are_tested_and_never_trained_on() -> None:
