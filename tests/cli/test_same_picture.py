@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same file gives the same numbers, to the bit, through Python, the command line and the bundle."""
+"""The same file gives the same numbers, to the bit, through Python, command line, bundle and Label app."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from PIL import Image
 from monai_unimedvl import bundle, recipe
 from monai_unimedvl.cli.command import parser
 from monai_unimedvl.cli.reading import read_images
+from monai_unimedvl.label.knobs import settled
+from monai_unimedvl.label.pictures import pictures_of, reading_knobs
 from monai_unimedvl.networks.layers import patchify
 from monai_unimedvl.sequence import Canvas, View
 from monai_unimedvl.transforms.geometry import FitToGrid, put_back
@@ -40,7 +42,9 @@ def files(folder: Path) -> dict[str, tuple[str, dict]]:
 
 
 @pytest.mark.parametrize("name", ["head.nii.gz", "tissue.png", "chest.png"])
-def test_python_command_line_and_bundle_see_the_same_picture(name: str, model: Path, tmp_path: Path) -> None:
+def test_python_command_line_bundle_and_label_app_see_the_same_picture(
+    name: str, model: Path, tmp_path: Path
+) -> None:
     modality, settings = files(tmp_path)[name]
     path = tmp_path / name
     network, _ = bundle.load(model)
@@ -63,6 +67,11 @@ def test_python_command_line_and_bundle_see_the_same_picture(name: str, model: P
     through = [one["image"] for one in first({"image": str(path)})]
     bundled = next(one for one in through if one.meta.get("slice", -1) in (index, -1))
     assert torch.equal(bundled.as_tensor(), here)
+
+    knobs = reading_knobs()  # tests/label/test_same_picture.py asks the app itself
+    wanted, _ = settled(knobs, {"modality": modality, **settings})
+    (labelled,), _ = pictures_of(path, wanted, network)
+    assert torch.equal(labelled.as_tensor(), here)
 
     # and what the model's own resize makes of it
     grid = fit({"image": bundled})["image"].as_tensor()
