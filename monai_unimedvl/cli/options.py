@@ -117,6 +117,10 @@ def words(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--temperature", type=float, default=0.0, help="0 takes the likeliest word (default: 0)"
     )
+    verb.add_argument(
+        "--prune", type=share, metavar="SHARE",
+        help="drop that share of the tokens of neighbouring slices, those that repeat each other, as 0.55",
+    )  # fmt: skip
     verb.add_argument("--think", action="store_true", help="ask for reasoning first")
     verb.add_argument("--per-slice", action="store_true", help="an answer for each slice, not one for all")
 
@@ -227,6 +231,17 @@ def whole(least: int) -> Callable[[str], int]:
         return value
 
     return number
+
+
+def share(text: str) -> float:
+    """A converter for argparse: a number between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} came, but a share between 0 and 1 is expected, as 0.55")
+    return value
 
 
 def size(text: str) -> tuple[int, int]:

@@ -43,6 +43,7 @@ from monai_unimedvl.provenance import Facts
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.transforms.dicom import series_uids
 from monai_unimedvl.transforms.geometry import put_back
+from monai_unimedvl.transforms.pruning import PruneTokens
 from monai_unimedvl.transforms.structured import parse_report
 
 # Where the command line names nothing: as the bundle's scores were measured.
@@ -228,9 +229,10 @@ def speaker(options: Namespace, tokenizer: Tokenizer) -> TextInferer:
     Raises:
         ValueError: a temperature below 0.
     """
+    share = getattr(options, "prune", None)
     return TextInferer(
         tokenizer, max_new_tokens=options.max_words, temperature=options.temperature, seed=options.seed,
-        think=options.think,
+        think=options.think, prune=None if share is None else PruneTokens(share),
     )  # fmt: skip
 
 

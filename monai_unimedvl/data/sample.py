@@ -42,11 +42,7 @@ def drop_conditions(
 
 def count_tokens(segments: Sequence[Segment]) -> int:
     """Tokens of a sample, marks included."""
-    return sum(
-        len(s.ids) + 2 if isinstance(s, Text) else s.grid[0] * s.grid[1] + 2
-        for s in segments
-        if not s.dropped
-    )
+    return sum(s.tokens + 2 for s in segments if not s.dropped)
 
 
 def generator_of(seed: int, stream: int, index: int, epoch: int) -> torch.Generator:

@@ -8,6 +8,7 @@ prompts. Each prompt has its own chance, so its result is the same alone or in a
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from monai_unimedvl.inferers.sampling import Sampling, Word, words
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.sequence import Prompt, Segment, Text
 from monai_unimedvl.tokenizer import Tokenizer
+from monai_unimedvl.transforms.pruning import PruneTokens
 from monai_unimedvl.transforms.segments import ToSegments
 
 # The system prompts of UniMedVL (reference.md 8.4), character by character.
@@ -76,15 +78,20 @@ class PromptInferer(Inferer):
         generator: torch.Generator | None = None,
         think: bool = False,
         progress: bool = False,
+        prune: PruneTokens | None = None,
     ) -> None:
         super().__init__()
         self.tokenizer, self.to_segments, self.fit = tokenizer, to_segments, fit
         self.sampling = Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty)
         self.seed, self.generator = seed, generator
-        self.think, self.progress = think, progress
+        self.think, self.progress, self.prune = think, progress, prune
 
     def _segmenter(self, network: UniMedVL) -> ToSegments:
-        return self.to_segments or segments_for(network, self.tokenizer, self.fit)
+        found = self.to_segments or segments_for(network, self.tokenizer, self.fit)
+        if self.prune is not None:
+            found = copy(found)
+            found.prune = self.prune
+        return found
 
     def _generators(self, count: int) -> list[torch.Generator]:
         """A generator on the CPU for each prompt."""
@@ -128,6 +135,7 @@ class TextInferer(PromptInferer):
         seed, generator: chance of sampled words: an integer, one for each prompt, or a generator.
         think: ask the model to reason first; the reasoning is part of the answer's text.
         progress: show a bar.
+        prune: `PruneTokens()` drops tokens of neighbouring slices that repeat each other.
 
     Example::
 

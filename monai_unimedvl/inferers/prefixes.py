@@ -122,7 +122,7 @@ class Prefixes:
 
 def length(segment: Segment) -> int:
     """Tokens that a segment takes, its two marks included."""
-    return 2 + (len(segment.ids) if isinstance(segment, Text) else segment.grid[0] * segment.grid[1])
+    return 2 + segment.tokens
 
 
 def _key(segment: Segment) -> Hashable:
@@ -131,5 +131,6 @@ def _key(segment: Segment) -> Hashable:
         return tuple(segment.ids.tolist())
     if isinstance(segment, View):
         content = segment.patches.detach().cpu().contiguous().view(torch.uint8).numpy()
-        return segment.grid, str(segment.patches.dtype), blake2b(content, digest_size=16).digest()
+        kept = None if segment.kept is None else tuple(segment.kept.tolist())
+        return segment.grid, str(segment.patches.dtype), kept, blake2b(content, digest_size=16).digest()
     return object()

@@ -25,7 +25,8 @@ class PackedSequence:
 
     Args:
         text_ids: (T,), marks included, at `text_at`.
-        patches: (V, p*p*3) at `view_at`; `view_cells` (V, 2) row and column; `view_lengths` patches an image.
+        patches: (V, p*p*3); `view_cells` (V, 2) row and column; `view_lengths` patches an image; those that
+            leave a token, `view_kept` (n,) or None for all, are at `view_at`.
         latents: (Z, C) at `latent_at`; `latent_cells` (Z, 2); `times` (Z,); `noisy` (Z,) bool, has a target.
         bases: (Z, C) where a drawing may start from, zeros elsewhere, or None; `based` (Z,) bool says where.
         labels: (N,) next ids at `label_at`; `label_weights` (N,) 1/sqrt(labels of the segment).
@@ -49,6 +50,7 @@ class PackedSequence:
     label_at: Tensor
     label_weights: Tensor
     canvas_lengths: tuple[int, ...] = ()
+    view_kept: Tensor | None = None
     last_at: tuple[int, ...] = ()  # memory place of each sample's last token, -1 for an empty sample
 
     @property
@@ -101,9 +103,7 @@ class _Piece(NamedTuple):
     @property
     def length(self) -> int:
         """Tokens, marks included."""
-        if isinstance(self.segment, Text):
-            return len(self.segment.ids) + 2
-        return math.prod(self.segment.grid) + 2
+        return self.segment.tokens + 2
 
     @property
     def kind(self) -> str:
@@ -175,6 +175,7 @@ def pack(samples: Samples, marks: Marks, start: Sequence[int] | None = None) -> 
         label_at=place[has_label],
         label_weights=(length[has_label] - 1).float().rsqrt(),
         canvas_lengths=tuple(len(x) for x in latents),
+        view_kept=_kept(views),
         last_at=tuple(int(place[last[s]]) if s in last else -1 for s in range(len(samples))),
     )
 
@@ -281,6 +282,31 @@ def _fill(segment: View | Canvas, tokens: Tensor | None) -> Tensor:
         kind = type(segment).__name__
         raise ValueError(f"pack got a {kind} of {len(tokens)} tokens, expected {h}x{w}: correct its grid.")
     return tokens
+
+
+def _kept(views: Sequence[View]) -> Tensor | None:
+    """(n,) which of the patches of all views leave a token; None where all do.
+
+    Raises:
+        ValueError: numbers that are none of the view's patches, or not ascending.
+    """
+    if all(view.kept is None for view in views):
+        return None
+    found, before = [], 0
+    for view in views:
+        count = len(view.patches)
+        kept = torch.arange(count) if view.kept is None else view.kept
+        inside = not len(kept) or (
+            int(kept[0]) >= 0 and int(kept[-1]) < count and bool((kept.diff() > 0).all())
+        )
+        if not inside:
+            raise ValueError(
+                f"pack got a View that keeps {kept.tolist()[:5]}... of {count} patches, expected ascending "
+                "numbers of its own: correct them."
+            )
+        found.append(kept + before)
+        before += count
+    return torch.cat(found)
 
 
 def _cells(images: Sequence[View | Canvas]) -> Tensor:

@@ -6,6 +6,7 @@ n words   h, w tokens down and across   p view patch   q latent patch   C latent
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -45,17 +46,32 @@ class Text:
     loss: bool = False
     dropped: bool = False
 
+    @property
+    def tokens(self) -> int:
+        """Without the marks around them."""
+        return len(self.ids)
+
 
 @dataclass(frozen=True)
 class View:
     """An image to understand: patches (h*w, p*p*3) in [-1, 1], each in the order row, column, channel.
 
     A dropped view leaves no tokens, but its place: the next position moves by one.
+
+    Args:
+        kept: (n,) numbers of the patches that leave a token, ascending; None for all. The vision encoder sees
+            all of them: a token knows what was dropped around it.
     """
 
     patches: Tensor
     grid: tuple[int, int]
     dropped: bool = False
+    kept: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Without the marks around them."""
+        return math.prod(self.grid) if self.kept is None else len(self.kept)
 
 
 @dataclass(frozen=True)
@@ -81,6 +97,11 @@ class Canvas:
     dropped: bool = False
     base: Tensor | None = None
     joined: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Without the marks around them."""
+        return math.prod(self.grid)
 
     def __post_init__(self) -> None:
         if self.joined and not self.noisy:

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from time import perf_counter
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from monai_unimedvl.data.mixture import Pack
 from monai_unimedvl.networks.unimedvl import UniMedVL
-from monai_unimedvl.sequence import Canvas, Segment, Text, View
+from monai_unimedvl.sequence import Canvas, Segment, View
 from monai_unimedvl.training.parts import part_of
 
 BACKWARD = 3  # forward once, and twice that for the gradients of inputs and weights
@@ -73,7 +72,7 @@ def _products(network: UniMedVL, samples: Sequence[Sequence[Segment]]) -> float:
     drawn = sum(_matrices(x) for x in (network.latent_in, network.latent_out, network.time_embed))
     total = 0.0
     for segment in (s for segments in samples for s in segments if not s.dropped):
-        n = len(segment.ids) if isinstance(segment, Text) else prod(segment.grid)
+        n = segment.tokens
         total += 2 * 2 * expert["understanding"]  # the marks
         total += 2 * n * expert["generation" if isinstance(segment, Canvas) else "understanding"]
         if isinstance(segment, View):
@@ -91,7 +90,7 @@ def _attention(network: UniMedVL, samples: Sequence[Sequence[Segment]]) -> float
     total = 0.0
     for segments in samples:
         kept = [s for s in segments if not s.dropped]
-        sizes = [len(s.ids) if isinstance(s, Text) else prod(s.grid) for s in kept]
+        sizes = [s.tokens for s in kept]
         total += 4 * (sum(sizes) + 2 * len(sizes)) ** 2 * width * depth
         if network.vision is not None:
             patches = sum(n * n for n, s in zip(sizes, kept, strict=True) if isinstance(s, View))

@@ -18,6 +18,7 @@ from torch import Tensor
 from monai_unimedvl.networks.layers import patchify
 from monai_unimedvl.sequence import Canvas, Segment, Text, Turn, View
 from monai_unimedvl.transforms.image import Rule, check_picture, resize
+from monai_unimedvl.transforms.pruning import PruneTokens
 
 # spec: the rules of the released scripts; 387 in the generator script's ViT rule is taken for 378
 VQA_VIEW = Rule(980, 378, 14, 2_007_040)  # UniMedVL VQA script, default.yaml vlm_sft
@@ -46,6 +47,7 @@ class ToSegments:
         max_tokens: the context; None does not check.
         together: images that follow each other in one turn of the assistant are neighbouring slices, drawn
             together (see `Canvas.joined`); otherwise each is drawn alone.
+        prune: drops tokens of neighbouring slices that repeat each other, where nothing is drawn.
         keep_drawn: after each drawn image that is not the last segment, add its clean canvas for what
             follows.
     """
@@ -54,7 +56,7 @@ class ToSegments:
         self, tokenizer: Encoder, *, view: Rule = VQA_VIEW, canvas: Rule = SCRIPT_CANVAS,
         fit: Literal["matched", "upstream"] = "matched", max_tokens: int | None = None,
         keep_drawn: bool = False, together: bool = False, view_patch: int | None = None,
-        canvas_patch: int | None = None,
+        canvas_patch: int | None = None, prune: PruneTokens | None = None,
     ) -> None:  # fmt: skip
         if fit not in ("matched", "upstream"):
             raise ValueError(
@@ -67,6 +69,7 @@ class ToSegments:
                 "that are drawn together: use one of them."
             )
         self.max_tokens, self.keep_drawn, self.together = max_tokens, keep_drawn, together
+        self.prune = prune
         self.view_patch, self.canvas_patch = view_patch or view.stride, canvas_patch or canvas.stride
 
     def __call__(
@@ -110,6 +113,8 @@ class ToSegments:
                 segments.append(drawn)
                 if self.keep_drawn and index + 1 < len(parts):
                     segments.append(Canvas(drawn.grid, image=drawn.image))
+        if self.prune is not None and not draw:
+            segments = self.prune(segments)
         self._check_length(segments)
         return segments
 
@@ -156,8 +161,8 @@ class ToSegments:
     def _check_length(self, segments: list[Segment]) -> None:
         if self.max_tokens is None:
             return
-        words = sum(len(s.ids) + 2 for s in segments if isinstance(s, Text))
-        places = sum(s.grid[0] * s.grid[1] + 2 for s in segments if not isinstance(s, Text))
+        words = sum(s.tokens + 2 for s in segments if isinstance(s, Text))
+        places = sum(s.tokens + 2 for s in segments if not isinstance(s, Text))
         if words + places > self.max_tokens:
             raise ValueError(
                 f"the prompt needs {words + places} tokens ({words} of text, {places} of images), "

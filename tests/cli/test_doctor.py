@@ -64,3 +64,13 @@ def test_quantize_is_taken_by_the_verbs(verb: str, command: Command, tmp_path: P
     }[verb]
     code, _, err = command(verb, *words, "--quantize", "int8", "--quiet")
     assert code == 0 and len(list(tmp_path.glob("o.*"))) >= 1, err
+
+
+def test_prune_takes_a_share_and_refuses_what_is_none(command: Command, tmp_path: Path) -> None:
+    for n in range(2):
+        Image.new("RGB", (64, 64), (90, 60, 30)).save(tmp_path / f"{n}.png")
+    words = [tmp_path / "0.png", tmp_path / "1.png", "Which plane is this?", "--modality", "mri", "--quiet"]
+    code, whole, err = command("ask", *words, "--prune", "0.4")
+    assert code == 0 and whole.strip(), err
+    code, _, err = command("ask", *words, "--prune", "55")
+    assert code == 2 and "a share between 0 and 1 is expected, as 0.55" in err
