@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import re
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
 from golden_support import Golden
 from reference import guided
 from tiny import numbers
+from torch import Tensor
 from torch.testing import assert_close
 
 from monai_unimedvl import flow
@@ -115,3 +117,118 @@ def test_impossible_settings_get_one_line() -> None:
         Guidance(text=0.5)
     with pytest.raises(ValueError, match="image=0"):
         Guidance(image=0)
+
+
+MEAN, SPREAD = numbers(3, 4), 0.3
+
+
+def exact(x: Tensor, t: float) -> Tensor:
+    """The velocity of images that are normal around MEAN: E[noise - image | x_t]"""
+    variance = (1 - t) ** 2 * SPREAD**2 + t**2
+    image = MEAN + (1 - t) * SPREAD**2 / variance * (x - (1 - t) * MEAN)
+    return (x - image) / t
+
+
+def solved(solver: str, evaluations: int, **options: Any) -> tuple[Tensor, int]:
+    """Where it ends, and how often the velocity was asked for; t stops at 0.02, for 1/t is of no order."""
+    asked = []
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        asked.append(t)
+        return exact(x, t)
+
+    x, stepper = numbers(3, 4, seed=1), flow.Stepper(solver, evaluations, **options)
+    times = torch.linspace(0.98, 0.02, flow.intervals(evaluations, solver) + 1, dtype=torch.float64).tolist()
+    for t, t_next in zip(times, times[1:], strict=False):
+        x = stepper(velocity, x, t, t_next)
+    assert stepper.asked == len(asked)
+    return x, len(asked)
+
+
+@pytest.mark.parametrize(
+    "solver, order", [("euler", 1), ("midpoint", 2), ("heun", 2), ("ab2", 2), ("dpm", 2)]
+)
+def test_the_error_of_a_solver_shrinks_by_its_order(solver: str, order: int) -> None:
+    truth, _ = solved("midpoint", 20_000)
+    errors = [float((solved(solver, n)[0] - truth).norm()) for n in (200, 400)]
+    assert 0.75 * 2**order <= errors[0] / errors[1] <= 10
+    assert errors[0] < (0.1 if order == 1 else 0.01)
+
+
+@pytest.mark.parametrize("solver", flow.SOLVERS)
+@pytest.mark.parametrize("evaluations", [1, 2, 3, 8])
+def test_no_solver_asks_more_often_than_it_may_or_at_the_image(solver: str, evaluations: int) -> None:
+    times = flow.schedule(flow.intervals(evaluations, solver), 3.0).tolist()
+    asked, stepper, x = [], flow.Stepper(solver, evaluations), numbers(3, 4, seed=1)
+    for t, t_next in zip(times, times[1:], strict=False):
+        x = stepper(lambda x, t: asked.append(t) or exact(x, t), x, t, t_next)
+    assert 0 < len(asked) <= evaluations and min(asked) > 0
+    assert len(asked) == evaluations or solver == "heun"
+    if evaluations == 1:
+        assert_close(x, MEAN, atol=1e-6, rtol=0)  # from noise alone the mean is all there is to see
+
+
+def test_heun_and_dpm_are_those_of_diffusers() -> None:
+    from diffusers import DPMSolverMultistepScheduler, FlowMatchHeunDiscreteScheduler
+
+    theirs = FlowMatchHeunDiscreteScheduler(shift=1.0)
+    theirs.set_timesteps(6)
+    sigmas = [float(s) for s in theirs.sigmas[::2]]  # each twice, and 0 at the end
+    x = numbers(1, 3, 4, seed=1)
+    for t in theirs.timesteps:
+        x = theirs.step(exact(x[0], float(t) / 1000)[None], t, x).prev_sample
+    ours, stepper = numbers(1, 3, 4, seed=1)[0], flow.Stepper("heun", 11)
+    times = [*sorted(set(sigmas), reverse=True)]
+    times = times if times[-1] == 0 else [*times, 0.0]
+    for t, t_next in zip(times, times[1:], strict=False):
+        ours = stepper(exact, ours, t, t_next)
+    assert_close(ours, x[0], atol=1e-5, rtol=0)
+
+    dpm = DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", algorithm_type="dpmsolver++",
+        solver_type="midpoint", lower_order_final=True, final_sigmas_type="zero",
+    )  # fmt: skip
+    dpm.set_timesteps(6)
+    sigmas = [float(s) for s in dpm.sigmas]
+    x = numbers(1, 3, 4, seed=1)
+    for t, sigma in zip(dpm.timesteps, sigmas, strict=False):
+        x = dpm.step(exact(x[0], sigma)[None], t, x).prev_sample
+    ours, stepper = numbers(1, 3, 4, seed=1)[0], flow.Stepper("dpm", 6)
+    for t, t_next in zip(sigmas, sigmas[1:], strict=False):
+        ours = stepper(exact, ours, t, t_next)
+    assert_close(ours, x[0], atol=1e-5, rtol=0)
+
+
+def test_what_is_left_out_is_foretold() -> None:
+    whole, asked = solved("euler", 200)
+    for skip, most, error in (
+        (flow.Skip(every=1), 200, 1e-12),
+        (flow.Skip(every=2, order=1), 101, 0.02),
+        (flow.Skip(every=4, order=0), 52, 0.2),
+        (flow.Skip(every=8, order=1, tolerance=0.05), 100, 0.1),
+        (flow.Skip(every=8, order=1, tolerance=0.0), 200, 1e-12),
+    ):
+        x, count = solved("euler", 200, skip=skip.fresh())
+        assert float((x - whole).norm()) <= error and count <= most
+    line = flow.Skip(every=2)
+    line.learn(1.0, torch.tensor([1.0]))
+    assert line.guess(0.9) is None  # two are always asked for
+    line.learn(0.8, torch.tensor([3.0]))
+    assert_close(line.guess(0.7), torch.tensor([4.0]))
+    assert line.guess(0.6) is None and line.fresh().known == []
+
+
+@pytest.mark.parametrize(
+    "build, match",
+    [
+        (lambda: flow.intervals(4, "rk45"), "solver is 'rk45', expected one of euler, midpoint"),
+        (lambda: flow.Stepper("heun", skip=flow.Skip()), "solvers of one a step, got 'heun'"),
+        (lambda: flow.Skip(every=0), "every=0, expected at least 1"),
+        (lambda: flow.Skip(order=2), "order=2, expected 0 or 1"),
+        (lambda: flow.Skip(first=1), "first=1, expected at least 2, for an order of 1"),
+        (lambda: flow.Skip(tolerance=-1.0), "tolerance=-1.0, expected 0 or more"),
+    ],
+)
+def test_a_solver_out_of_range_gets_one_line(build: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        build()

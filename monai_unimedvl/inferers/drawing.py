@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from monai_unimedvl.flow import Guidance
+from monai_unimedvl.flow import Guidance, Skip, Stepper, intervals
 from monai_unimedvl.inferers.context import Branches, check_batch
 from monai_unimedvl.inferers.inferers import THINK_TO_ANSWER, THINK_TO_DRAW, Answer, PromptInferer, shown
 from monai_unimedvl.inferers.sampling import flow_steps
@@ -32,6 +32,8 @@ class _Drawing(PromptInferer):
         steps: int = 49,  # the reference's num_timesteps=50 counts points
         shift: float = 3.0,
         guidance: Guidance | None = None,
+        solver: str = "euler",
+        skip: Skip | None = None,
         **options: Any,
     ) -> None:
         super().__init__(tokenizer, **options)
@@ -41,6 +43,8 @@ class _Drawing(PromptInferer):
             raise ValueError(f"shift is {shift}, expected above 0 (1 is none): raise it.")
         self.size, self.steps, self.shift = size, steps, shift
         self.guidance = guidance or Guidance()
+        intervals(steps, solver), Stepper(solver, skip=skip)  # either says what is wrong with them
+        self.solver, self.skip = solver, skip
 
     def _grid(self, network: UniMedVL, segments: Sequence[Segment]) -> tuple[int, int]:
         """Latent tokens down and across of the next drawing: of `size`, of the last image, or the largest."""
@@ -70,8 +74,9 @@ class _Drawing(PromptInferer):
             for (h, w), g in zip(grids, generators, strict=True)
         ]
         loop = flow_steps(
-            branches.context, grids, self.guidance, steps=self.steps, shift=self.shift, noise=noise
-        )
+            branches.context, grids, self.guidance, steps=self.steps, shift=self.shift, noise=noise,
+            solver=self.solver, skip=self.skip,
+        )  # fmt: skip
         *_, (_, latents) = shown(loop, self.progress, self.steps, "steps")
         return [network.decode(x, grid) for x, grid in zip(latents, grids, strict=True)]
 
@@ -103,6 +108,8 @@ class ImageInferer(_Drawing):
         steps: network evaluations; the reference's num_timesteps=50 makes 49.
         shift: above 1 spends more steps near noise.
         guidance: weights against the prompt without its last text, and without its images.
+        solver, skip: how the flow is followed, and which evaluations are left out; see `flow.Stepper` and
+            `flow.Skip`. `steps` stays the number of evaluations at most.
         options: to_segments, fit, seed, generator, think, progress, and for the plan max_new_tokens,
             temperature, top_k, top_p, repetition_penalty, all as in `TextInferer`.
 

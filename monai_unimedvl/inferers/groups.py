@@ -118,6 +118,7 @@ class GroupInferer(ImageInferer):
         loop = flow_steps(
             branches.context, [grid] * count, self.guidance, steps=self.steps, shift=self.shift, noise=noise,
             together=count, starts=starts, known=[self._latents(network, image, grid) for image in known],
+            solver=self.solver, skip=self.skip,
         )  # fmt: skip
         *_, (_, latents) = shown(loop, self.progress, self.steps, "steps")
         return [network.decode(x, grid) for x in latents]

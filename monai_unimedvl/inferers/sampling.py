@@ -174,6 +174,8 @@ def flow_steps(
     together: int = 1,
     starts: Sequence[Tensor | None] | None = None,
     known: Sequence[Tensor | None] | None = None,
+    solver: str = "euler",
+    skip: flow.Skip | None = None,
 ) -> Iterator[tuple[float, list[Tensor]]]:
     """Draw N pictures from noise: yields, after each step, the time reached and the N latents.
 
@@ -189,13 +191,18 @@ def flow_steps(
             (see `Canvas.joined`); the context then has N / together samples a branch.
         starts: latents (h*w, C) that each drawing may start from; None takes the last image of the context.
         known: latents (h*w, C) of drawings that are there already: the others are drawn to fit them.
+        steps: evaluations of the network at most, for each branch of guidance.
+        solver, skip: see `flow.Stepper` and `flow.Skip`; branches are evaluated or left out together.
 
     Raises:
-        ValueError: fewer than one step; guidance needs a branch that the context does not have.
+        ValueError: fewer than one step, an unknown solver; guidance needs a branch that the context does not
+            have.
     """
     count = len(grids)
-    times = flow.schedule(steps, shift).tolist()
-    needed = 1 + max((sum(guidance.uses(t)) for t in times[:-1]), default=0)
+    times = flow.schedule(flow.intervals(steps, solver), shift).tolist()
+    stepper = flow.Stepper(solver, steps, None if skip is None else skip.fresh())
+    asked = [*times[:-1], *((t + t_next) / 2 for t, t_next in zip(times, times[1:], strict=False))]
+    needed = 1 + max(sum(guidance.uses(t)) for t in (asked if solver == "midpoint" else times[:-1]))
     if len(context) * together < count * needed:
         raise ValueError(
             f"Guidance(text={guidance.text}, image={guidance.image}) compares {needed} contexts a drawing, "
@@ -210,17 +217,21 @@ def flow_steps(
         x = x.double()
     packs: dict[int, PackedSequence] = {}
     held = [(i, part.to(x)) for i, part in enumerate(known or ()) if part is not None]
-    for t, t_next in zip(times[:-1], times[1:], strict=True):
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        """The guided velocity (Z, C) of all drawings."""
         branches = 1 + sum(guidance.uses(t))
         if branches not in packs:
             packs[branches] = _pack_canvases(context, grids, branches, x, together, starts)
         latents = torch.cat([x] * branches)  # (branches * Z, C)
         seq = packs[branches].with_latents(latents, latents.new_full((len(latents),), t, dtype=torch.float32))
-        velocity = context.network(seq, context.cache, keep=False).velocity.to(x.dtype)
-        parts = [part.split(lengths) for part in velocity.chunk(branches)]
+        found = context.network(seq, context.cache, keep=False).velocity.to(x.dtype)
+        parts = [part.split(lengths) for part in found.chunk(branches)]
         parts += [(None,) * count] * (3 - branches)
-        guided = [guidance.combine(*branch) for branch in zip(*parts, strict=True)]
-        x = flow.step(x, torch.cat(guided), t, t_next)
+        return torch.cat([guidance.combine(*branch) for branch in zip(*parts, strict=True)])
+
+    for t, t_next in zip(times[:-1], times[1:], strict=True):
+        x = stepper(velocity, x, t, t_next)
         for i, part in held:
             first = sum(lengths[:i])
             chance = noise[i].to(x)

@@ -17,6 +17,7 @@ from monai_unimedvl.flow import Guidance
 from monai_unimedvl.inferers import (
     Branches,
     Context,
+    ImageInferer,
     Sampling,
     flow_steps,
     sampling,
@@ -399,3 +400,39 @@ def test_guidance_on_a_context_without_that_branch_is_refused(tiny, segments):
         next(flow_steps(context, [(2, 3)], GUIDANCES["both"], steps=2, shift=1.0, noise=[numbers(6, 12)]))
     with pytest.raises(ValueError, match="steps=0, expected at least 1"):
         next(flow_steps(context, [(2, 3)], Guidance(), steps=0, shift=1.0, noise=[numbers(6, 12)]))
+
+
+@pytest.mark.parametrize("solver", flow.SOLVERS)
+def test_every_solver_draws_a_batch_as_alone_within_its_evaluations(
+    tiny, segments, image, solver, monkeypatch
+):
+    guidance = Guidance(text=3.0, interval=(0.55, 1.0))
+    parts, noise = segments([image, "axial"], draw=True), [numbers(6, 12, seed=n) for n in (1, 2)]
+    branches = Branches(tiny, segments, prompts=2, guidance=guidance)
+    branches.read(tiny.encode([parts, parts]))
+    computed, forward = [], tiny.forward
+    monkeypatch.setattr(tiny, "forward", lambda *a, **k: computed.append(1) or forward(*a, **k))
+    options = {"steps": 5, "shift": 1.0, "solver": solver}
+    *_, (_, both) = flow_steps(branches.context, [(2, 3)] * 2, guidance, noise=noise, **options)
+    assert len(computed) == 5
+    for n in range(2):
+        one = Branches(tiny, segments, prompts=1, guidance=guidance)
+        one.read(tiny.encode([parts]))
+        *_, (t, (alone,)) = flow_steps(one.context, [(2, 3)], guidance, noise=[noise[n]], **options)
+        assert t == 0
+        assert_close(both[n], alone, atol=1e-12, rtol=0)
+
+
+def test_what_is_skipped_is_not_computed(tiny, tokenizer, image, monkeypatch):
+    computed, forward = [], tiny.forward
+    monkeypatch.setattr(tiny, "forward", lambda *a, **k: computed.append(1) or forward(*a, **k))
+    draw = ImageInferer(tokenizer, steps=9, solver="ab2", skip=flow.Skip(every=3))
+    first, again = (draw([[image, "axial"]], tiny)[0] for _ in range(2))
+    assert len(computed) == 2 * (
+        1 + 2 + 2
+    )  # a prompt is read once; the first two and each third are asked for
+    assert torch.equal(first, again)
+    with pytest.raises(ValueError, match="solver is 'rk45'"):
+        ImageInferer(tokenizer, solver="rk45")
+    with pytest.raises(ValueError, match="goes with solvers of one a step, got 'heun'"):
+        ImageInferer(tokenizer, solver="heun", skip=flow.Skip())
