@@ -48,6 +48,7 @@ STEPS: dict[str, str] = {
     "coarse": "monai_unimedvl.data.quality:Coarse",
     "boilerplate": "monai_unimedvl.data.quality:Boilerplate",
     "align": "monai_unimedvl.data.align:Align",
+    "caption": "monai_unimedvl.data.caption:Caption",
     "review-sample": "monai_unimedvl.data.quality:ReviewSample",
     "atlas": "monai_unimedvl.data.atlas_source:AtlasSource",
     "tasks": "monai_unimedvl.data.tasks:Tasks",
