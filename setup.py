@@ -72,6 +72,7 @@ EXTRAS = {
     "video": ["av>=14"],
     "ray": ["ray[data]>=2.50,<3"],
     "eval": [
+        "pyarrow>=22",
         "sacrebleu>=2.5",
         "rouge-score>=0.1.2",
         "nltk>=3.10",

@@ -274,6 +274,8 @@ DISTRIBUTION = {
 }
 
 
+# What a user brings: no extra can hold it beside the others.
+BROUGHT = ("bitsandbytes", "monailabel", "radeval", "torchxrayvision")
 WHOLE = {"serve": "serve"}  # rooms that are nothing without one extra, and may import it at the top
 
 
@@ -286,7 +288,7 @@ def test_whatever_a_file_imports_is_declared(name: str) -> None:
     at_top = {node.lineno for node in tree(PACKAGE / name).body}
     for line, target in imports(PACKAGE / name):
         first = target.split(".")[0]
-        if first in sys.stdlib_module_names or first in ("monai_unimedvl", "monailabel", "bitsandbytes"):
+        if first in sys.stdlib_module_names or first in ("monai_unimedvl", *BROUGHT):
             continue
         wanted = DISTRIBUTION.get(first, first)
         known = lists["core"] | lists.get(WHOLE.get(room(name), ""), set())

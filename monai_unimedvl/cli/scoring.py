@@ -48,12 +48,24 @@ def add_options(verb: argparse.ArgumentParser) -> None:
         "--judge-reads", choices=("words", "medevalkit", "vlmevalkit"), default="words",
         help="how the replies to --judge-prompt are read (default: the words right and wrong)",
     )  # fmt: skip
+    texts = verb.add_argument_group("scoring reports", "rows whose answer_type is report")
+    texts.add_argument("--labels", action="store_true", help="F1 of chest findings by plain keywords, too")
+    texts.add_argument("--wordnet", metavar="FOLDER", help="with corpora/wordnet, for METEOR with synonyms")
+    texts.add_argument(
+        "--radeval",
+        nargs="+",
+        default=(),
+        metavar="METRIC",
+        help="radgraph, f1chexbert, green ... if installed",
+    )
+    texts.add_argument("--download", action="store_true", help="let RadEval fetch its models")
 
 
 def evaluate_predictions(options: Namespace) -> Result:
     """Score a prediction file by protocols, or explain the difference between two."""
-    from monai_unimedvl.evaluation.counting import as_json, count, table
+    from monai_unimedvl.evaluation.counting import as_json, count, count_texts, table
     from monai_unimedvl.evaluation.explain import explain
+    from monai_unimedvl.evaluation.labels import CHEST, Keywords
     from monai_unimedvl.evaluation.predictions import read_predictions
     from monai_unimedvl.evaluation.protocols import PROTOCOLS
     from monai_unimedvl.provenance import write
@@ -75,8 +87,13 @@ def evaluate_predictions(options: Namespace) -> Result:
         head = ["rule", "enter", "leave", "rise", "fall", "before", "after"]
     else:
         judge, prompt = _judge(options)
-        names = options.protocols or list(PROTOCOLS)
+        asked = any(row.answer_type != "report" for row in rows)  # else there are reports only
+        names = options.protocols or (list(PROTOCOLS) if asked else [])
         counts = count(rows, names, judge=judge, prompt=prompt, details=options.details, seed=options.seed)
+        counts += count_texts(
+            rows, labeller=Keywords(CHEST) if options.labels else None, wordnet=options.wordnet,
+            metrics=options.radeval, download=options.download, seed=options.seed,
+        )  # fmt: skip
         text, values = table(counts), {"protocols": as_json(counts)}
         head = ["protocol", "of", "kind", "measure", "n", "value", "low", "high"]
         cells = [

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from monai_unimedvl.evaluation.intervals import interval
+from monai_unimedvl.evaluation.labels import Labeller, label_f1, radeval
+from monai_unimedvl.evaluation.overlap import overlap
 from monai_unimedvl.evaluation.predictions import Prediction
 from monai_unimedvl.evaluation.protocols import KINDS, PROTOCOLS, Protocol, Scored, protocol, score
 from monai_unimedvl.evaluation.protocols.judge import SAME_MEANING, Judge, JudgePrompt, judged
@@ -103,6 +105,36 @@ def count(
             )
         )  # fmt: skip
     return found
+
+
+def count_texts(
+    rows: Sequence[Prediction], *, labeller: Labeller | None = None, wordnet: str | None = None,
+    metrics: Sequence[str] = (), download: bool = False, seed: int = 0,
+) -> list[Count]:  # fmt: skip
+    """The measures of reports among the rows, of each language apart; none without reports.
+
+    Args:
+        labeller: also F1 of its labels. wordnet: folder, for METEOR with synonyms.
+        metrics: of RadEval, if it is installed. download: let it fetch its models.
+    """
+    counts = []
+    for language in sorted({row.language for row in rows if row.answer_type == "report"}):
+        some = [row for row in rows if row.answer_type == "report" and row.language == language]
+        said, true = [row.answer for row in some], [row.truth for row in some]
+        found = overlap(
+            said, [(row.truth, *row.references) for row in some], language=language, wordnet=wordnet
+        )
+        told = [_text_line(language, name, one.value, one.each, some, seed) for name, one in found.items()]
+        if labeller is not None:
+            labels = label_f1(labeller(said), labeller(true))
+            for name, value in (("label F1, micro", labels.micro), ("label F1, macro", labels.macro)):
+                told.append(Line(language, "report", name, len(some), value, math.nan, math.nan))
+        if metrics:
+            for name, values in radeval(said, true, metrics, download=download).items():
+                told.append(_text_line(language, name, _mean(values), values, some, seed))
+        empty, refused = (sum(map(test, said)) for test in (lambda text: not text.strip(), refuses))
+        counts.append(Count("texts 1", len(some), empty, refused, told, {}))
+    return counts
 
 
 def lines(scored: Scored, *, seed: int = 0) -> list[Line]:
@@ -195,9 +227,23 @@ def _moved(rows: Sequence[Prediction], chosen: Protocol, scored: Scored) -> dict
     return found
 
 
+def _text_line(
+    language: str, name: str, value: float, each: Sequence[float], rows: Sequence[Prediction], seed: int
+) -> Line:
+    """The line of a measure; an interval only where the measure is the mean of its texts."""
+    low, high = math.nan, math.nan
+    if not math.isnan(value) and math.isclose(value, _mean(each), abs_tol=1e-9):
+        _, low, high = _spread(each, rows, seed)
+    return Line(language, "report", name, len(each), value, low, high)
+
+
 def _interval(scored: Scored, places: Sequence[int], seed: int) -> tuple[float, float, float]:
     values = [float(hit) for place in places if (hit := scored.hits[place]) is not None]
-    rows = [scored.rows[place] for place in places]
+    return _spread(values, [scored.rows[place] for place in places], seed)
+
+
+def _spread(values: Sequence[float], rows: Sequence[Prediction], seed: int) -> tuple[float, float, float]:
+    """Mean and interval, by patient, else by image, where some share one."""
     clusters: list[str] | None = [row.patient or row.image or f"row {n}" for n, row in enumerate(rows)]
     if clusters is None or len(set(clusters)) == len(clusters):
         clusters = None

@@ -75,3 +75,15 @@ def test_what_does_not_fit_is_said_in_one_line(file, words, message, capsys):
     assert main(["evaluate", *(str(file) if word == "FILE" else word for word in words)]) == 2
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1
+
+
+def test_reports_are_measured_as_texts(tmp_path, capsys):
+    path = tmp_path / "reports.jsonl"
+    row = {"id": "1", "truth": "Left pleural effusion.", "answer": "left effusion", "answer_type": "report"}
+    path.write_text(json.dumps(row) + "\n", "utf8")
+    pytest.importorskip("sacrebleu", reason="extra eval")
+    assert main(["evaluate", "--predictions", str(path), "--labels"]) == 0
+    told = capsys.readouterr().out
+    assert "| texts 1 | en | report | label F1, micro | 1 | 1.000 |" in told and "strict" not in told
+    assert main(["evaluate", "--predictions", str(path), "--radeval", "radgraph"]) == 2
+    assert "need RadEval, which is not installed" in capsys.readouterr().err
