@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from monai_unimedvl.label.door import VARIABLE
+from monai_unimedvl.label.door import ORIGINS, VARIABLE
 from monai_unimedvl.label.guard import protect
 from monai_unimedvl.label.quiet import VARIABLE as VERBOSE
 from monai_unimedvl.label.quiet import hush
@@ -45,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
     )
     words.add_argument("--filter", metavar="NAME=VALUE", action="append", default=[],
                        help="DICOMweb: which series, such as Modality=MR (default: Modality=CT)")  # fmt: skip
+    words.add_argument("--origin", action="append", default=[], metavar="URL",
+                       help="of web pages that may ask too, such as https://viewer.hospital")  # fmt: skip
     words.add_argument("--ssl-keyfile", metavar="FILE", help="of TLS")
     words.add_argument("--ssl-certfile", metavar="FILE", help="of TLS")
     words.add_argument(
@@ -70,6 +72,7 @@ def prepare(options: argparse.Namespace) -> list[str]:
         )
     if options.key_file:
         os.environ[VARIABLE] = digest_of(Path(options.key_file))
+    os.environ[ORIGINS] = json.dumps(options.origin)
     if options.verbose:
         os.environ[VERBOSE] = "1"
     usual = {

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from monailabel.tasks.activelearning.random import Random
 from monailabel.utils.others.generic import remove_file
 
 from monai_unimedvl import __version__
-from monai_unimedvl.bundle import DEFAULT
+from monai_unimedvl.bundle import DEFAULT, digest
 from monai_unimedvl.data.atlas_tasks import INSTRUCTIONS, LEGENDS
 from monai_unimedvl.data.own import asked_for
 from monai_unimedvl.label.answering import QUESTION, AnswerTask, RegionTask, ReportTask
@@ -36,6 +38,7 @@ from monai_unimedvl.label.judging import Agreement, Uncertainty
 from monai_unimedvl.label.learning import FineTune
 from monai_unimedvl.label.lessons import labels_in
 from monai_unimedvl.label.served import Served
+from monai_unimedvl.label.task_base import device_of
 from monai_unimedvl.transforms import modalities
 
 logger = logging.getLogger(__name__)
@@ -51,7 +54,7 @@ class UniMedVLApp(MONAILabelApp):  # type: ignore[misc]
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
         self.settings = settings_of(Path(app_dir), conf)
         self.served = Served(Path(app_dir) / "model", self.settings["model"])
-        self.served.opened()  # a model that cannot be read should not wait for the first request
+        self.served.opened(device_of({}))  # a model that cannot be read should not wait for the first request
         super().__init__(
             app_dir=app_dir, studies=studies, conf=dict(conf), name="UniMedVL",
             description="One model that reads and draws medical images. Not for diagnosis.",
@@ -104,15 +107,29 @@ class UniMedVLApp(MONAILabelApp):  # type: ignore[misc]
         """As MONAI Label's; with the task of labels that were taught since the start."""
         self._renew()
         told: dict[str, Any] = super().info()
-        told["weights"] = self.served.opened().digest
+        told["weights"] = digest(self.served.source)
         return told
 
     def infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
-        """As MONAI Label's."""
+        """As MONAI Label's, but files of this machine are none of a client's business.
+
+        Raises:
+            ValueError: the image is a path outside of the data store, and nothing that was sent.
+        """
         if request.get("model") == OWN:
             self._renew()
+        image = request.get("image")
+        if isinstance(image, str) and os.path.exists(image) and not self._sent(Path(image)):
+            raise ValueError(
+                "image is a path of the server, expected an id of the data store: send the file."
+            )
         found: dict[str, Any] = super().infer(request, datastore)
         return found
+
+    def _sent(self, image: Path) -> bool:
+        """Whether a path is that of an upload, of a session, or in the data store."""
+        known = [tempfile.gettempdir(), self.studies, getattr(self._sessions, "store_path", None)]
+        return any(image.resolve().is_relative_to(Path(root).resolve()) for root in known if root)
 
     def _renew(self) -> None:
         """Register the task of one's own labels anew where other labels were taught."""
@@ -142,7 +159,7 @@ class StudyList(BatchInferTask):  # type: ignore[misc]
                 if made.get("file"):
                     remove_file(made.pop("file"))
                 result[image] = made
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, RuntimeError) as error:
                 result[image] = {"error": str(error)}
             failed = sum("error" in value for value in result.values())
             logger.info("%d of %d images done, %d failed", n, len(images), failed)

@@ -16,6 +16,7 @@ from typing import Any
 
 from monai_unimedvl.label.guard import protect
 
+ORIGINS = "UNIMEDVL_LABEL_ORIGINS"  # JSON: web pages of these origins may ask; by default none but our own
 VARIABLE = "UNIMEDVL_LABEL_KEY_SHA256"  # the key itself is in no environment and in no log
 
 Scope = MutableMapping[str, Any]
@@ -64,13 +65,16 @@ def build() -> Door:
     protect()
     from fastapi import Request
     from fastapi.responses import JSONResponse
-    from monailabel.app import app
+    from monailabel.app import app, origins
     from monailabel.interfaces.exception import MONAILabelException
 
     def mend(_: Request, error: Exception) -> JSONResponse:
         said = getattr(error, "msg", None) or str(error)
         return JSONResponse({"detail": " ".join(str(said).split())}, status_code=400)
 
+    origins[:] = json.loads(
+        os.environ.get(ORIGINS, "[]")
+    )  # before the first request; MONAI Label lets all in
     app.add_exception_handler(ValueError, mend)
     app.add_exception_handler(MONAILabelException, mend)
     return Door(app, os.environ.get(VARIABLE))

@@ -20,7 +20,7 @@ from monai_unimedvl.label.knobs import Knob, settled
 from monai_unimedvl.label.lessons import FINAL, ORIGINAL, names_of, words_of
 from monai_unimedvl.label.pictures import pictures_of, reading_knobs, resolved, source_of
 from monai_unimedvl.label.served import Served
-from monai_unimedvl.label.task_base import _device
+from monai_unimedvl.label.task_base import device_of
 from monai_unimedvl.label.writing import read_nrrd
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Uncertainty(Strategy):  # type: ignore[misc]
         images = sorted(datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels")))
         if not images:
             return None
-        model, measured = self.served.opened(_device(request)), {}
+        model, measured = self.served.opened(device_of(request)), {}
         asked = [values[name] for name in ("question", "modality", "plane", "slice", "count", "window")]
         key = f"{model.digest[:16]} {json.dumps(asked)}"
         fresh, reason = 0, ""
@@ -70,7 +70,7 @@ class Uncertainty(Strategy):  # type: ignore[misc]
             try:
                 path = source_of(datastore.get_image_uri(image))
                 pictures, _ = pictures_of(path, resolved(values, path, self.modality), model.network)
-            except ValueError as error:
+            except (ValueError, OSError, RuntimeError) as error:  # MONAI Label fetches and converts
                 reason = str(error)
                 logger.warning("an image cannot be read and is passed over")
                 continue

@@ -23,7 +23,7 @@ from monai_unimedvl import bundle
 from monai_unimedvl.label.knobs import Knob, settled, shown
 from monai_unimedvl.label.lessons import Gathered, gather, labels_in
 from monai_unimedvl.label.served import TUNED, Served
-from monai_unimedvl.label.task_base import _device
+from monai_unimedvl.label.task_base import device_of
 from monai_unimedvl.provenance import write
 from monai_unimedvl.transforms import modalities
 
@@ -78,15 +78,19 @@ class FineTune(TrainTask):  # type: ignore[misc]
             ValueError: a setting that does not fit, or nothing to learn from.
         """
         values, ignored = settled(self.knobs, request)
-        found = gather(datastore, labels_in(values["labels"]), values["kinds"])
-        folder = self._folder()
+        named, folder = labels_in(values["labels"]), self._folder()
+        try:
+            found = gather(datastore, named, values["kinds"], folder)
+        except ValueError:
+            shutil.rmtree(folder)
+            raise
         write(folder / ITEMS, json.dumps(found.items, indent=1).encode())
         logger.info(
             "learning from %d labels (%d cannot be used), %d epochs of %d steps",
             len(found.items), len(found.skipped), values["max_epochs"], values["steps_per_epoch"],
         )  # fmt: skip
         begun, before = time.time(), self.served.source
-        first, best = self._train(folder, before, values, _device(request))
+        first, best = self._train(folder, before, values, device_of(request))
         scores = self._judged(folder, before, values, found, first, best)
         scores |= {"seconds": round(time.time() - begun, 1), "ignored": ignored, "settings": values}
         write(folder / SCORES, (json.dumps(scores, indent=2) + "\n").encode())
@@ -108,9 +112,8 @@ class FineTune(TrainTask):  # type: ignore[misc]
             "seed": values["seed"],
             "slices": values["slices"],
         }
-        root = Path(before) if Path(before).exists() else bundle.find(before)
         given: dict[str, Any] = {
-            "bundle_root": str(root.resolve()),
+            "bundle_root": str(bundle.find(before).resolve()),
             "ckpt_dir": str(folder / "models"),
             "output_dir": str(folder),
             "device": device,

@@ -22,7 +22,7 @@ from monai.data import MetaTensor
 from monai_unimedvl.data.atlas_tasks import INSTRUCTIONS
 from monai_unimedvl.data.own import asked_for
 from monai_unimedvl.label.pictures import source_of
-from monai_unimedvl.label.writing import new_file, read_nrrd
+from monai_unimedvl.label.writing import read_nrrd
 from monai_unimedvl.provenance import Facts, manifest_path, save_volume
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,9 @@ class Gathered:
     skipped: list[str] = field(default_factory=list)
 
 
-def gather(datastore: Any, named: Mapping[str, int], kinds: str = "all") -> Gathered:
+def gather(
+    datastore: Any, named: Mapping[str, int], kinds: str = "all", folder: Path | None = None
+) -> Gathered:
     """Every label of the data store that was handed in, as items to learn from.
 
     An image has one label for each tag; all tags but "original" teach, so that a mask may be "final" and a
@@ -54,6 +56,7 @@ def gather(datastore: Any, named: Mapping[str, int], kinds: str = "all") -> Gath
     Args:
         named: name -> number of masks that come without names.
         kinds: "masks", "words" or "all".
+        folder: where masks in NRRD are written as NIfTI, which recipes read.
 
     Raises:
         ValueError: nothing in it can be learned from.
@@ -71,7 +74,9 @@ def gather(datastore: Any, named: Mapping[str, int], kinds: str = "all") -> Gath
                     found.items += [] if kinds == "masks" else words_of(label, image)
                 elif kinds != "words":
                     names = names_of(info, named)
-                    found.items.append({**asked_for(names), "image": str(image), "target": str(_mask(label))})
+                    found.items.append(
+                        {**asked_for(names), "image": str(image), "target": str(_mask(label, folder))}
+                    )
                     found.labels |= names
             except ValueError as error:
                 said = str(error).replace(label.name, "a label").replace(image.name, "an image")
@@ -165,12 +170,14 @@ def _pairs(content: Any) -> Iterator[tuple[str, str]]:
             yield question.strip(), answer.strip()
 
 
-def _mask(label: Path) -> Path:
+def _mask(label: Path, folder: Path | None) -> Path:
     """The label as a file that recipes read: Slicer's NRRD becomes a NIfTI."""
     if label.suffix.lower() != ".nrrd":
         return label
     values, affine = read_nrrd(label)
-    out = new_file(".nii.gz")
+    if folder is None:
+        raise ValueError(f"{label.name} is NRRD, expected NIfTI here: convert it.")
+    out = folder / "masks" / f"{label.parent.name}-{label.name.removesuffix('.nrrd')}.nii.gz"
     tensor = MetaTensor(np.ascontiguousarray(values.astype(np.uint8))).as_tensor()
     save_volume(tensor, affine, out, Facts("label", 0, ""))
     manifest_path(out).unlink()

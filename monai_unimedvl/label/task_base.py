@@ -103,7 +103,7 @@ class Task(InferTask):  # type: ignore[misc]
         """
         begun = time.perf_counter()
         values, ignored = settled(self.knobs, request)
-        model = self.served.opened(_device(request))
+        model = self.served.opened(device_of(request))
         ready = time.perf_counter()
         asked = Asked(request, values, ignored, model, self.modality)
         file, told = self.answer(asked)
@@ -129,7 +129,7 @@ class Task(InferTask):  # type: ignore[misc]
         """What is asked for."""
 
 
-def _device(request: Mapping[str, Any]) -> str:
+def device_of(request: Mapping[str, Any]) -> str:
     """The device that is named, where it is there; viewers send "cuda" everywhere."""
     from monailabel.utils.others.generic import name_to_device
 

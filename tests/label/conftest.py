@@ -42,7 +42,8 @@ def studies(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
     brain = nibabel.load(sample)
     values, affine = np.asarray(brain.dataobj), brain.affine
     for number in range(2):
-        nibabel.save(nibabel.Nifti1Image(values[:, :, number:], affine), folder / f"brain{number}.nii.gz")
+        mirrored = values[:: 1 - 2 * number]
+        nibabel.save(nibabel.Nifti1Image(mirrored, affine), folder / f"brain{number}.nii.gz")
     shutil.copy(sample, folder / f"{NAME}.nii.gz")
     turn = np.deg2rad(12.0)
     oblique = np.eye(4)
