@@ -56,12 +56,22 @@ def evaluate(options: Namespace) -> Result:
         from monai_unimedvl.cli.measuring import against
 
         return against(options)
+    if options.pictures:
+        from monai_unimedvl.cli.measuring import pictures
+
+        return pictures(options)
     if options.predictions or options.explain or options.protocols or options.judge:
         from monai_unimedvl.cli.scoring import evaluate_predictions
 
         if not options.predictions:
             raise ValueError("protocols score a prediction file: add --predictions FILE.")
         return evaluate_predictions(options)
+    if options.benchmark or options.data:
+        from monai_unimedvl.cli.public import evaluate_benchmark
+
+        if not options.benchmark:
+            raise ValueError("--data holds the files of a benchmark: add --benchmark NAME.")
+        return evaluate_benchmark(options)
     from monai_unimedvl.cli.measuring import measure
 
     return measure(options)

@@ -8,10 +8,11 @@ what the others had made is on the disk by then.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from monai_unimedvl.cli.command import Result
     from monai_unimedvl.evaluation.asking import Build, Engine, Made, Request
+    from monai_unimedvl.evaluation.encoders import Encoder
 
 STORE = 300_000_000  # bytes of Ray's store of objects
-FILES = "report.json, table.md, table.csv, table.tex, predictions.jsonl, images.safetensors"
 
 
 def add_options(verb: argparse.ArgumentParser) -> None:
@@ -37,6 +38,17 @@ def add_options(verb: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--against", metavar="FILE", help="with --predictions: paired tests of this second file against it"
     )
+    group = verb.add_argument_group("scoring drawings", "of --predictions, in the files that it names")
+    group.add_argument("--pictures", metavar="FOLDER", help="where the files drawn and truth_image lie")
+    group.add_argument(
+        "--upstream", action="store_true", help="PSNR and SSIM as the paper's group takes them"
+    )
+    group.add_argument("--foreground", action="store_true", help="PSNR and SSIM of the foreground as well")
+    group.add_argument("--legend", metavar="FILE", help='of masks: JSON such as {"liver": [255, 0, 0]}')
+    group.add_argument(
+        "--encoder", metavar="KIND=PATH",
+        help="distances between sets: inception=FILE, rad-dino=FOLDER or xray=FOLDER; nothing is downloaded",
+    )  # fmt: skip
 
 
 def measure(options: Namespace) -> Result:
@@ -60,16 +72,12 @@ def measure(options: Namespace) -> Result:
         network, tokenizer, root=options.atlas, tasks=options.tasks, limit=options.limit, seed=options.seed,
         permissive_only=options.permissive_only, out=options.out, progress=not options.quiet,
         sections=options.sections, steps=options.steps or EDIT_STEPS, weights=weights,
-        engine=on_ray(options) if options.engine == "ray" else None,
+        engine=on_ray(options) if options.engine == "ray" else None, name=Path(options.model).name,
     )  # fmt: skip
     lines = [report.table(groups=False)]
     if options.out:
-        from monai_unimedvl.evaluation.publishing import publish
-
-        name = Path(options.model).name
-        written = publish(report, options.out, name=name)
-        others = sorted(path.name for path in Path(options.out).glob("*.parquet"))
-        lines.append(f"wrote {options.out}: {', '.join([path.name for path in written] + others)}, {FILES}")
+        names = sorted(path.name for path in Path(options.out).iterdir() if path.is_file())
+        lines.append(f"wrote {options.out}: {', '.join(names)}")
     return lines, {"about": report.about, "rows": [asdict(row) for row in report.rows]}
 
 
@@ -93,6 +101,70 @@ def against(options: Namespace) -> Result:
         write(Path(options.out), f"{text}\n".encode())
         return [f"wrote {options.out}"], values
     return [text], values
+
+
+def pictures(options: Namespace) -> Result:
+    """Scores of the drawings that a prediction file names; --out writes the file again with its scores.
+
+    Raises:
+        ValueError: no prediction file; files, an encoder or a legend that cannot be read.
+    """
+    from monai_unimedvl.evaluation.pictures import rows_of, score_pictures, set_scores
+    from monai_unimedvl.evaluation.predictions import read_predictions, write_predictions
+    from monai_unimedvl.evaluation.tables import markdown
+
+    if not options.predictions:
+        raise ValueError("--pictures needs the file that names them: add --predictions FILE.")
+    if options.out and not options.out.endswith(".parquet"):
+        raise ValueError(f"--out is {options.out}, expected a name that ends in .parquet: rename it.")
+    scored = score_pictures(
+        read_predictions(options.predictions), options.pictures, upstream=options.upstream,
+        inside=options.foreground, legend=_legend(options.legend),
+    )  # fmt: skip
+    rows = rows_of(scored, seed=options.seed)
+    lines = [markdown(rows), "", f"{scored.about['pictures']}; {scored.about['resized']} resized."]
+    values: dict[str, Any] = {"rows": [asdict(row) for row in rows], "about": scored.about}
+    if options.encoder:
+        sets = set_scores(scored, options.pictures, _encoder(options.encoder), seed=options.seed)
+        values["sets"] = {task: asdict(one) for task, one in sets.items()}
+        for task, one in sets.items():
+            lines += ["", f"{task}: {one.drawn} drawn, {one.real} real images, by {one.encoder}"]
+            lines += [
+                f"  {name} {found.value:.4f} ({found.low:.4f} to {found.high:.4f}; {found.method})"
+                for name, found in one.scores.items()
+            ]
+            lines += [f"  warning: {line}" for line in one.warnings]
+    if options.out:
+        write_predictions(scored.rows, options.out, scored.about)
+        lines.append(f"wrote {options.out}")
+    return lines, values
+
+
+def _encoder(told: str) -> Encoder:
+    from monai_unimedvl.evaluation import encoders
+
+    kinds: dict[str, Callable[[str], Encoder]] = {
+        "inception": encoders.inception, "rad-dino": encoders.rad_dino, "xray": encoders.xray,
+    }  # fmt: skip
+    kind, sign, path = told.partition("=")
+    if kind not in kinds or not sign or not path:
+        raise ValueError(f"--encoder is {told!r}, expected KIND=PATH with KIND of {', '.join(kinds)}.")
+    return kinds[kind](path)
+
+
+def _legend(name: str | None) -> dict[str, tuple[int, int, int]] | None:
+    if name is None:
+        return None
+    try:
+        found = json.loads(Path(name).read_text("utf8"))
+        legend = {str(key): tuple(map(int, colour)) for key, colour in found.items()}
+        if not legend or any(len(colour) != 3 for colour in legend.values()):
+            raise ValueError("colours have three numbers")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f'--legend {name} is no legend, expected JSON such as {{"liver": [255, 0, 0]}}: mend it.'
+        ) from error
+    return legend  # type: ignore[return-value]
 
 
 class Actor:

@@ -38,8 +38,9 @@ from monai_unimedvl.evaluation.atlas_scores import (
 from monai_unimedvl.evaluation.baselines import Draw, Item
 from monai_unimedvl.evaluation.classifier import Judge, train_judge
 from monai_unimedvl.evaluation.image import nearest_correlation
+from monai_unimedvl.evaluation.publishing import publish
 from monai_unimedvl.evaluation.report import Report, explain, summarise
-from monai_unimedvl.evaluation.tables import ALL, Row
+from monai_unimedvl.evaluation.tables import ALL
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.tokenizer import Tokenizer
 
@@ -66,6 +67,7 @@ def evaluate(
     out: str | Path | None = None,
     weights: str = "",
     engine: Engine | None = None,
+    name: str = "model",
     progress: bool = True,
 ) -> Report:
     """Score a network on the held-out items of the atlas; the same call gives the same numbers.
@@ -79,9 +81,9 @@ def evaluate(
         seed: of noise, choice of items under `limit`, intervals.
         batch: prompts at a time.
         permissive_only: leave out sources under GPL, in items and baselines.
-        out: folder for the report. What is made is kept there as it comes: a killed run goes on from it.
+        out: folder for report, page and cards. What is made is kept there as it comes: a killed run goes on.
         weights: sha256 of the weights, as marks and predictions name it; computed if it is not given.
-        engine: who answers; None for this process.
+        engine: who answers; None for this process. name: of the model, for page and cards.
 
     Raises:
         ValueError: an unknown section or task; no item to score; `out` holds another run, or cannot be used.
@@ -95,6 +97,7 @@ def evaluate(
     )  # fmt: skip
     if out is not None:
         report.save(out)
+        publish(report, out, name=name)
         Kept(out, None).clear()
     return report
 
@@ -207,31 +210,13 @@ class AtlasBenchmark:
             "judge": self.judge_accuracy() if any("text-to-image" in key for key in chosen) else {},
         }
         rows = summarise(predictions, seed=self.seed)
-        rows += self._sets(chosen, images, about)
+        if any(task == "text-to-image" for _, task in chosen):
+            rows += drawn_sets.measure(
+                images, chosen, truths(self._items["train", "text-to-image"]), self.judge, about
+            )
         about["notes"] = explain(about)
         known = {item["id"]: item for found in chosen.values() for item in found}
         return Report(rows, predictions, about, images, examples.choose(predictions, known, images))
-
-    def _sets(
-        self, chosen: Mapping[tuple[str, str], Sequence[Item]], images: Mapping[str, Tensor],
-        about: dict[str, Any],
-    ) -> list[Row]:  # fmt: skip
-        """Rows of all drawings from words together; their audits and warnings go into `about`."""
-        rows: list[Row] = []
-        about["audits"], about["warnings"] = {}, []
-        for name, drawn in images.items():
-            section, task, setting = name.split("/")
-            if task != "text-to-image":
-                continue
-            sets = drawn.float() / 255, truths(chosen[section, task]), truths(self._items["train", task])
-            encoder = drawn_sets.encoder_of(self.judge)
-            found, told = drawn_sets.set_rows(task, section, setting, *sets, encoder, seed=self.seed)
-            rows += found
-            about["warnings"] += told
-            if found:
-                audited = drawn_sets.audit_drawings(*sets, encoder, seed=self.seed)
-                about["audits"][section] = drawn_sets.plain(audited)
-        return rows
 
     def _made(
         self, chosen: Mapping[tuple[str, str], Sequence[Item]],

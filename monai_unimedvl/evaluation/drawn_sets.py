@@ -8,14 +8,16 @@ Frechet distance by it is none by Inception. Beside each figure stands that of r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from monai_unimedvl.evaluation.atlas_scores import truths
 from monai_unimedvl.evaluation.audit import Audit, audit
+from monai_unimedvl.evaluation.baselines import Item
 from monai_unimedvl.evaluation.classifier import Judge
 from monai_unimedvl.evaluation.distances import NEIGHBOURS, SetScores, compare_sets
 from monai_unimedvl.evaluation.encoders import Encoder
@@ -23,6 +25,31 @@ from monai_unimedvl.evaluation.tables import ALL, Row
 
 NAMES = {"Frechet": "Frechet distance", "kernel": "kernel distance"}
 REAL = "random training images"
+
+
+def measure(
+    images: Mapping[str, Tensor], chosen: Mapping[tuple[str, str], Sequence[Item]], training: Tensor,
+    judge: Judge, about: dict[str, Any],
+) -> list[Row]:  # fmt: skip
+    """The rows of all drawings from words; their audits and warnings go into `about`.
+
+    Args:
+        images: "section/task/setting" -> (N, 3, H, W) uint8. chosen: (section, task) -> their items.
+        training: (M, 3, H, W) in [0, 1]. about: of the report, with its seed.
+    """
+    rows: list[Row] = []
+    about["audits"], about["warnings"] = {}, []
+    for name, drawn in images.items():
+        section, task, setting = name.split("/")
+        if task != "text-to-image":
+            continue
+        sets, encoder = (drawn.float() / 255, truths(chosen[section, task]), training), encoder_of(judge)
+        found, told = set_rows(task, section, setting, *sets, encoder, seed=about["seed"])
+        rows += found
+        about["warnings"] += told
+        if found:
+            about["audits"][section] = plain(audit_drawings(*sets, encoder, seed=about["seed"]))
+    return rows
 
 
 def encoder_of(judge: Judge) -> Encoder:

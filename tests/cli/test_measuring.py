@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
 from atlas_items import items
+from PIL import Image
 
 from monai_unimedvl import bundle, evaluation
 from monai_unimedvl.cli import measuring
@@ -42,14 +45,7 @@ def test_a_file_is_no_folder_for_a_report(command, tmp_path):
 
 
 def test_the_command_writes_page_cards_tables_and_predictions(command, benchmark, monkeypatch, tmp_path):
-    def evaluate(network, tokenizer, *, out, weights, engine, limit, seed, **options):
-        report = benchmark.run(
-            network, tokenizer, limit=limit, steps=1, drawing=Drawing(1, 1.0), weights=weights, progress=False
-        )
-        report.save(out)
-        return report
-
-    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation.benchmarks, "AtlasBenchmark", lambda *a, **options: benchmark)
     monkeypatch.setattr(evaluation.benchmarks, "WORDS", {"vqa": 2, "caption": 2})
     code, out, _ = command("evaluate", "--out", tmp_path / "run", "--limit", "2", "--quiet")
     names = {path.name for path in (tmp_path / "run").iterdir()}
@@ -59,6 +55,59 @@ def test_the_command_writes_page_cards_tables_and_predictions(command, benchmark
     }  # fmt: skip
     last = out.strip().splitlines()[-1]
     assert all(name in last for name in names - {"index.html.json"})
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """A prediction file of two drawings, and the same with other scores."""
+    for name in ("a", "b", "truth"):
+        pixels = np.random.default_rng(len(name)).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels + (name == "b")).save(tmp_path / f"{name}.png")
+    for file, name in (("one", "a"), ("two", "b")):
+        lines = [
+            {"id": f"{n}", "answer": "", "task": "sr4", "drawn": f"{name}.png", "truth_image": "truth.png"}
+            for n in range(3)
+        ]
+        (tmp_path / f"{file}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return tmp_path
+
+
+def test_drawings_are_scored_kept_and_tested_against_others(command, drawn):
+    for name in ("one", "two"):
+        code, out, error = command(
+            "evaluate", "--predictions", drawn / f"{name}.jsonl", "--pictures", drawn, "--foreground",
+            "--out", drawn / f"{name}.parquet",
+        )  # fmt: skip
+        assert code == 0, error
+        assert "| sr4 | test | all | PSNR | 3 |" in out and "PSNR, foreground" in out and "0 resized" in out
+    code, out, _ = command(
+        "evaluate", "--predictions", drawn / "one.parquet", "--against", drawn / "two.parquet"
+    )
+    assert code == 0 and "| sr4 | test | PSNR | 3 |" in out and "sign flips, exact" in out
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--pictures", "."], "add --predictions FILE"),
+        (["--against", "two.jsonl"], "add --predictions FILE"),
+        (["--predictions", "one.jsonl", "--pictures", ".", "--out", "x.csv"], "ends in .parquet: rename it"),
+        (["--predictions", "one.jsonl", "--pictures", "gone"], "one.jsonl row 1 .id 0., drawn: a.png is not"),
+        (["--predictions", "one.jsonl", "--pictures", ".", "--legend", "a.png"], "a.png is no legend"),
+        (
+            ["--predictions", "one.jsonl", "--pictures", ".", "--encoder", "vgg=x"],
+            "'vgg=x', expected KIND=PATH",
+        ),
+        (
+            ["--predictions", "one.jsonl", "--pictures", ".", "--encoder", "inception=x.pt"],
+            "x.pt is not there",
+        ),
+    ],
+)
+def test_drawings_that_cannot_be_scored_are_one_line(command, drawn, monkeypatch, words, message):
+    monkeypatch.chdir(drawn)
+    code, _, error = command("evaluate", *words)
+    assert code == 2 and re.search(message, error) and error.count("\n") == 1
 
 
 @pytest.mark.slow
