@@ -38,7 +38,8 @@ GAPS = (2.0, 4.0)  # mm between the slices of a group
 RARE = {"histology": 3, "fundus photograph": 3}  # how often an epoch of super-resolution shows them
 UNHEARD = ("slice-group",)  # adds no word to the tokenizer and no picture to the codec
 DROPOUTS = {"caption": Dropout(), "text-to-image": Dropout(text=0.1)}  # edits: 5 % of each condition
-QUESTIONS_A_DIALOGUE = 6
+QUESTIONS_A_DIALOGUE = 6  # at most
+FIRST = ("plane", "contrast", "body")
 NANO_RULE = Rule(max_size=64, min_size=64, stride=8)
 VOCABULARY = 640
 
@@ -129,8 +130,7 @@ def atlas_streams(dataset: AtlasDataset, *, grouped: bool = False) -> list[Strea
         strange = _grey(dataset, found[0]) and float(torch.rand((), generator=generator)) < RECOLOURED
         if strange:
             found = [i for i in found if dataset.entries[i].question not in OF_CONTRAST]
-        order = torch.randperm(len(found), generator=generator)[:QUESTIONS_A_DIALOGUE]
-        items = [dataset[found[i]] for i in order.tolist()]
+        items = [dataset[i] for i in _asked(dataset, found, generator)]
         turns = list(items[0]["turns"])
         if strange:
             picture, *words = turns[0].parts
@@ -153,6 +153,20 @@ def atlas_streams(dataset: AtlasDataset, *, grouped: bool = False) -> list[Strea
             Stream("edit-group", together, len(groups), WEIGHTS["edit-group"], dropout, draws=True)
         )
     return streams
+
+
+def _asked(dataset: AtlasDataset, found: list[int], generator: torch.Generator) -> list[int]:
+    """Some of the questions about a picture: half of the dialogues begin with the plane, contrast or body.
+
+    Otherwise the first question is seldom one of these, and a later one is answered from the words before:
+    only axial slices are asked whether they lie below the ventricles.
+    """
+    order = [found[i] for i in torch.randperm(len(found), generator=generator).tolist()]
+    first = [i for i in order if dataset.entries[i].question in FIRST]
+    if first and float(torch.rand((), generator=generator)) < 0.5:
+        order = [first[0], *(i for i in order if i != first[0])]
+    count = 1 + int(torch.randint(QUESTIONS_A_DIALOGUE, (), generator=generator))
+    return order[:count]
 
 
 def edit_groups(dataset: AtlasDataset) -> list[list[int]]:
