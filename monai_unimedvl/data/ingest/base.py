@@ -180,7 +180,7 @@ class Ingest(Source):
             raise InvalidRecord(
                 "text-too-long", f"{what} has {len(words):,} characters, expected at most {MAX_TEXT:,}."
             )
-        if any("\ud800" <= letter <= "\udfff" for letter in words) or "\0" in words or "\ufffd" in words:
+        if re.search("[\ud800-\udfff\0\ufffd]", words):
             raise InvalidRecord("bad-encoding", f"{what} holds bytes that are no text, expected UTF-8.")
         clean, found = (words, 0) if self.identifiers == "keep" else without_identifiers(words)
         if found and self.identifiers == "reject":

@@ -88,9 +88,8 @@ class IngestDicom(Ingest):
     def each(self, part: Series) -> Iterable[Item]:
         """One series -> a record for each picture, or the reject of what cannot be read."""
         if part.broken:
-            return [
-                self.refused(ValueError("the file cannot be read as DICOM: copy it again."), part.paths[0])
-            ]
+            what = "cannot be read as DICOM" if Path(part.paths[0]).stat().st_size else "is empty (0 bytes)"
+            return [self.refused(ValueError(f"the file {what}: copy it again."), part.paths[0])]
         return self._series(part)
 
     def _series(self, part: Series) -> Iterator[Item]:

@@ -35,9 +35,12 @@ class IngestReports(Ingest):
     about: ClassVar[str] = "radiology reports: a folder of texts, or Open-i XML (folder or .tgz), with images"
     example: ClassVar[str] = "reports/ --images images/ --out corpus --dataset ours --modality xray"
     images: str = option("", "folder of the images; without one the words are kept alone")
+    needs_modality: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.images and not self.modality:
+            raise ValueError(f"{self.name} has images and no modality, expected one such as xray: name it.")
         if self.images and not Path(self.images).is_dir():
             raise ValueError(f"images is {self.images!r}, expected a folder: check the path.")
         _ = self.secret

@@ -132,10 +132,19 @@ def _csv_rows(path: Path, delimiter: str) -> Any:
             yield InvalidRecord(
                 "bad-row", f"line {reader.line_num} has {len(cells)} cells under {len(header)} columns."
             )
-        elif any("\udc80" <= letter <= "\udcff" for cell in cells for letter in cell):
+        elif not all(map(_is_text, cells)):
             yield InvalidRecord("bad-encoding", f"line {reader.line_num} is no UTF-8 text, expected it.")
         else:
             yield dict(zip(header, (cell.strip() for cell in cells), strict=True))
+
+
+def _is_text(cell: str) -> bool:
+    """Whether no byte of a cell was left undecoded."""
+    try:
+        cell.encode("utf8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _json_rows(path: Path) -> list[Any]:
