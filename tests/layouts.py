@@ -18,7 +18,7 @@ from PIL import Image
 from monai_unimedvl.evaluation.readers import choices
 
 
-def png(grey: int = 100, size: tuple[int, int] = (6, 4), mode: str = "RGB") -> bytes:
+def png(grey: int = 100, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> bytes:
     """A picture of one grey, (width, height)."""
     stream = io.BytesIO()
     Image.new(mode, size, grey if mode == "L" else (grey,) * len(mode)).save(stream, "PNG")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from monai_unimedvl import __version__
-from monai_unimedvl.cli import bundles, data_steps, measuring, scoring
+from monai_unimedvl.cli import bundles, data_steps, measuring, public, scoring
 from monai_unimedvl.cli import convert as conversion
 from monai_unimedvl.cli import doctor as checkup
 from monai_unimedvl.cli import options as o
@@ -202,6 +202,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--steps", type=o.whole(1), help="evaluations of an edit (default: as shipped)")
     measuring.add_options(evaluate)
     scoring.add_options(evaluate)
+    public.add_options(evaluate)
     evaluate.epilog = (
         f"{evaluate.epilog}\n  unimedvl evaluate --predictions answers.parquet --explain strict-v1 vila-m3"
     )

@@ -21,11 +21,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from torch import Tensor
 
 from monai_unimedvl.data.shards import parquet
 from monai_unimedvl.evaluation.predictions import Prediction
 from monai_unimedvl.transforms import recipe
+from monai_unimedvl.transforms.masks import Legend
+from monai_unimedvl.transforms.onto import labels_onto, picture_onto
 
 NIFTI = (".nii", ".nii.gz")
 SHOWN = 5  # names in a message
@@ -71,12 +74,18 @@ class Picture:
                 f"{self.file.name}{where} holds no picture that can be read: get it again."
             ) from error
 
+    def placed(self, modality: str) -> MetaTensor:
+        """A slice of a volume as the recipe of its modality gives it, (3, H, W) with its place."""
+        at, count = self.place or (0, 1)
+        slices = recipe(modality, count=count, policy="uniform")(self.file)
+        if at >= len(slices):
+            raise ValueError(f"{self.file.name} has {len(slices)} slices, expected {count}: get it again.")
+        return slices[at]
+
     def tensor(self, modality: str = "mri") -> Tensor:
         """The picture, (3, H, W) in [0, 1]; a slice of a volume as the recipe of its modality gives it."""
         if self.file.name.endswith(NIFTI):
-            number, count = self.place or (0, 1)
-            slices = recipe(modality, count=count, policy="uniform")(self.file)
-            return slices[number].as_subclass(Tensor)
+            return self.placed(modality).as_subclass(Tensor)
         from PIL import Image, UnidentifiedImageError
 
         try:
@@ -124,6 +133,27 @@ class Item:
     def prompt(self, suffix: str = "") -> list[str | Tensor]:
         """What a model is given: pictures (3, H, W) in [0, 1], then words and suffix."""
         return [*(picture.tensor(self.modality or "mri") for picture in self.pictures), self.words + suffix]
+
+    def true_image(self) -> Tensor:
+        """The image that is asked for, (3, H, W) in [0, 1]; a mask in the colours of its legend.
+
+        Raises:
+            ValueError: there is none, or it cannot be read or does not lie on the picture it belongs to.
+        """
+        if self.target is None:
+            raise ValueError(f"Item {self.id} has no true image, expected one to draw: ask it in words.")
+        modality, volume = self.modality or "mri", self.target.file.name.endswith(NIFTI)
+        if self.legend:
+            values = list(self.values.values())
+            if volume:
+                labels = labels_onto(self.target.file, self.pictures[0].placed(modality), values)
+            else:
+                labels = _labels(self.target, values)
+            return Legend(dict(self.legend)).coloured(labels).as_subclass(Tensor)
+        if volume and self.pictures:
+            onto = picture_onto(self.target.placed(modality), self.pictures[0].placed(modality))
+            return onto.as_subclass(Tensor)
+        return self.target.tensor(modality)
 
     def prediction(
         self, answer: str, *, benchmark: str, section: str, suffix: str = "", **more: Any
@@ -326,6 +356,23 @@ def present(items: Iterable[Item], root: Path) -> tuple[list[Item], list[str]]:
 
 
 Read = Callable[[Path, str], tuple[list[Item], list[str]]]  # folder, section -> items, missing files
+
+
+def _labels(picture: Picture, values: Sequence[int]) -> Tensor:
+    """A flat mask -> (H, W) of n where it holds the n-th value, else 0."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(picture.content())) as opened:
+        pixels = np.asarray(opened if opened.mode in ("L", "I;16", "I", "P") else opened.convert("L"))
+    if unknown := sorted(set(np.unique(pixels).tolist()) - {0, *values}):
+        raise ValueError(
+            f"{picture.file.name} holds value {unknown[0]}, expected 0 and {', '.join(map(str, values))}: "
+            "mend the mask or labels.json."
+        )
+    found = torch.zeros(pixels.shape, dtype=torch.uint8)
+    for place, value in enumerate(values, 1):
+        found[torch.from_numpy(np.asarray(pixels == value))] = place
+    return found
 
 
 def _to_rgb(opened: Any) -> Any:
