@@ -188,13 +188,14 @@ class Kept:
 
 
 def weights_hash(network: nn.Module) -> str:
-    """sha256 of the names, types, shapes and bytes of all weights of a network."""
-    made = hashlib.sha256()
+    """sha256 of the names, types, shapes and bytes of all weights of a network, as it is loaded."""
+    lines = []
     for name, x in sorted(network.state_dict().items()):
-        made.update(f"{name} {x.dtype} {list(x.shape)} ".encode())
+        made = hashlib.sha256(f"{name} {x.dtype} {list(x.shape)} ".encode())
         if x.numel():
             made.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return made.hexdigest()
+        lines.append(made.hexdigest())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _file(name: str) -> str:
