@@ -64,6 +64,7 @@ def application(
     app.include_router(panel.router(service, samples))
     _add_rest(app, service)
     _add_errors(app)
+    _describe(app)
     app.add_middleware(
         Guard, limits=service.limits, metrics=service.metrics, key=key, hosts=hosts, open_paths=OPEN,
         uploads=("/panel/",),
@@ -105,6 +106,16 @@ def _add_rest(app: FastAPI, service: Service) -> None:
     @app.get("/", include_in_schema=False)
     async def front() -> Response:
         return RedirectResponse("panel/page/")
+
+
+def _describe(app: FastAPI) -> None:
+    """An OpenAPI description without 422, which is never answered: what does not fit gets 400."""
+    described = app.openapi()
+    for methods in described["paths"].values():
+        for operation in methods.values():
+            operation["responses"].pop("422", None)
+    for unused in ("HTTPValidationError", "ValidationError"):
+        described["components"]["schemas"].pop(unused, None)
 
 
 def _add_errors(app: FastAPI) -> None:

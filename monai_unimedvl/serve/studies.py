@@ -25,7 +25,7 @@ from monai_unimedvl.provenance import sha256
 from monai_unimedvl.serve.limits import Limits, Refused
 from monai_unimedvl.serve.messages import check_size
 from monai_unimedvl.transforms import Recipe, modalities, recipe
-from monai_unimedvl.transforms.choosing import Choice, modality_of, place
+from monai_unimedvl.transforms.choosing import Choice, modality_of
 from monai_unimedvl.transforms.dicom import series_uids
 from monai_unimedvl.transforms.lazy import Prepared, prepare
 from monai_unimedvl.transforms.read import DICOM, NIFTI, PICTURES, read
@@ -33,6 +33,7 @@ from monai_unimedvl.transforms.slices import PLANES
 
 READ = (*NIFTI, *DICOM, *PICTURES)
 COMPUTED_TOMOGRAPHY = -500.0  # values below are air in HU; no other unit has them
+LEFT_OUT = ("affine", "file", "filename_or_obj")  # of the meta of what was read
 PICTURE_AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])  # columns lead left, rows back: as it lies on the screen
 
 
@@ -96,10 +97,15 @@ class Study:
         return self.chain(square)(image)[0]
 
     def where(self, picture: MetaTensor, mm: Sequence[float]) -> str:
-        """In words, which slice or frame a picture of it is."""
+        """In words, counted from 1 as on the page, which slice or frame a picture of it is."""
         if self.kind == "frames":
             return f"frame {min(max(round(mm[2]), 0), self.image.shape[3] - 1) + 1} of {self.image.shape[3]}"
-        return place(picture.meta["source"])
+        source = picture.meta["source"]
+        if self.kind == "image" or source["plane"] is None:
+            return "the picture"
+        axis = tuple(PLANES).index(source["plane"])
+        at = f"{'RAS'[axis]} {source['position'][axis]:+.1f} mm"
+        return f"{source['plane']} slice {source['index'] + 1} of {source['count']}, {at}"
 
     def nifti(self) -> bytes:
         """What the viewer shows: the values as they are, with nothing of the header but the geometry."""
@@ -232,7 +238,7 @@ def _read(path: Path, modality: str | None, limits: Limits) -> Study:
         notes.append(f"NIfTI files do not say what they are: this one is read as {modality.upper()}.")
     elif modality is None:
         modality, _ = modality_of(path)
-    kept = {key: value for key, value in image.meta.items() if key not in ("affine", "file", "filename_or_obj")}
+    kept = {key: value for key, value in image.meta.items() if key not in LEFT_OUT}
     image = MetaTensor(image.as_subclass(Tensor), affine=image.affine, meta=kept)
     return Study(
         secrets.token_urlsafe(12), image, modality, " ".join(filter(None, notes)), [sha256(path)],

@@ -107,7 +107,7 @@ def test_an_answer_is_about_the_slice_at_the_place_and_marked(served, tmp_path):
     infer = TextInferer(service.tokenizer, max_new_tokens=60)
     (wanted,) = infer([[picture, "which plane?"]], service.network)
     assert made["answer"] == wanted.text
-    assert made["where"] == "axial slice 2 of 0 to 8, at S +11.0 mm"
+    assert made["where"] == "axial slice 3 of 9, S +11.0 mm"
     assert made["probability"] == pytest.approx(np.exp(np.mean(wanted.logprobs)))
     path = saved(client, made, tmp_path)
     assert provenance.examine(path).case == "marked"

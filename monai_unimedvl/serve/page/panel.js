@@ -185,10 +185,10 @@ async function mask(made) {
   const bytes = await (await call(`results/${made.result}`)).arrayBuffer();
   await viewer.mask(bytes, made.legend, $("opacity").value / 100);
   state.mask = made;
-  $("overlay-title").textContent = `${label(made.task)} ${made.where}`;
+  $("overlay-title").textContent = `Mask of ${made.where}`;
   $("legend").replaceChildren(...made.legend.map((one) => {
     const item = document.createElement("li");
-    const amount = one.ml === null ? `${one.voxels.toLocaleString("en")} px` : `${one.ml.toLocaleString("en")} ml`;
+    const amount = one.ml === null ? `${one.voxels.toLocaleString("en")} px` : `${one.ml.toFixed(2)} ml`;
     item.innerHTML = '<svg viewBox="0 0 10 10" aria-hidden="true"><rect width="10" height="10" rx="2"/></svg><span></span><span class="quiet"></span>';
     item.querySelector("rect").setAttribute("fill", `rgb(${one.colour.join(",")})`);
     item.children[1].textContent = one.name;
@@ -351,6 +351,12 @@ async function download(path, name) {
 
 // ---- the start
 
+// "Segment the bone." -> "Bone": what a list of things to segment says.
+function what(instruction) {
+  const short = instruction.replace(/\.$/, "").replace(/^Segment (the )?/, "");
+  return short[0].toUpperCase() + short.slice(1);
+}
+
 function options(select, entries) {
   for (const [value, text] of entries) select.add(new Option(text, value));
 }
@@ -360,8 +366,8 @@ async function start() {
   $("model").textContent = `${info.model} · ${info.weights}`;
   options($("sample"), info.samples.map((name, n) => [n, name]));
   options($("modality"), info.modalities.map((name) => [name, name]));
-  options($("mask"), info.masks.map((one) => [one.task, one.label.replace(/\.$/, "")]));
-  options($("edit"), [...info.edits.map((one) => [one.task, one.label.replace(/\.$/, "")]), ["", "Own words …"]]);
+  options($("mask"), info.masks.map((one) => [one.task, what(one.label)]));
+  options($("edit"), [...info.edits.map((one) => [one.task, what(one.label)]), ["", "Own words …"]]);
   if (!info.samples.length) $("sample").options[0].textContent = "No samples on this server";
   $("file").accept = info.endings.join(",");
   $("prompt").value = info.example;
