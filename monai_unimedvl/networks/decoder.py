@@ -7,6 +7,7 @@ There is one forward for training, prefill, decoding and guidance; a cache is an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_unimedvl.networks.attention import attend
+from monai_unimedvl.networks.backends import window
 from monai_unimedvl.networks.cache import KVCache, Past, attend_cached
 from monai_unimedvl.networks.compiling import chosen
 from monai_unimedvl.networks.layers import PerExpert, RMSNorm, SwiGLU, rotary, rotate
@@ -138,6 +140,7 @@ class Decoder(nn.Module):
         self.num_kv_heads, self.head_size = num_kv_heads, hidden_size // num_heads
         self.rope_theta, self.max_context = rope_theta, max_context
         self.compiled_words = False  # see `compile_words`
+        self.backend = "sdpa"  # see `use_backend`
         self.embed = nn.Embedding(vocab_size, hidden_size)
         self.layers = nn.ModuleList(
             Layer(hidden_size, mlp_dim, num_heads, num_kv_heads, norm_eps=norm_eps, qk_norm=qk_norm)
@@ -166,7 +169,10 @@ class Decoder(nn.Module):
                     "keep=False, and its clean latents once it is drawn."
                 )
             cache.hold({s: block.length for block in plan.blocks for s in block.samples}, self.max_context)
-        windows = None if cache is None else cache.windows(plan.blocks)
+        windows: Sequence[Any] | None = None if cache is None else cache.windows(plan.blocks)
+        if self.backend != "sdpa":
+            other = window(self.backend, plan, cache)
+            windows = windows if other is None else [other]
         with torch.set_grad_enabled(cache is None and torch.is_grad_enabled()):
             for n, layer in enumerate(self.layers):
                 x = layer(x, plan, rope, None if windows is None else (windows, n))

@@ -3,7 +3,8 @@
 
 Both have the same random weights, read the same 128 words, and must say the same. A unit is one word, from
 one to the next: prefill and start-up are left out on both sides. UniMedVL itself has two more norms a layer,
-on queries and keys, which Qwen2 lacks: a third side shows what they cost.
+on queries and keys, which Qwen2 lacks: a side shows what they cost. Weights in 8 and 4 bits are held against
+transformers in bfloat16. The linear layers alone are the floor of any decoder on these products.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from typing import Any
 
 import torch
 from _timing import HEAD, Side, arguments, load_average, report, rows, take_turns
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 from monai_unimedvl.inferers import Context, Sampling, words
+from monai_unimedvl.networks.compiling import fused
+from monai_unimedvl.networks.decoding import compile_words, one_row
+from monai_unimedvl.networks.quantised import quantised
 from monai_unimedvl.networks.unimedvl import UniMedVL, from_config
 from monai_unimedvl.sequence import Marks, Text
 from monai_unimedvl.weights.upstream import to_upstream
@@ -28,22 +32,29 @@ SHAPES: dict[str, tuple[dict[str, Any], int, int]] = {  # sizes, words (the firs
     "nano: hidden 160, 4 layers": (
         {"vocab_size": 640, "hidden_size": 160, "mlp_dim": 480, "num_layers": 4, "num_heads": 5,
          "num_kv_heads": 5, "rope_theta": 1e4},
-        17, 10,
+        17, 8,
+    ),
+    "27M: hidden 512, 8 layers": (
+        {"vocab_size": 8192, "hidden_size": 512, "mlp_dim": 1408, "num_layers": 8, "num_heads": 8,
+         "num_kv_heads": 2, "rope_theta": 1e4},
+        9, 5,
     ),
     "0.5B: hidden 896, 24 layers": (
         {"vocab_size": 151936, "hidden_size": 896, "mlp_dim": 4864, "num_layers": 24, "num_heads": 14,
          "num_kv_heads": 2, "rope_theta": 1e6},
-        8, 2,
+        6, 2,
     ),
 }  # fmt: skip
 
 
-def network(shape: dict[str, Any], dtype: torch.dtype, weights: dict[str, Tensor] | None = None) -> UniMedVL:
+def network(
+    shape: dict[str, Any], dtype: torch.dtype, weights: dict[str, Tensor] | None = None, normed: bool = True
+) -> UniMedVL:
     """A network of random understanding weights, or of those given; the rest stays without memory."""
     with torch.device("meta"):
         made = from_config(
             {
-                "decoder": {**shape, "tied": True, "qk_norm": weights is not None},
+                "decoder": {**shape, "tied": True, "qk_norm": weights is not None and normed},
                 "vision": None,
                 "autoencoder": {"kind": "patch", "patch": 2, "latent_channels": 3},
             }
@@ -72,6 +83,43 @@ def ours(network: UniMedVL, marks: Marks, prompt: Tensor, count: int, said: list
             said.append(spoken[0].id)
 
     return side
+
+
+def linears(network: UniMedVL, count: int) -> Side:
+    """Every product of a word, and nothing else."""
+    layers = [
+        (layer.weight, None, layer.bias)
+        for module in network.decoder.layers
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and "generation" not in name
+    ]
+    layers.append((network.decoder.embed.weight, None, None))
+    rows_ = [torch.randn(1, weight.shape[1]).to(weight.dtype) for weight, _, _ in layers]
+    product = fused(one_row, dynamic=False)
+
+    @torch.no_grad()
+    def side(tick: Callable[[], None]) -> None:
+        for _ in range(count):
+            tick()
+            for x, linear in zip(rows_, layers, strict=True):
+                product(x, linear)
+
+    return side
+
+
+def few_bits(network: UniMedVL, kind: str) -> UniMedVL:
+    """The understanding expert and the head in 8 or 4 bits, as `load(quantize=...)` leaves them."""
+    for layer in network.decoder.layers:
+        own, mlp = layer.attention, layer.mlp.understanding
+        for twins in (own.q, own.k, own.v, own.out):
+            part = twins.understanding
+            twins.understanding = quantised(part.weight, part.bias, kind, part.weight.dtype)
+        for name in ("gate", "up", "down"):
+            part = getattr(mlp, name)
+            setattr(mlp, name, quantised(part.weight, part.bias, kind, part.weight.dtype))
+    head = network.decoder.embed.weight
+    network.decoder.head = quantised(head, None, kind, head.dtype)
+    return network
 
 
 def theirs(model: Qwen2ForCausalLM, marks: Marks, prompt: Tensor, count: int, said: list[int]) -> Side:
@@ -129,7 +177,6 @@ def twin(network: UniMedVL, shape: dict[str, Any]) -> Qwen2ForCausalLM:
 def main() -> None:
     """Every shape in both precisions."""
     options, load = arguments(__doc__ or ""), load_average()
-    names = ["transformers", "the same network", "with query and key norms"]
     cells = [["shape", "weights", *HEAD]]
     for label, (shape, count, rounds) in SHAPES.items():
         marks = Marks(*range(shape["vocab_size"] - 4, shape["vocab_size"]))
@@ -137,16 +184,28 @@ def main() -> None:
         prompt = torch.randint(0, shape["vocab_size"] - 4, (READ,), generator=chance)
         for dtype in (torch.float32, torch.bfloat16):
             plain = network(shape, dtype)
-            normed = network(shape, dtype, dict(plain.state_dict()))
-            said: list[list[int]] = [[], [], []]
-            sides = {
-                names[0]: theirs(twin(plain, shape), marks, prompt, count, said[0]),
-                names[1]: ours(plain, marks, prompt, count, said[1]),
-                names[2]: ours(normed, marks, prompt, count, said[2]),
-            }
+            nets = {"as it comes": plain}
+            nets["compiled"] = compile_words(network(shape, dtype, dict(plain.state_dict()), normed=False))
+            nets["compiled, query and key norms"] = compile_words(
+                network(shape, dtype, dict(plain.state_dict()))
+            )
+            if dtype == torch.bfloat16:
+                for kind in ("int8", "int4"):
+                    copy = network(shape, dtype, dict(plain.state_dict()), normed=False)
+                    nets[kind] = few_bits(copy, kind)
+                    if kind == "int8":
+                        nets["int8, compiled"] = few_bits(
+                            network(shape, dtype, dict(plain.state_dict()), normed=False), kind
+                        )
+                        compile_words(nets["int8, compiled"])
+            said: dict[str, list[int]] = {name: [] for name in ("transformers", *nets)}
+            sides = {"transformers": theirs(twin(plain, shape), marks, prompt, count, said["transformers"])}
+            sides |= {name: ours(one, marks, prompt, count, said[name]) for name, one in nets.items()}
+            sides["its linear layers alone, compiled"] = linears(plain, count)
             watches = take_turns(sides, options.rounds or rounds)
-            same = sum(a == b for a, b in zip(said[0], said[1], strict=True))
-            assert dtype == torch.bfloat16 or same == count, f"said {said[1]} instead of {said[0]}"
+            for name in ("as it comes", "compiled"):
+                same = sum(a == b for a, b in zip(said["transformers"], said[name], strict=True))
+                assert dtype == torch.bfloat16 or same == count, f"said {said[name]}"
             name = f"{str(dtype).removeprefix('torch.')}, {same}/{count} words equal"
             cells += rows([label, name], watches)
     about = "Greedy decoding, batch 1, after 130 words: milliseconds a word. "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guided drawing of 64 latent tokens: ours against a plain transcription of the public code's scheme.
+"""A guided drawing of 64 to 1024 latent tokens: ours against a plain transcription of the public scheme.
 
 Three contexts (300 tokens; 240 without the last words; 60 without images) guide each step. The public code
 runs them one after the other, each with its own deep copy of the cache, sorts tokens to experts anew in every
@@ -22,20 +22,21 @@ from torch import Tensor, nn
 from monai_unimedvl import flow
 from monai_unimedvl.flow import Guidance
 from monai_unimedvl.inferers import Branches, flow_steps
+from monai_unimedvl.networks.fast import make_fast
 from monai_unimedvl.networks.unimedvl import UniMedVL, from_config
 from monai_unimedvl.sequence import Canvas, Marks, Text
 
-GRID, STEPS, SHIFT = (8, 8), 6, 3.0
+STEPS, SHIFT = 4, 3.0
 GUIDANCE = Guidance(text=4.0, image=2.0, renorm="text_channel")  # the public generator's
 MARKS = Marks(636, 637, 638, 639)
-SHAPES: dict[str, tuple[dict[str, Any], int]] = {
+SHAPES: dict[str, tuple[dict[str, Any], dict[int, int]]] = {  # sizes; latent tokens a side: rounds
     "nano: hidden 160, 4 layers": (
         {"hidden_size": 160, "mlp_dim": 480, "num_layers": 4, "num_heads": 5, "num_kv_heads": 5},
-        10,
+        {8: 6, 16: 3},
     ),
     "hidden 512, 8 layers": (  # 27 M understanding parameters, as in the prototypes
         {"hidden_size": 512, "mlp_dim": 1408, "num_layers": 8, "num_heads": 8, "num_kv_heads": 2},
-        5,
+        {8: 3, 16: 2, 32: 1},
     ),
 }
 
@@ -55,12 +56,18 @@ def network(shape: dict[str, Any], dtype: torch.dtype) -> UniMedVL:
     return made.to(dtype).eval()
 
 
-def ours(network: UniMedVL, branches: Branches, noise: Tensor, drawn: list[Tensor]) -> Side:
-    """Through `flow_steps`, as the inferers do."""
+def ours(fast: bool, network: UniMedVL, branches: Branches, noise: Tensor, drawn: list[Tensor]) -> Side:
+    """Through `flow_steps`, as the inferers do; on plain or on fast layers."""
+    layers, side_ = network.decoder.layers, int(len(noise) ** 0.5)
+    ready = [layer.fast for layer in layers] if fast else [None] * len(layers)
 
     def side(tick: Callable[[], None]) -> None:
+        for layer, one in zip(layers, ready, strict=True):
+            layer.fast = one
         tick()
-        loop = flow_steps(branches.context, [GRID], GUIDANCE, steps=STEPS, shift=SHIFT, noise=[noise])
+        loop = flow_steps(
+            branches.context, [(side_, side_)], GUIDANCE, steps=STEPS, shift=SHIFT, noise=[noise]
+        )
         for _, latents in loop:
             tick()
             drawn[:] = latents
@@ -81,6 +88,8 @@ def theirs(network: UniMedVL, branches: Branches, noise: Tensor, drawn: list[Ten
 
     @torch.no_grad()
     def side(tick: Callable[[], None]) -> None:
+        for layer in network.decoder.layers:
+            layer.fast = None
         tick()
         contexts = [deepcopy(past) for past in pasts]
         x, times = noise, flow.schedule(STEPS, SHIFT).tolist()
@@ -98,7 +107,8 @@ def velocity(network: UniMedVL, x: Tensor, t: float, past: Past, position: int) 
     count = len(x)
     words, latents = torch.tensor([0, count + 1]), torch.arange(1, count + 1)
     dtype = network.decoder.embed.weight.dtype
-    cells = torch.cartesian_prod(*map(torch.arange, GRID)) @ torch.tensor([network.latent_side, 1])
+    side = torch.arange(int(count**0.5))
+    cells = torch.cartesian_prod(side, side) @ torch.tensor([network.latent_side, 1])
     width = network.decoder.embed.embedding_dim
     sequence = torch.zeros(count + 2, width, dtype=dtype)
     sequence[words] = network.decoder.embed(torch.tensor([MARKS.image_start, MARKS.image_end]))
@@ -140,32 +150,36 @@ def velocity(network: UniMedVL, x: Tensor, t: float, past: Past, position: int) 
 
 
 def main() -> None:
-    """Both shapes in both precisions."""
+    """All shapes and sizes in both precisions."""
     options, load = arguments(__doc__ or ""), load_average()
-    names = ["public scheme", "flow_steps"]
-    cells = [["shape", "weights", *HEAD]]
+    names = ["public scheme", "flow_steps", "flow_steps, make_fast"]
+    cells = [["shape", "latent tokens", "weights", *HEAD]]
     chance = torch.Generator().manual_seed(1)
-    condition, noise = torch.randn(14 * 17, 96, generator=chance), torch.randn(64, 96, generator=chance)
+    condition = torch.randn(14 * 17, 96, generator=chance)
     prompt = [Canvas((14, 17), condition), Text(torch.randint(0, 636, (58,), generator=chance))]
-    for label, (shape, rounds) in SHAPES.items():
+    for label, (shape, sizes) in SHAPES.items():
         for dtype in (torch.float32, torch.bfloat16):
             made = network(shape, dtype)
             segments = SimpleNamespace(tokenizer=SimpleNamespace(marks=MARKS))
             branches = Branches(made, segments, prompts=1, guidance=GUIDANCE)
             branches.read([prompt])
             assert branches.context.cache.lengths == [300, 240, 60]
-            drawn: list[list[Tensor]] = [[], []]
-            sides = {
-                names[0]: theirs(made, branches, noise, drawn[0]),
-                names[1]: ours(made, branches, noise, drawn[1]),
-            }
-            watches = take_turns(sides, options.rounds or rounds)
-            error = float((drawn[0][0] - drawn[1][0]).abs().max() / drawn[0][0].abs().max())
-            assert error < (1e-4 if dtype == torch.float32 else 0.1), f"drawings differ by {error:.1g}"
-            name = str(dtype).removeprefix("torch.")
-            agree = f"within {error:.0e}" if error else "equal"
-            cells += rows([label, f"{name}, drawings {agree}"], watches)
-    about = "A guided step, 64 latent tokens, contexts of 300, 240 and 60: milliseconds a step."
+            make_fast(made)
+            for across, rounds in sizes.items():
+                noise = torch.randn(across**2, 96, generator=torch.Generator().manual_seed(across))
+                drawn: list[list[Tensor]] = [[], [], []]
+                sides = {
+                    names[1]: ours(False, made, branches, noise, drawn[1]),
+                    names[2]: ours(True, made, branches, noise, drawn[2]),
+                }
+                sides = {names[0]: theirs(made, branches, noise, drawn[0]), **sides}
+                watches = take_turns(sides, options.rounds or rounds)
+                wanted = drawn[0][0]
+                error = max(float((one[0] - wanted).abs().max() / wanted.abs().max()) for one in drawn[1:])
+                assert error < (1e-4 if dtype == torch.float32 else 0.1), f"drawings differ by {error:.1g}"
+                name = f"{str(dtype).removeprefix('torch.')}, drawings within {error:.0e}"
+                cells += rows([label, str(across**2), name], watches)
+    about = "A guided step (interval (0, 1]), contexts of 300, 240 and 60 tokens: milliseconds a step."
     report(about, cells, options, load)
 
 
