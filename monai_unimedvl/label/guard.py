@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from monai.utils import optional_import
+
+from monai_unimedvl.label.task import PARENT
 
 APP = "monailabel.interfaces.utils.app"  # what MONAI Label starts for a task in the background
 TASK = "monai_unimedvl.label.task"  # what is started instead: the same, guarded
@@ -79,4 +82,6 @@ def _refuse(*_: Any, **__: Any) -> None:
 
 
 def _popen(command: list[str], **options: Any) -> subprocess.Popen:
-    return subprocess.Popen([TASK if word == APP else word for word in command], **options)
+    environment = {**(options.pop("env", None) or os.environ), PARENT: str(os.getpid())}
+    words = [TASK if word == APP else word for word in command]
+    return subprocess.Popen(words, env=environment, **options)

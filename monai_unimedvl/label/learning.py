@@ -22,6 +22,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monai_unimedvl import bundle
 from monai_unimedvl.label.knobs import Knob, settled, shown
 from monai_unimedvl.label.lessons import Gathered, gather, labels_in
+from monai_unimedvl.label.pictures import AUTO, resolved
 from monai_unimedvl.label.served import TUNED, Served
 from monai_unimedvl.label.task_base import device_of
 from monai_unimedvl.provenance import write
@@ -46,10 +47,10 @@ class FineTune(TrainTask):  # type: ignore[misc]
     def __init__(self, served: Served, labels: Mapping[str, int] | None = None, modality: str = "") -> None:
         super().__init__("Fine-tune the model on the labels of the data store")
         self.served = served
-        names = [modality or "histopathology", *modalities()]
+        self.modality = modality
         self.knobs = {
             "kinds": Knob(("all", "masks", "words")),
-            "modality": Knob(tuple(dict.fromkeys(names))),
+            "modality": Knob((AUTO, *modalities())),
             "labels": Knob(", ".join(f"{name}={n}" for name, n in (labels or {}).items())),
             "max_epochs": Knob(10, 1, 10_000),
             "steps_per_epoch": Knob(20, 1, 100_000),
@@ -81,6 +82,7 @@ class FineTune(TrainTask):  # type: ignore[misc]
         named, folder = labels_in(values["labels"]), self._folder()
         try:
             found = gather(datastore, named, values["kinds"], folder)
+            values["modality"] = self._modality(values, found)
         except ValueError:
             shutil.rmtree(folder)
             raise
@@ -161,6 +163,21 @@ class FineTune(TrainTask):  # type: ignore[misc]
         if wanted:
             self.served.publish(folder / "models", told)
         return {**told, "published": wanted, "weights": bundle.digest(folder / "models")}
+
+    def _modality(self, values: Mapping[str, Any], found: Gathered) -> str:
+        """The one by whose recipe all images are read.
+
+        Raises:
+            ValueError: they are of several, or do not say.
+        """
+        paths = {Path(item["image"]) for item in found.items}
+        names = sorted({resolved(values, path, self.modality)["modality"] for path in paths})
+        if len(names) > 1:
+            raise ValueError(
+                f"the labelled images are of several modalities ({', '.join(names)}), expected one: name it"
+                " in `modality`, or label those of one first."
+            )
+        return names[0]
 
     def _folder(self) -> Path:
         """A new folder of a run, later in the alphabet than those before."""

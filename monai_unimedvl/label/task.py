@@ -11,9 +11,7 @@ import os
 import threading
 import time
 
-from monai_unimedvl.label.guard import APP, protect
-from monai_unimedvl.label.quiet import hush
-
+PARENT = "UNIMEDVL_LABEL_PARENT"  # process id of the server, which may die before this process can ask for it
 EVERY = 0.5  # seconds
 
 
@@ -26,7 +24,11 @@ def follow(parent: int) -> None:
 
 def main() -> None:
     """Do what MONAI Label asked for on the command line."""
-    threading.Thread(target=follow, args=(os.getppid(),), daemon=True).start()
+    parent = int(os.environ.get(PARENT) or os.getppid())
+    threading.Thread(target=follow, args=(parent,), daemon=True).start()
+    from monai_unimedvl.label.guard import APP, protect  # seconds, in which the server may die
+    from monai_unimedvl.label.quiet import hush
+
     protect()
     hush()
     importlib.import_module(APP).run_main()

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from label_server import Server
 
 from monai_unimedvl import bundle
 from monai_unimedvl.label.folder import write_app
+from monai_unimedvl.label.task import PARENT
 
 pytestmark = pytest.mark.label
 QUESTION = "What was this made with?"
@@ -85,13 +89,21 @@ def test_agreement_is_dice_by_name(learner: Server, tmp_path: Path) -> None:
     assert words == {"token_f1": pytest.approx(2 / 3), "answers": 1}
 
 
-def _until(said: str, server: Server) -> None:
+def _until(said: str, server: Server, times: int = 1) -> None:
     end = time.monotonic() + 240
-    while said not in server.log:
+    while server.log.count(said) < times:
         assert time.monotonic() < end, server.log[-3000:]
         status = server.get("/train/").json()
         assert status["status"] != "ERROR", status
         time.sleep(0.3)
+
+
+def _tasks(server: Server) -> list[Any]:
+    """Processes for training that the server has started."""
+    import psutil
+
+    assert server.process is not None
+    return psutil.Process(server.process.pid).children(recursive=True)
 
 
 def test_it_learns_from_masks_and_words_and_survives_a_kill(learner: Server) -> None:
@@ -122,15 +134,20 @@ def test_it_learns_from_masks_and_words_and_survives_a_kill(learner: Server) -> 
     assert bad.status_code == 400 and "lr is 'fast'" in bad.json()["detail"]
 
     learner.post("/train/finetune", {**settings, "max_epochs": 1000})  # in a process of its own
-    _until("epoch 0: validation loss", learner)
-    runs = learner.app / "model" / "tuned"
+    _until("epoch 0: validation loss", learner, times=2)  # the first was the run before
+    (task,) = _tasks(learner)
     learner.kill()
+    task.wait(30)  # it ends by itself, though nobody has told it
     learner.start()
     restarted = learner.get("/info/").json()
     assert restarted["weights"] == scores["weights"], "the model of before goes on serving"
     same = learner.infer("answer", "brain1", question=QUESTION)
     assert (same["answer"], same["logprob"]) == (after["answer"], after["logprob"])
-    newest = sorted(runs.iterdir())[-1]
-    size = [path.stat().st_mtime_ns for path in newest.rglob("*") if path.is_file()]
-    time.sleep(3)
-    assert size == [path.stat().st_mtime_ns for path in newest.rglob("*") if path.is_file()], "it has ended"
+
+
+def test_a_task_whose_server_dies_while_it_starts_ends_too(installed: None) -> None:
+    """The server is gone before the process has imported anything: its number is that of nobody's parent."""
+    words = [sys.executable, "-m", "monai_unimedvl.label.task", "-m", "train"]
+    environment = {**os.environ, PARENT: "999999", "PYTHONPATH": ""}
+    done = subprocess.run(words, env=environment, timeout=240, capture_output=True)
+    assert done.returncode == 1 and b"Traceback" not in done.stderr, done.stderr[-2000:]

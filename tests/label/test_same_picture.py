@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tasks of the Label app put before the model is, to the bit, what the recipe gives everybody."""
+"""What the Label app's tasks put before the model is, to the bit, what the recipe gives everybody."""
 
 from __future__ import annotations
 
@@ -62,3 +62,21 @@ def test_every_task_shows_the_model_the_recipes_picture(
         if file is not None:
             Path(file).unlink()
         assert len(seen) == 1 and torch.equal(torch.as_tensor(seen[0]), picture.as_tensor()), name
+
+
+def test_training_reads_all_images_by_one_modality(tasks: dict[str, Any], studies: Path) -> None:
+    from monai_unimedvl.label.learning import FineTune
+    from monai_unimedvl.label.lessons import Gathered
+
+    def of(task: FineTune, *names: str, modality: str = "auto") -> str:
+        return task._modality({"modality": modality}, Gathered([{"image": studies / name} for name in names]))
+
+    mri = FineTune(tasks["answer"].served, modality="mri")
+    assert of(mri, "brain0.nii.gz", "oblique.nii.gz") == "mri" and of(mri, "picture.png") == "histopathology"
+    assert of(mri, "brain0.nii.gz", "picture.png", modality="mri") == "mri"
+    with pytest.raises(
+        ValueError, match="of several modalities .histopathology, mri., expected one: name it"
+    ):
+        of(mri, "brain0.nii.gz", "picture.png")
+    with pytest.raises(ValueError, match="does not say how to read its values"):
+        of(FineTune(tasks["answer"].served), "brain0.nii.gz")
