@@ -41,6 +41,7 @@ EXTRAS = {
         "openai>=2",
         "schemathesis>=4",
         "playwright>=1.55",
+        "mlcroissant>=1.0",
         "highdicom>=0.27,<0.29",
         "SimpleITK>=2.4",
         "build>=1.2",
@@ -66,6 +67,7 @@ EXTRAS = {
         "scikit-image>=0.25",
         "scikit-learn>=1.6",  # agreement of readers
     ],
+    "near": ["faiss-cpu>=1.11"],  # near-duplicates by the vectors of a model
     "dicom": ["highdicom>=0.27,<0.29", "pylibjpeg>=2.1", "pylibjpeg-openjpeg>=2.5"],
     "dicom-gdcm": ["python-gdcm>=3.2"],  # lossless JPEG
     "wsi": ["openslide-python>=1.4", "openslide-bin>=4", "tifffile>=2025.1"],

@@ -30,7 +30,8 @@ def add(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> Result:
     """Build, and say what became of everything."""
-    from monai_unimedvl.data.pipeline import build_dataset, shipped
+    from monai_unimedvl.data.pipeline import build_dataset
+    from monai_unimedvl.data.plan import shipped
 
     manifest = build_dataset(
         shipped(options.pipeline), options.out, engine=options.engine, workers=options.workers,

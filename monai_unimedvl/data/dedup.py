@@ -10,16 +10,20 @@ other questions, or another slice of the same patient, is none.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from typing import Any, ClassVar
 
-from monai_unimedvl.data.near import near_images, near_words
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_unimedvl.data.near import near_minhashes, near_packed_images
 from monai_unimedvl.data.prints import (
+    IMAGE_BYTES,
+    PERMUTATIONS,
     ImagePrint,
-    WordPrint,
     image_print,
     images_of,
     read_prints,
@@ -73,55 +77,80 @@ class Dedup(Printed):
     example: ClassVar[str] = "records.jsonl --out kept.jsonl"
 
     near: bool = option(True, "also what only looks and reads alike; false: equal pixels and words only")
+    embedder: str = option("", "folder of a dual encoder: pictures of near vectors are alike too (FAISS)")
+    cosine: float = option(0.98, "of two vectors, from which on pictures are alike")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.embedder:
+            from monai_unimedvl.data.backends.local import checked
+
+            checked(self.embedder)
+
+    def note(self, record: Record) -> Note:
+        """See `Whole`; with a vector of each picture where there is an encoder."""
+        note = super().note(record)
+        if self.embedder:
+            from monai_unimedvl.data.vectors import vector_of
+
+            for known, image in zip(note["images"], images_of(record), strict=True):
+                known["vector"] = vector_of(image, self.embedder, self.root or None)
+        return note
 
     def decide(self, notes: Iterable[Note]) -> Iterator[Verdict]:
         """See `Whole`; the first of those alike stays."""
-        pictures, texts = _Table(), _Table()
-        owners: list[str] = []
-        rows: list[tuple[str, tuple[int, ...], int]] = []
+        pictures, texts = _Pictures(), _Texts()
+        owners, tasks = array("q"), _Numbers()  # of each picture: whose it is, as a hash
+        rows = array("I")  # of each record: task, text, how many pictures, their numbers
+        count = 0
         for note in notes:
-            seen = []
-            for each in note["images"]:
-                number = pictures.number(each["pixels"], ImagePrint(**each))
-                seen.append(number)
-                if number == len(owners):
-                    owners.append(note["owner"])
-            words = WordPrint(**note["words"])
-            rows.append((note["task"], tuple(seen), texts.number(words.words, words)))
+            seen = [pictures.number(each) for each in note["images"]]
+            owner = hash64(note["owner"]) >> 1 if note["owner"] else 0
+            owners.extend([owner] * (len(pictures) - len(owners)))
+            rows.extend((tasks.number(note["task"]), texts.number(note["words"]), len(seen), *seen))
+            count += 1
         alike_pictures, alike_texts = self._alike(pictures, texts, owners)
-        kept: set[tuple[str, tuple[int, ...], int]] = set()
-        for row in rows:
-            task, seen_images, text = row
-            if row in kept:
+        kept: set[int] = set()
+        at = 0
+        for _ in range(count):
+            task, text, many = rows[at : at + 3]
+            seen = rows[at + 3 : at + 3 + many].tolist()
+            at += 3 + many
+            key = hash((task, text, *seen))
+            if key in kept:
                 yield Verdict("duplicate", "a record with the same pictures, words and task came before it.")
                 continue
-            choices = [[n, *alike_pictures[n]] for n in seen_images] + [[text, *alike_texts[text]]]
+            choices = [[text, *alike_texts.get(text, ())], *([n, *alike_pictures.get(n, ())] for n in seen)]
             others = islice(product(*choices), 1, COMBINATIONS)
-            if any((task, other[:-1], other[-1]) in kept for other in others):
+            if any(hash((task, *other)) in kept for other in others):
                 yield Verdict(
                     "near-duplicate",
                     "a record of the same task whose pictures and words are alike came before it.",
                 )
                 continue
-            kept.add(row)
+            kept.add(key)
             yield KEEP
 
     def _alike(
-        self, pictures: _Table, texts: _Table, owners: Sequence[str]
+        self, pictures: _Pictures, texts: _Texts, owners: Sequence[int]
     ) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-        """Of each picture and each text, those alike; slices of one patient are alike by nature, so left."""
-        alike_pictures: dict[int, list[int]] = defaultdict(list)
-        alike_texts: dict[int, list[int]] = defaultdict(list)
+        """Of each picture and text those alike; slices of one patient are alike by nature, so left out."""
+        alike_pictures: dict[int, list[int]] = {}
+        alike_texts: dict[int, list[int]] = {}
         if not self.near:
             return alike_pictures, alike_texts
-        pairs = near_images(pictures.prints, distance=self.distance, similarity=self.similarity).tolist()
-        for a, b in pairs:
+        pairs = near_packed_images(pictures.packed, distance=self.distance, similarity=self.similarity)
+        if self.embedder:
+            from monai_unimedvl.data.vectors import near_vectors
+
+            pairs = np.unique(np.concatenate([pairs, near_vectors(pictures.vectors, self.cosine)]), axis=0)
+        for a, b in pairs.tolist():
             if not owners[a] or owners[a] != owners[b]:
-                alike_pictures[a].append(b)
-                alike_pictures[b].append(a)
-        for a, b in near_words(texts.prints, similarity=self.overlap).tolist():
-            alike_texts[a].append(b)
-            alike_texts[b].append(a)
+                alike_pictures.setdefault(a, []).append(b)
+                alike_pictures.setdefault(b, []).append(a)
+        for a, b in texts.places(near_minhashes(texts.hashes, similarity=self.overlap)).tolist():
+            alike_texts.setdefault(a, []).append(b)
+            alike_texts.setdefault(b, []).append(a)
         return alike_pictures, alike_texts
 
 
@@ -137,23 +166,26 @@ class Decontaminate(Printed):
 
     def decide(self, notes: Iterable[Note]) -> Iterator[Verdict]:
         """See `Whole`; short texts, which anybody may write, are no reason."""
-        pictures, texts = _Table(), _Table()
+        pictures, texts = _Pictures(), _Texts()
         names: dict[str, list[str]] = {"image": [], "words": []}
         for path in [self.against] if isinstance(self.against, str) else self.against:
             for name, each in read_prints(path):
                 if isinstance(each, ImagePrint):
-                    if pictures.number(each.pixels, each) == len(names["image"]):
-                        names["image"].append(name)
-                elif each.minhash and texts.number(each.words, each) == len(names["words"]):
-                    names["words"].append(name)
-        borders = {"image": len(pictures.prints), "words": len(texts.prints)}
+                    pictures.number(each.to_json())
+                    names["image"] += [name] * (len(pictures) - len(names["image"]))
+                elif each.minhash:
+                    texts.number(each.to_json())
+                    names["words"] += [name] * (len(texts) - len(names["words"]))
+        borders = {"image": len(pictures), "words": len(texts)}
         rows = []
         for note in notes:
-            words = WordPrint(**note["words"])
-            seen = [pictures.number(each["pixels"], ImagePrint(**each)) for each in note["images"]]
-            rows.append((seen, texts.number(words.words, words) if words.minhash else None))
-        near_pictures = near_images(pictures.prints, distance=self.distance, similarity=self.similarity)
-        near_texts = near_words(texts.prints, similarity=self.overlap)
+            long = "minhash" in note["words"]
+            seen = [pictures.number(each) for each in note["images"]]
+            rows.append((seen, texts.number(note["words"]) if long else None))
+        near_pictures = near_packed_images(
+            pictures.packed, distance=self.distance, similarity=self.similarity
+        )
+        near_texts = texts.places(near_minhashes(texts.hashes, similarity=self.overlap))
         hit = {"image": _first_hits(near_pictures, borders["image"])}
         hit["words"] = _first_hits(near_texts, borders["words"])
         for seen, text in rows:
@@ -194,19 +226,72 @@ class UniqueIds(Whole):
                 yield KEEP
 
 
-class _Table:
-    """Distinct prints by their digests, numbered as they came."""
+class _Numbers:
+    """Distinct keys, numbered as they came."""
 
     def __init__(self) -> None:
-        self.prints: list[Any] = []
-        self._numbers: dict[int, int] = {}
+        self._numbers: dict[Any, int] = {}
 
-    def number(self, digest: str, whole: ImagePrint | WordPrint) -> int:
-        """The number of a print; a new one gets the next."""
-        number = self._numbers.setdefault(int(digest[:16], 16), len(self.prints))
-        if number == len(self.prints):
-            self.prints.append(whole)
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def number(self, key: Any) -> int:
+        """The number of a key; a new one gets the next."""
+        return self._numbers.setdefault(key, len(self._numbers))
+
+
+class _Pictures(_Numbers):
+    """Distinct pictures, their prints packed: 208 bytes each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bytes, self._vectors = bytearray(), bytearray()
+
+    def number(self, key: Mapping[str, str]) -> int:
+        """The number of the JSON of an `ImagePrint`, with or without a vector."""
+        before = len(self)
+        number = super().number(int(key["pixels"][:16], 16))
+        if len(self) > before:
+            self._bytes += bytes.fromhex(key["average"] + key["dct"] + key["thumb"])
+            self._vectors += bytes.fromhex(key.get("vector", ""))
         return number
+
+    @property
+    def vectors(self) -> NDArray[np.float32]:
+        """(N, D) of length 1"""
+        width = len(self._vectors) // max(2 * len(self), 1)
+        return np.frombuffer(self._vectors, "<f2").reshape(len(self), width).astype(np.float32)
+
+    @property
+    def packed(self) -> NDArray[np.uint8]:
+        """(N, 208)"""
+        return np.frombuffer(self._bytes, np.uint8).reshape(-1, IMAGE_BYTES)
+
+
+class _Texts(_Numbers):
+    """Distinct texts, and the MinHashes of those that are long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bytes, self._long = bytearray(), array("I")
+
+    def number(self, key: Mapping[str, str]) -> int:
+        """The number of the JSON of a `WordPrint`."""
+        before = len(self)
+        number = super().number(int(key["words"], 16))
+        if len(self) > before and "minhash" in key:
+            self._bytes += bytes.fromhex(key["minhash"])
+            self._long.append(number)
+        return number
+
+    @property
+    def hashes(self) -> NDArray[np.uint32]:
+        """(M, 32) of the long ones"""
+        return np.frombuffer(self._bytes, "<u4").reshape(-1, PERMUTATIONS)
+
+    def places(self, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Pairs of long texts as pairs of texts."""
+        return np.array(self._long, np.int64)[pairs]
 
 
 def hash64(text: str) -> int:

@@ -24,6 +24,7 @@ from monai_unimedvl.data.files import write_json
 from monai_unimedvl.data.jobs import REJECTS, TALLY, WEIGHTS, Job, decided, part_name, read_lines
 from monai_unimedvl.data.leaks import LeakReport, leaks_of
 from monai_unimedvl.data.licences import refuse_for_commerce
+from monai_unimedvl.data.plan import Pipeline
 from monai_unimedvl.data.record import Reject
 from monai_unimedvl.data.run_report import report_page
 from monai_unimedvl.data.shards import FORMAT, MANIFEST
@@ -32,7 +33,7 @@ PAPERS = ("card.md", "croissant.json", "report.html", REJECTS)
 
 
 def finish(
-    work: Path, out: Path, pipeline: Any, *, passes: Sequence[int], parts: int, absent: Sequence[str],
+    work: Path, out: Path, pipeline: Pipeline, *, passes: Sequence[int], parts: int, absent: Sequence[str],
     settings: Mapping[str, Any], do: Callable[[Sequence[Job], str], None], keep_work: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Write shards and papers, and remove the parts; returns the manifest.

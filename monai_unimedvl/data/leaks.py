@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_unimedvl.data.prints import THUMB, ImagePrint, image_print, thumbnails
+from monai_unimedvl.data.prints import THUMB, image_print, thumbnails
 from monai_unimedvl.data.record import Record, Reject
 
 NEAR = 0.98  # correlation that counts as near
@@ -166,4 +166,5 @@ def _nearest(split: str, modality: str, held: dict[tuple[str, str], dict[str, st
 
 def _unit(thumbs: list[str]) -> NDArray[np.float32]:
     """(N, 144) of mean 0 and length 1"""
-    return thumbnails([ImagePrint("", "", "", thumb) for thumb in thumbs])
+    grey = np.frombuffer(bytes.fromhex("".join(thumbs)), np.uint8).reshape(-1, THUMB * THUMB)
+    return thumbnails(grey)

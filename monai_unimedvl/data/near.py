@@ -13,7 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_unimedvl.data.prints import ImagePrint, WordPrint, hash_bits, minhashes, thumbnails
+from monai_unimedvl.data.prints import (
+    BITS,
+    IMAGE_BYTES,
+    PERMUTATIONS,
+    ImagePrint,
+    WordPrint,
+    thumbnails,
+)
 
 TABLES, KEY_BITS = 8, 20  # of 256: two hashes 8 bits apart share a key with probability 0.998
 REACH = 32  # neighbours of one key that are compared
@@ -31,16 +38,23 @@ def near_images(prints: Sequence[ImagePrint], *, distance: int = 16, similarity:
     Returns:
         (P, 2), sorted.
     """
-    if len(prints) < 2:
+    packed = np.frombuffer(b"".join(each.packed for each in prints), np.uint8).reshape(-1, IMAGE_BYTES)
+    return near_packed_images(packed, distance=distance, similarity=similarity)
+
+
+def near_packed_images(packed: NDArray[np.uint8], *, distance: int, similarity: float) -> Pairs:
+    """As `near_images`, of prints as they are packed: (N, 208)"""
+    if len(packed) < 2:
         return np.zeros((0, 2), np.int64)
-    thumbs = thumbnails(prints)
+    width = BITS * BITS // 8
     found = []
-    for which in ("average", "dct"):
-        hashes = hash_bits(prints, which)  # (N, 32)
+    for first in (0, width):  # the average hash, and that of the cosine transform
+        hashes = packed[:, first : first + width]  # (N, 32)
 
         def alike(a: NDArray[np.int64], b: NDArray[np.int64], bits: NDArray[np.uint8] = hashes) -> NDArray:
             near = np.bitwise_count(bits[a] ^ bits[b]).sum(1, dtype=np.int64) <= distance
-            near[near] = np.einsum("nd,nd->n", thumbs[a[near]], thumbs[b[near]]) >= similarity
+            one, other = (thumbnails(packed[at[near], 2 * width :]) for at in (a, b))
+            near[near] = np.einsum("nd,nd->n", one, other) >= similarity
             return near
 
         found += [*_neighbours(_bit_keys(hashes), hashes[:, :8].copy().view("<u8")[:, 0], alike)]
@@ -54,28 +68,36 @@ def near_words(prints: Sequence[WordPrint], *, similarity: float = 0.9) -> Pairs
         (P, 2), sorted.
     """
     long = np.array([n for n, each in enumerate(prints) if each.minhash], np.int64)
-    if len(long) < 2:
+    packed = b"".join(bytes.fromhex(prints[n].minhash) for n in long)
+    return long[near_minhashes(np.frombuffer(packed, "<u4").reshape(-1, PERMUTATIONS), similarity=similarity)]
+
+
+def near_minhashes(hashes: NDArray[np.uint32], *, similarity: float) -> Pairs:
+    """As `near_words`, of MinHashes (N, 32)"""
+    if len(hashes) < 2:
         return np.zeros((0, 2), np.int64)
-    hashes = minhashes([prints[n] for n in long])  # (N, 32)
 
     def alike(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray:
         return (hashes[a] == hashes[b]).mean(1) >= similarity
 
-    bands = hashes.reshape(len(hashes), BANDS, -1).astype(np.uint64)
-    mixed = np.zeros(bands.shape[:2], np.uint64)
-    for part in np.moveaxis(bands, -1, 0):  # four values -> 64 bits, by FNV's multiplier
-        mixed = (mixed ^ part) * np.uint64(1099511628211)
-    found = [*_neighbours(iter(mixed.T), hashes[:, 0].astype(np.uint64), alike)]
-    return long[_unique(found)]
+    def keys() -> Iterator[NDArray[np.uint64]]:
+        for band in np.split(np.arange(PERMUTATIONS), BANDS):
+            mixed = np.zeros(len(hashes), np.uint64)
+            for column in band:  # four values -> 64 bits, by FNV's multiplier
+                mixed = (mixed ^ hashes[:, column].astype(np.uint64)) * np.uint64(1099511628211)
+            yield mixed
+
+    return _unique([*_neighbours(keys(), hashes[:, 0].astype(np.uint64), alike)])
 
 
 def _bit_keys(hashes: NDArray[np.uint8]) -> Iterator[NDArray[np.uint64]]:
     """(N,) keys of some bits each, always the same ones."""
-    bits = np.unpackbits(hashes, axis=1)  # (N, 256)
     draws = np.random.default_rng(20_260_101)
     for _ in range(TABLES):
-        chosen = draws.choice(bits.shape[1], KEY_BITS, replace=False)
-        yield bits[:, chosen].astype(np.uint64) @ (np.uint64(1) << np.arange(KEY_BITS, dtype=np.uint64))
+        key = np.zeros(len(hashes), np.uint64)
+        for bit in draws.choice(8 * hashes.shape[1], KEY_BITS, replace=False).tolist():
+            key = key << np.uint64(1) | (hashes[:, bit // 8] >> 7 - bit % 8 & 1)
+        yield key
 
 
 def _neighbours(

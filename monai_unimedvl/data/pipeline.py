@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sources and steps of one YAML -> shards, a manifest, a card; goes on where it was killed.
 
-    name: ours
-    sources: [{step: ingest, kind: images, path: fundus, dataset: ours, modality: fundus, licence: CC-BY-4.0}]
-    steps: [{step: textify}, {step: dedup}, {step: split}]
-
     build_dataset("pipeline.yaml", "corpus", workers=2)
 
 Steps that do each record by itself run in a pass over parts of the corpus, in any process. Steps that decide
@@ -16,17 +12,15 @@ shard is written under another name first; what is there is whole, and is not do
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 
 from monai_unimedvl.data.engines import run_all
@@ -34,90 +28,21 @@ from monai_unimedvl.data.files import write_json
 from monai_unimedvl.data.finish import PAPERS, finish
 from monai_unimedvl.data.jobs import Job, parts_of, run_job
 from monai_unimedvl.data.licences import refuse_for_commerce
+from monai_unimedvl.data.plan import (
+    SHARDS,
+    Pipeline,
+    must_be_each,
+    name_of,
+    passes_of,
+    read_pipeline,
+    resolved,
+    with_shards,
+)
 from monai_unimedvl.data.shards import MANIFEST, check_shards
-from monai_unimedvl.data.step import Each, Source, Stream, make, step_class
+from monai_unimedvl.data.step import Source, make, step_class
 from monai_unimedvl.data.verdicts import decide
 
 WORK = ".work"  # in the folder of the corpus, until it is whole
-KEYS = ("name", "about", "files", "sources", "steps", "shards", "batch", "seed")
-SHARDS = {"max_bytes": 256_000_000, "commercial": False}
-
-
-@dataclass(frozen=True)
-class Pass:
-    """A run over all parts, and the decisions that follow it; all steps are options as JSON."""
-
-    each: tuple[str, ...] = ()
-    wholes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """What a YAML says, checked.
-
-    Args:
-        name: of the corpus. about: a sentence for its card.
-        files: name below `files:` -> path of a file, or what a JSON file of this name is to hold; for sources
-            that want folders of their own, such as images/ and masks/.
-        sources, steps: options of steps; a source may have `steps` of its own, and be `optional`.
-        shards: max_bytes of a shard; commercial: refuse licences that forbid commercial use.
-        batch: files, series or rows that are one part.
-        seed: of every step that has a seed and is given none.
-    """
-
-    name: str
-    sources: Sequence[Mapping[str, Any]]
-    steps: Sequence[Mapping[str, Any]] = ()
-    about: str = ""
-    files: Mapping[str, Any] = field(default_factory=dict)
-    shards: Mapping[str, Any] = field(default_factory=dict)
-    batch: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.sources or not all(isinstance(each, Mapping) for each in (*self.sources, *self.steps)):
-            raise ValueError(
-                "the pipeline has no sources or steps that are mappings: write {step: NAME, ...}."
-            )
-        if not isinstance(self.batch, int) or self.batch < 1:
-            raise ValueError(f"batch is {self.batch!r}, expected a whole number above 0: raise it.")
-        if unknown := set(self.shards) - set(SHARDS):
-            raise ValueError(
-                f"shards has no option {sorted(unknown)[0]!r}, expected some of {', '.join(SHARDS)}."
-            )
-
-    @property
-    def digest(self) -> str:
-        """16 hex digits of all that is asked for."""
-        from monai_unimedvl import __version__
-
-        told = {each.name: getattr(self, each.name) for each in fields(self)}
-        return hashlib.sha256(json.dumps([__version__, told], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def read_pipeline(path: str | Path) -> Pipeline:
-    """The pipeline of a YAML file.
-
-    Raises:
-        ValueError: no such file, no YAML, or a key that is missing or unknown.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path} is no file, expected a pipeline in YAML: check the path.")
-    try:
-        told = yaml.safe_load(path.read_text("utf8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path.name} is no YAML ({' '.join(str(error).split())}): mend it.") from error
-    if not isinstance(told, Mapping) or "sources" not in told or (unknown := set(told) - set(KEYS)):
-        found = sorted(map(str, unknown)) if isinstance(told, Mapping) and "sources" in told else "no sources"
-        raise ValueError(f"{path.name} has {found}, expected a mapping with {', '.join(KEYS)}: mend it.")
-    return Pipeline(**{"name": path.stem, **told})
-
-
-def shipped(name: str | Path) -> Path:
-    """The file of a pipeline: the path itself, or one of this package by its name."""
-    inside = Path(__file__).with_name("pipelines") / f"{name}.yaml"
-    return inside if not Path(name).exists() and inside.is_file() else Path(name)
 
 
 def build_dataset(
@@ -151,14 +76,18 @@ def build_dataset(
     elif isinstance(pipeline, Mapping):
         pipeline = Pipeline(**pipeline)
     if commercial is not None:
-        pipeline = replace_shards(pipeline, commercial=commercial)
+        pipeline = with_shards(pipeline, commercial=commercial)
     out = Path(out)
-    if restart:
+    if restart and (out / WORK).is_dir():
+        with _alone(out / WORK):  # not that of somebody who is at work
+            _remove(out)
+    elif restart:
         _remove(out)
     if (out / MANIFEST).is_file():
         manifest = check_shards(out, "sizes")
         if manifest.get("pipeline") != pipeline.digest:
             raise ValueError(f"{out} holds a corpus of another pipeline: choose another folder, or restart.")
+        shutil.rmtree(out / WORK, ignore_errors=True)  # left where the end of a build was killed
         return manifest
     if out.is_dir() and any(out.iterdir()) and not (out / WORK).is_dir():
         raise ValueError(f"{out} holds other files, expected a new folder: choose another.")
@@ -174,7 +103,7 @@ class _Build:
     def __init__(self, pipeline: Pipeline, out: Path, engine: str, workers: int, progress: bool) -> None:
         self.pipeline, self.out, self.work = pipeline, out, out / WORK
         self.engine, self.workers, self.progress = engine, workers, progress
-        self.passes = _passes([self._step(each) for each in pipeline.steps])
+        self.passes = passes_of([self._step(each) for each in pipeline.steps])
         _clean(self.work)
         _clean(self.out)
 
@@ -208,7 +137,7 @@ class _Build:
             given = dict(source)
             chain = [self._step(each) for each in given.pop("steps", ())]
             optional = given.pop("optional", False)
-            label = f"{step_class(_name(given)).name} {given.get('dataset', number + 1)}"
+            label = f"{step_class(name_of(given)).name} {given.get('dataset', number + 1)}"
             try:
                 options = self._step(given)
                 step = make(json.loads(options))
@@ -226,7 +155,7 @@ class _Build:
                 listed.append(None)
                 continue
             for options_of_step in chain:
-                _must_be_each(options_of_step)
+                must_be_each(options_of_step)
             listed.append([len(parts), hashlib.sha256(repr(list(parts)).encode()).hexdigest()[:16]])
             for first in range(0, len(parts), self.pipeline.batch):
                 more = {"source": options, "label": label, "first": first,
@@ -297,71 +226,13 @@ class _Build:
             ValueError: see `make`.
         """
         given = {key: self._resolved(value) for key, value in options.items()}
-        known = {each.name for each in fields(step_class(_name(given)))}
+        known = {each.name for each in fields(step_class(name_of(given)))}
         if "root" in known:
             given.setdefault("root", str(self.work / "corpus"))
             (self.work / "corpus").mkdir(exist_ok=True)
         if "seed" in known:
             given.setdefault("seed", self.pipeline.seed)
         return json.dumps(given, sort_keys=True)
-
-
-def resolved(value: Any) -> Any:
-    """A value of an option; `package:NAME/sub/path` is in a package, `atlas:...` in the atlas cache.
-
-    Raises:
-        ValueError: no such package.
-    """
-    if isinstance(value, list):
-        return [resolved(each) for each in value]
-    if not isinstance(value, str) or not value.startswith(("package:", "atlas:")):
-        return value
-    scheme, _, rest = value.partition(":")
-    if scheme == "atlas":
-        from monai_unimedvl.data.fetch import default_root
-
-        return str(default_root() / rest)
-    name, _, inside = rest.partition("/")
-    found = importlib.util.find_spec(name)
-    if found is None or found.origin is None:
-        raise ValueError(f"package {name!r} is not installed, expected it for {value}: `pip install` it.")
-    return str(Path(found.origin).parent / inside)
-
-
-def replace_shards(pipeline: Pipeline, **settings: Any) -> Pipeline:
-    """The pipeline with other settings of its shards."""
-    told = {each.name: getattr(pipeline, each.name) for each in fields(pipeline)}
-    return Pipeline(**{**told, "shards": {**pipeline.shards, **settings}})
-
-
-def _name(options: Mapping[str, Any]) -> str:
-    """The name of the step of options; `{step: ingest, kind: nifti}` is "ingest-nifti"."""
-    name = str(options.get("step", ""))
-    return f"{name}-{options['kind']}" if name == "ingest" and "kind" in options else name
-
-
-def _must_be_each(options: str) -> None:
-    step = make(json.loads(options))
-    if not isinstance(step, Each):
-        raise ValueError(f"step {step.name!r} of a source decides on all records: move it to `steps`.")
-
-
-def _passes(steps: Iterable[str]) -> list[Pass]:
-    """The steps in passes: those of each record, then those of all; ids are unique at the end."""
-    passes = [Pass()]
-    for options in steps:
-        step = make(json.loads(options))
-        if isinstance(step, Source):
-            raise ValueError(f"step {step.name!r} reads files: move it to the sources.")
-        last = passes[-1]
-        if isinstance(step, Stream):
-            passes[-1] = Pass(last.each, (*last.wholes, options))
-        elif last.wholes:
-            passes.append(Pass((options,)))
-        else:
-            passes[-1] = Pass((*last.each, options))
-    passes[-1] = Pass(passes[-1].each, (*passes[-1].wholes, json.dumps({"step": "unique-ids"})))
-    return passes
 
 
 class _alone:  # noqa: N801  a context, used like a function

@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ BITS = 16  # a side of a perceptual hash: 256 bits
 THUMB = 12  # pixels a side
 PERMUTATIONS = 32
 SHINGLE = 3  # words
+IMAGE_BYTES = 2 * BITS * BITS // 8 + THUMB * THUMB  # both hashes and the thumbnail
 LONG = 8  # words from which on texts can be alike without being equal
 
 
@@ -49,6 +50,11 @@ class ImagePrint:
     average: str
     dct: str
     thumb: str
+
+    @property
+    def packed(self) -> bytes:
+        """Both hashes and the thumbnail, 208 bytes."""
+        return bytes.fromhex(self.average + self.dct + self.thumb)
 
     @property
     def flat(self) -> bool:
@@ -171,23 +177,8 @@ def read_prints(path: str | Path) -> Iterator[tuple[str, ImagePrint | WordPrint]
                 ) from error
 
 
-def hash_bits(prints: Sequence[ImagePrint], which: str) -> NDArray[np.uint8]:
-    """The hashes "average" or "dct" of prints, packed: (N, 32) uint8"""
-    return unhex([getattr(each, which) for each in prints], BITS * BITS // 8)
-
-
-def thumbnails(prints: Sequence[ImagePrint]) -> NDArray[np.float32]:
-    """(N, 144), each of mean 0 and length 1, so that a product is a correlation; a flat picture is all 0."""
-    grey = unhex([each.thumb for each in prints], THUMB * THUMB).astype(np.float32)
-    grey -= grey.mean(1, keepdims=True)
-    return grey / np.maximum(np.linalg.norm(grey, axis=1, keepdims=True), 12.0)  # under one level: noise
-
-
-def minhashes(texts: Sequence[WordPrint]) -> NDArray[np.uint32]:
-    """(N, 32) of prints that have one."""
-    return unhex([each.minhash for each in texts], 4 * PERMUTATIONS).view("<u4")
-
-
-def unhex(rows: Sequence[str], width: int) -> NDArray[np.uint8]:
-    """Rows of hex digits as bytes, (N, width)."""
-    return np.frombuffer(bytes.fromhex("".join(rows)), np.uint8).reshape(-1, width).copy()
+def thumbnails(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(N, 144) of mean 0 and length 1, so that a product is a correlation; a flat picture is nearly 0."""
+    wide = grey.astype(np.float32)
+    wide -= wide.mean(1, keepdims=True)
+    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 12.0)  # under one level: noise

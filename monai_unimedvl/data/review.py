@@ -34,6 +34,7 @@ def sample(
     """Some records, as equally shared out among the strata as their numbers allow, in a mixed order.
 
     Args:
+        records: where the step `review-sample` has marked some, only these are taken.
         by: field whose values are the strata.
 
     Raises:
@@ -44,14 +45,19 @@ def sample(
             f"review got by={by!r} and count={count}, expected one of {', '.join(STRATA)} and 1 on."
         )
     held: dict[str, list[tuple[str, Record]]] = defaultdict(list)
+    marked = False
     for record in records:
-        if isinstance(record, Record):
-            drawn = hashlib.sha256(f"{seed} {record.id}".encode()).hexdigest()
-            stratum = held[getattr(record, by)]
-            stratum.append((drawn, record))
-            if len(stratum) > 2 * count:  # a large corpus does not lie in memory
-                stratum.sort(key=lambda pair: pair[0])
-                del stratum[count:]
+        if not isinstance(record, Record) or (marked and not record.facts.get("review")):
+            continue
+        if record.facts.get("review") and not marked:  # the step review-sample has chosen
+            marked = True
+            held.clear()
+        drawn = hashlib.sha256(f"{seed} {record.id}".encode()).hexdigest()
+        stratum = held[getattr(record, by)]
+        stratum.append((drawn, record))
+        if len(stratum) > 2 * count:  # a large corpus does not lie in memory
+            stratum.sort(key=lambda pair: pair[0])
+            del stratum[count:]
     queues = [sorted(stratum, key=lambda pair: pair[0]) for _, stratum in sorted(held.items())]
     chosen: list[tuple[str, Record]] = []
     for turn in range(count):

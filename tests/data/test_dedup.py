@@ -7,11 +7,14 @@ import io
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageEnhance
 
+from monai_unimedvl.data import vectors
 from monai_unimedvl.data.dedup import Decontaminate, Dedup, UniqueIds
 from monai_unimedvl.data.near import near_words
 from monai_unimedvl.data.prints import image_print, images_of, read_prints, word_print, write_prints
@@ -123,6 +126,44 @@ def test_a_planted_benchmark_picture_is_left_out_however_it_was_changed(
     assert found == {**{each.id: "benchmark-image" for each in planted}, "words": "benchmark-words"}
     reasons = [item.reason for item in step([planted[0]]) if isinstance(item, Reject)]
     assert reasons == ["a picture of the benchmark vqa-test, or very like it."]
+
+
+def test_a_model_sees_what_hashes_do_not(
+    pictures: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss", reason="needs the extra 'near'")
+
+    class Colours:
+        """A dual encoder that looks at mean colours alone, as a turned picture keeps them."""
+
+        name, device = "colours", "cpu"
+        model = SimpleNamespace(get_image_features=lambda pixel_values: pixel_values.mean((-2, -1)) - 128)
+
+        @staticmethod
+        def processor(images: Image.Image, return_tensors: str) -> dict[str, torch.Tensor]:
+            pixels = np.asarray(images.convert("RGB"), np.float32)
+            return {"pixel_values": torch.from_numpy(pixels).movedim(-1, 0)[None]}
+
+    monkeypatch.setattr(vectors, "encoder", lambda folder: Colours)
+    records = [record("eye", png(pictures[6])), record("tissue", png(pictures[0]))]
+    turned = record("turned", png(pictures[6].transpose(Image.Transpose.ROTATE_90)))
+    assert codes(Dedup(), [*records, turned]) == {}
+    (tmp_path / "config.json").write_text("{}")
+    step = Dedup(embedder=str(tmp_path), cosine=0.999)
+    assert codes(step, [*records, turned]) == {"turned": "near-duplicate"} and codes(step, []) == {}
+    with pytest.raises(ValueError, match="nowhere holds no config.json"):
+        Dedup(embedder="nowhere")
+
+
+def test_near_vectors_are_found_whole_and_by_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss", reason="needs the extra 'near'")
+    draw = np.random.default_rng(0)
+    some = draw.normal(size=(400, 16)).astype(np.float32)
+    some[300] = some[7] + 0.01 * draw.normal(size=16)
+    some /= np.linalg.norm(some, axis=1, keepdims=True)
+    for flat in (1000, 100):
+        monkeypatch.setattr(vectors, "FLAT", flat)
+        assert vectors.near_vectors(some, 0.99).tolist() == [[7, 300]]
 
 
 def test_a_list_that_is_none_is_named(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from monai_unimedvl.cli import main
 from monai_unimedvl.data import jobs as jobs_module
 from monai_unimedvl.data.engines import run_all
 from monai_unimedvl.data.ingest.base import write_png
-from monai_unimedvl.data.pipeline import Pipeline, build_dataset, read_pipeline, resolved
+from monai_unimedvl.data.pipeline import build_dataset
+from monai_unimedvl.data.plan import Pipeline, read_pipeline, resolved
 from monai_unimedvl.data.record import ImageFile, InvalidRecord, Message, Record, Reject, pseudonym
 from monai_unimedvl.data.shards import check_shards
 from monai_unimedvl.data.step import Each, Source, Stream, option
@@ -170,6 +171,7 @@ def test_a_second_run_does_nothing_and_another_pipeline_is_refused(tmp_path: Pat
     manifest = build(out, plan(count=8))
     (out / "letter.txt").write_text("keep me")
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    (out / ".work").mkdir()  # as a kill after the last word leaves it
     assert build(out, plan(count=8)) == manifest
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
     with pytest.raises(ValueError, match="holds a corpus of another pipeline"):
@@ -344,8 +346,9 @@ def test_two_builds_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "out" / ".work").mkdir(parents=True)
     with (tmp_path / "out" / ".work" / "lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="is being built by another process"):
-            build(tmp_path / "out", plan())
+        for restart in (False, True):
+            with pytest.raises(ValueError, match="is being built by another process"):
+                build(tmp_path / "out", plan(), restart=restart)
 
 
 def test_paths_may_name_a_package_or_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

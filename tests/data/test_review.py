@@ -86,6 +86,10 @@ def test_a_sample_is_shared_out_among_the_modalities_and_the_same_every_time() -
     chosen = sample(records, 12)
     assert Counter(each.modality for each in chosen) == {"mri": 8, "ct": 4}
     assert chosen == sample(reversed(records), 12) != sample(records, 12, seed=1)
+    marked = [
+        replace(each, facts={"review": True}) if each.id in ("r7", "r102") else each for each in records
+    ]
+    assert {each.id for each in sample(marked, 12)} == {"r7", "r102"}
     with pytest.raises(ValueError, match="by='age'"):
         sample(records, 3, by="age")
     with pytest.raises(ValueError, match="no record to review"):

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records a second of a build (coarse, dedup, shards) by the number of records, and the memory it takes.
+
+python tests/benchmarks/data.py --sizes 1000 10000 100000 --workers 2
+
+Each size is a build of its own in a process of its own, whose peak memory is that of its largest process: the
+one that decides, or a worker. The decisions, which alone see all notes at once, are also measured without
+their pictures up to a million notes, and what 5.6 million records take follows on paper.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from _timing import load_average, report
+
+from monai_unimedvl.data.dedup import Dedup, UniqueIds
+from monai_unimedvl.data.ingest.base import write_png
+from monai_unimedvl.data.pipeline import build_dataset
+from monai_unimedvl.data.record import ImageFile, Message, Record, stable_id
+from monai_unimedvl.data.step import Source, option
+
+PAPER = 5_600_000  # records of UniMed-5M's first stage
+SIDE = 64
+WORDS = (
+    "left right upper lower lobe kidney liver spleen lesion cyst nodule clear effusion small large".split()
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn(Source):
+    """Smooth random pictures with a sentence each; one in fifty is there twice."""
+
+    name: ClassVar[str] = "drawn"
+    about: ClassVar[str] = "smooth random pictures"
+    root: str = option("", "folder of the corpus")
+    count: int = option(1000, "how many")
+
+    def parts(self) -> range:
+        """Numbers."""
+        return range(self.count)
+
+    def each(self, part: int) -> list[Record]:
+        """One picture."""
+        draw = np.random.default_rng(part - 1 if part % 50 == 49 else part)
+        coarse = draw.random((9, 9))
+        rows = np.linspace(0, 8, SIDE)
+        low = np.minimum(rows.astype(int), 7)
+        share = rows - low
+        wide = coarse[low] * (1 - share)[:, None] + coarse[low + 1] * share[:, None]
+        full = wide[:, low] * (1 - share) + wide[:, low + 1] * share
+        name = write_png((full * 255).astype(np.uint8), Path(self.root) / "images")
+        said = " ".join(draw.choice(WORDS, 12))
+        return [
+            Record(
+                id=stable_id(part), main_task_type="image-to-text", sub_task_type="caption", modality="ct",
+                dataset="drawn", licence="CC0-1.0", source="numpy",
+                input_img=(ImageFile(f"images/{name}", SIDE, SIDE),),
+                message=(Message("human", "<image> Describe this image."), Message("gpt", said)),
+            )
+        ]  # fmt: skip
+
+
+def built(count: int, workers: int, send: Any) -> None:
+    """Build a corpus in a process of its own; sends seconds, processor seconds, peak bytes, records kept."""
+    folder = Path(tempfile.mkdtemp())
+    steps = [{"step": "coarse", "preset": "atlas"}, {"step": "dedup"}]
+    told = {"name": "b", "batch": 256, "sources": [{"step": "data:Drawn", "count": count}], "steps": steps}
+    try:
+        start = time.perf_counter()
+        manifest = build_dataset(told, folder / "out", workers=workers, progress=False)
+        seconds = time.perf_counter() - start
+    finally:
+        shutil.rmtree(folder)
+    mine, others = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    busy = sum(use.ru_utime + use.ru_stime for use in (mine, others))
+    send.send([seconds, busy, 1024 * max(mine.ru_maxrss, others.ru_maxrss), manifest["records"]])
+
+
+def decided(count: int, _: int, send: Any) -> None:
+    """Decide on notes as a build makes them, without pictures; sends seconds, the same, peak bytes, kept."""
+
+    def notes(draw: np.random.Generator) -> Iterator[dict[str, Any]]:
+        for n in range(count):
+            bits = draw.bytes(256)
+            image = {"pixels": bits[:16].hex(), "average": bits[16:48].hex(), "dct": bits[48:80].hex()}
+            image["thumb"] = bits[80:224].hex()
+            words = {"words": bits[224:232].hex(), "minhash": draw.bytes(128).hex()}
+            yield {"task": "caption", "owner": "", "images": [image], "words": words, "id": f"{n:x}"}
+
+    start = time.process_time()
+    kept = sum(not verdict.code for verdict in Dedup().decide(notes(np.random.default_rng(0))))
+    list(UniqueIds().decide({"id": str(n)} for n in range(count)))
+    seconds = time.process_time() - start
+    send.send([seconds, seconds, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, kept])
+
+
+def alone(work: Any, count: int, workers: int) -> list[float]:
+    """What a piece of work sends from a process of its own."""
+    mine, other = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=work, args=(count, workers, other))
+    process.start()
+    other.close()
+    found: list[float] = mine.recv()
+    process.join()
+    return found
+
+
+def main() -> None:
+    """Measure, and write the section."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
+    parser.add_argument("--decisions", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--show", action="store_true", help="only print: leave RESULTS.md as it is")
+    options = parser.parse_args()
+    options.rounds = None
+    sys.path.insert(0, str(Path(__file__).parent))  # where the workers find the source of this file
+    import data  # noqa: F401  and the steps of this module under its own name
+
+    load = load_average()
+    cells = [["what", "records", "wall s", "CPU s", "records a CPU second", "peak MiB of a process", "kept"]]
+    rates, bytes_each = [], 0.0
+    for name, work, sizes in (("build", built, options.sizes), ("decisions", decided, options.decisions)):
+        before, last = 0.0, 0
+        for count in sizes:
+            seconds, busy, peak, kept = alone(work, count, options.workers)
+            cells.append([
+                name, f"{count:,}", f"{seconds:.1f}", f"{busy:.1f}", f"{count / busy:,.0f}",
+                f"{peak / 2**20:,.0f}", f"{int(kept):,}",
+            ])  # fmt: skip
+            if name == "build":
+                rates.append(count / busy)
+            elif before:
+                bytes_each = (peak - before) / (count - last)
+            before, last = peak, count
+    hours = PAPER / rates[-1] / 3600
+    report(
+        f"`unimedvl data build` of {SIDE} x {SIDE} pictures with a sentence: coarse, dedup, shards, "
+        f"{options.workers} workers. The decisions alone hold about {bytes_each:,.0f} bytes a record.\n\n"
+        f"On paper: at the rate of the largest build, {PAPER:,} records of this size take {hours:,.0f} hours "
+        f"of one core, so {hours / 2:,.0f} hours on two and {hours:,.0f} / n on Ray with n, as long as "
+        f"the disk keeps up, plus the decisions, which one process takes; these hold "
+        f"{PAPER * bytes_each / 2**30:,.0f} GiB. Larger pictures cost in proportion to their pixels.",
+        cells, options, load,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
