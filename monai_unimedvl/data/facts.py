@@ -24,9 +24,14 @@ FACTS = {
     "measurements": '[{"name": "diameter", "value": 12.5, "unit": "mm", "of": "tumour"}]',
     "captions": "sentences that describe it, the best first",
     "report": '{"findings": ..., "impression": ...}, as the radiologist wrote it',
-    "questions": '[{"question": ..., "answer": ...}]',
     "pair": '{"from": "T1", "to": "T2"}: what the images of a pair show',
     "burned_in": '"yes" | "possible" | "no": text in the pixels, by the header',
+    "dicom_modality": 'as the header has it: "MR"',
+    "images": "files of the DICOM series",
+    "alignment": '{"score": ..., "s": ..., "m": ..., "cut": ...} of `align`',
+    "caption": '{"original": ..., "description": ...} of `caption`',
+    "caption_refused": "why a record kept its own words",
+    "review": "whether expert readers are to see it",
     "patient_from": '"patient" | "study" | "file": what the pseudonym of the patient was made of',
 }
 

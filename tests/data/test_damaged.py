@@ -22,10 +22,14 @@ from PIL import Image
 from pydicom.uid import JPEGLSLossless, generate_uid
 from sources import block, dicom, nifti, png, series
 
+from monai_unimedvl.data import record, step
+from monai_unimedvl.data.facts import FACTS
+from monai_unimedvl.data.ingest import words
 from monai_unimedvl.data.record import Record, Reject
 from monai_unimedvl.data.step import Source, Tally, make
 
 Made = Callable[[Path], None]
+KNOWN = {**record.CODES, **step.CODES, **words.CODES}
 KEPT = ""  # not damaged after all: it is to be read
 
 
@@ -425,18 +429,23 @@ def test_damage_is_a_reject_and_the_run_goes_on(name: str, tmp_path: Path, caplo
         "dataset": "d",
         "public": True,
     }
-    step = make({"step": "ingest", "kind": kind, **given, **OPTIONS.get(kind, {})})
-    assert isinstance(step, Source)
+    source = make({"step": "ingest", "kind": kind, **given, **OPTIONS.get(kind, {})})
+    assert isinstance(source, Source)
     tally = Tally()
-    items = list(step((), tally))
+    items = list(source((), tally))
     rejects = [item for item in items if isinstance(item, Reject)]
     assert tally.taken == tally.kept + tally.rejected
     if kind != "unimedvl":  # whose healthy line is of another form
         assert any(isinstance(item, Record) for item in items), rejects
+    for item in items:
+        if isinstance(item, Record):
+            assert set(item.facts) <= set(FACTS), item.facts
+            assert item.provenance or kind == "unimedvl"
     if code == KEPT:
         assert not rejects and tally.taken == tally.kept == 2, rejects
         return
     assert code in {reject.code for reject in rejects}, rejects
+    assert code in KNOWN
     for reject in rejects:
         assert reject.code != "unexpected" and "\n" not in reject.reason and len(reject.reason) < 400
         for secret in (str(tmp_path), "Mueller", "Hans", "bad.", "Traceback"):
@@ -462,9 +471,9 @@ def test_a_file_that_cannot_be_read_as_a_whole_is_one_sentence(tmp_path: Path) -
                 "dataset": "d",
                 "public": True,
             }
-            step = make({"step": "ingest", "kind": kind, "modality": "mri", **given})
-            assert isinstance(step, Source)
-            step.parts()
+            source = make({"step": "ingest", "kind": kind, "modality": "mri", **given})
+            assert isinstance(source, Source)
+            source.parts()
         assert "\n" not in str(error.value)
 
 
@@ -476,8 +485,8 @@ def test_pictures_that_are_kept_show_what_they_are(tmp_path: Path) -> None:
     red = Image.merge("CMYK", [Image.new("L", (48, 40), v) for v in (0, 255, 255, 0)])
     red.save(folder / "red.jpg", quality=95)
     given = {"path": str(folder), "root": str(tmp_path / "out"), "dataset": "d", "public": True}
-    step = make({"step": "ingest", "kind": "images", "modality": "fundus", **given})
-    deep, colour = (item for item in step() if isinstance(item, Record))
+    source = make({"step": "ingest", "kind": "images", "modality": "fundus", **given})
+    deep, colour = (item for item in source() if isinstance(item, Record))
     with Image.open(tmp_path / "out" / deep.input_img[0].path) as image:
         levels = np.unique(np.array(image))
     assert len(levels) >= 40 and levels.max() > 240  # not saturated by 8 bits
