@@ -107,8 +107,7 @@ def test_open_i_reports_name_images_licence_and_terms(tmp_path: Path) -> None:
     (record,) = records
     assert record.licence == "CC-BY-NC-ND-4.0" and len(record.input_img) == 2
     assert (
-        record.facts["labels"] == ["cardiomegaly"]
-        and record.facts["report"]["findings"] == "Heart is large."
+        record.facts["labels"] == ["cardiomegaly"] and record.facts["report"]["findings"] == "Heart is large."
     )
     assert [reject.code for reject in rejects] == ["bad-xml", "bad-xml", "empty-report"]
     assert rejects[0].place == "report 2 of 4 by name"

@@ -145,8 +145,9 @@ class IngestCoco(Ingest):
         named = re.search(self.patient_in, entry["file_name"]) if self.patient_in else None
         patient = self.patient(named.group(1) if named else f"file {entry['file_name']}")
         facts["patient_from"] = "patient" if named else "file"
+        image = self.save(picture)
         yield self.record(
-            (number, entry["file_name"]), input_img=(self.save(picture),), facts=facts, patient=patient,
+            (number, image.path), input_img=(image,), facts=facts, patient=patient,
             provenance={"facts": {"by": self.name, "from": "annotations"}},
         )  # fmt: skip
 

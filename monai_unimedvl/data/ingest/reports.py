@@ -137,7 +137,7 @@ class IngestReports(Ingest):
         who = str(about.get("id") or f"report {stem(path)}")
         kind = {} if shown else {"main_task_type": "text", "sub_task_type": "report"}
         yield self.record(
-            (who, str(sorted(report.items()))), input_img=shown, patient=self.patient(who),
+            (self.study(who), sorted(report.items())), input_img=shown, patient=self.patient(who),
             study=self.study(who), licence=str(about.get("licence", "")),
             facts={"report": report, "labels": about.get("labels", []), "patient_from": "study"},
             provenance={"facts": {"by": self.name, "from": "report"}}, **kind,

@@ -165,7 +165,7 @@ class IngestTable(Ingest):
         patient, study = self._cell(row, "patient"), self._cell(row, "study")
         facts["patient_from"] = "patient" if patient else "study" if study else ""
         yield self.record(
-            (number, image, question, str(sorted(known))),
+            (number, [each.path for each in shown], question, sorted(known)),
             input_img=shown, message=message, facts=facts, split=SPLITS.get(split, ""),
             patient=self.patient(patient or (f"study {study}" if study else "")), study=self.study(study),
             provenance={"facts": {"by": self.name, "from": "columns"}}, **kind,
