@@ -6,9 +6,9 @@ run: a region or a tumour is there if any of its slices shows it. Pruning drops 
 slice, the second way drops as many tokens at random, the third shows four of the nine slices. Differences are
 paired; runs are resampled whole, with their questions.
 
-The shipped nano was trained on single slices. On volumes that it has not seen it does little better than the
-commonest answer, so nothing can be lost there; so runs of its training volumes are asked, too, where it knows
-something: what dropping costs is seen there, but no skill on new patients.
+The shipped nano was trained on single slices, and nine of them confuse it: with all tokens it does no better
+than the commonest answer on volumes that it has not seen, and any way of dropping helps it. So runs of its
+training volumes are asked, too, where it knows more; they say nothing about new patients.
 """
 
 from __future__ import annotations
