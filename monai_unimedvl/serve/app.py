@@ -67,7 +67,7 @@ def application(
     _describe(app)
     app.add_middleware(
         Guard, limits=service.limits, metrics=service.metrics, key=key, hosts=hosts, open_paths=OPEN,
-        uploads=("/panel/",),
+        uploads=["/panel/images"],
     )  # fmt: skip
     return app
 

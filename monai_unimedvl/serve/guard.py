@@ -40,7 +40,7 @@ class Guard:
         key: that every request must bring as `Authorization: Bearer KEY`; None asks for none.
         hosts: names under which the server may be addressed; None lets all.
         open_paths: what needs no key, by its beginning: nothing there is about anybody.
-        uploads: paths by their beginning that may be as large as `limits.upload`.
+        uploads: paths whose requests may be as large as `limits.upload`.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Guard:
     ) -> None:  # fmt: skip
         self.app, self.limits, self.metrics = app, limits, metrics
         self.key, self.hosts = key, hosts
-        self.open_paths, self.uploads = tuple(open_paths), tuple(uploads)
+        self.open_paths, self.uploads = tuple(open_paths), frozenset(uploads)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -79,7 +79,7 @@ class _Visit:
         self.whole = self.dropped = False
         self.deadline = time.monotonic() + guard.limits.upload_seconds
         path = scope["path"]
-        self.limit = guard.limits.upload if path.startswith(guard.uploads) else guard.limits.body
+        self.limit = guard.limits.upload if path in guard.uploads else guard.limits.body
         self.headers = {
             name.decode("latin1").lower(): value.decode("latin1") for name, value in scope["headers"]
         }
