@@ -262,6 +262,7 @@ def test_requirements_have_a_lower_bound_that_the_tested_version_meets() -> None
 
 DISTRIBUTION = {
     "dicomweb_client": "dicomweb-client",
+    "faiss": "faiss-cpu",
     "ignite": "pytorch-ignite",
     "nrrd": "pynrrd",
     "openslide": "openslide-python",
@@ -275,7 +276,7 @@ DISTRIBUTION = {
 
 
 # What a user brings: no extra can hold it beside the others.
-BROUGHT = ("bitsandbytes", "monailabel", "radeval", "torchxrayvision")
+BROUGHT = ("bitsandbytes", "monailabel", "open_clip", "radeval", "torchxrayvision")
 WHOLE = {"serve": "serve"}  # rooms that are nothing without one extra, and may import it at the top
 
 

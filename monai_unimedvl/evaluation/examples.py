@@ -18,7 +18,7 @@ from torch import Tensor
 from monai_unimedvl.evaluation.baselines import Item, shown
 
 MAIN = {"PSNR": "{:.1f} dB", "Dice": "Dice {:.2f}", "contrast and plane": "{}"}
-GRID = 12  # drawings from words
+GRID = 16  # drawings from words
 ANSWERS = 6
 
 
