@@ -169,7 +169,7 @@ def main() -> None:
                         "one after the other": apart(made, batch, said[0]),
                         "together": together(made, batch, said[1]),
                     }
-                    watches = take_turns(sides, options.rounds or 2)
+                    watches = take_turns(sides, options.rounds or 3)
                     same = sum(a == b for a, b in zip(*said, strict=True))
                     assert dtype == torch.bfloat16 or same == 8, f"{8 - same} answers differ"
                     cells += rows([label, name, f"{what}, {same}/8 answers equal"], watches)
@@ -178,7 +178,7 @@ def main() -> None:
                     "at 4096 tokens": at(made, 4096, False),
                     "at 128 tokens": at(made, 128, False),
                 }
-                watches = take_turns(sides, options.rounds or 2)
+                watches = take_turns(sides, options.rounds or 3)
                 flat = median(watches["at 4096 tokens"].cpu) / median(watches["at 128 tokens"].cpu)
                 cells += rows([label, name, f"a word; 4096 takes {flat:.2f} times 128"], watches)
     grown = growth(network(SHAPES["27M: hidden 512, 8 layers"], torch.float32, False))
