@@ -2,7 +2,7 @@
 """Answers in a file: what a model said once is said again, with or without the model.
 
 One JSON object a line: the hash of the question, the name of the model, the answer. Lines are added whole, so
-that a run that was killed goes on where it stopped; a last line that was cut is cut off.
+that a run that was killed goes on where it stopped, and several processes may add to one file.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch import Tensor
 
 from monai_unimedvl.data.backends import Scorer, Writer, digest
 from monai_unimedvl.data.record import InvalidRecord, stable_id
+
+START = b'{"question": '  # of every line that was written here
 
 
 class Remembered:
@@ -52,9 +54,8 @@ class Remembered:
                 found[row["question"]] = row["answer"]
                 self._said.setdefault(row["question"], str(row.get("model", "")))
             except (ValueError, KeyError, TypeError) as error:
-                if number == len(lines) and self.model is not None:  # cut while it was written
-                    os.truncate(self.path, sum(len(whole) + 1 for whole in lines[:-1]))
-                    break
+                if line.startswith(START) or START.startswith(line):  # cut while it was written
+                    continue
                 raise ValueError(
                     f"{self.path.name} line {number} is no answer, expected question and answer: remove it."
                 ) from error
@@ -115,9 +116,13 @@ class Remembered:
         name = "" if self.model is None else self.model.name
         line = json.dumps({"question": question, "model": name, "answer": answer}, ensure_ascii=False) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            os.write(handle, line.encode())  # one call: whole, or cut at its end
+            size = os.fstat(handle).st_size
+            whole = (
+                size == 0 or os.pread(handle, 1, size - 1) == b"\n"
+            )  # else a line was cut: leave it behind
+            os.write(handle, (line if whole else "\n" + line).encode())  # one call, so lines never mix
         finally:
             os.close(handle)
         self.answers[question] = answer
