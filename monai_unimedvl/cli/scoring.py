@@ -35,6 +35,9 @@ def add_options(verb: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--ignore", nargs="+", default=(), metavar="COLUMN", help="columns to leave out")
     group.add_argument("--items", type=int, help="rows that there must be; another number is an error")
+    group.add_argument(
+        "--where", nargs="+", default=(), metavar="COLUMN=VALUE", help="only these rows, as section=test"
+    )
     group.add_argument("--details", action="store_true", help="further measures of each protocol")
     group.add_argument(
         "--judge",
@@ -78,11 +81,15 @@ def evaluate_predictions(options: Namespace) -> Result:
     if options.explain and (options.judge or options.protocols):
         raise ValueError("--explain takes two protocols and no judge: leave --judge and --protocols out.")
     rows = read_predictions(
-        options.predictions, columns=_pairs(options.columns or ()), ignore=options.ignore, items=options.items
+        options.predictions,
+        columns=_pairs(options.columns or (), "--columns"),
+        ignore=options.ignore,
+        items=options.items,
     ).rows
+    rows, chosen = _chosen(rows, _pairs(options.where, "--where"))
     if options.explain:
         told = explain(rows, *options.explain)
-        text, values = told.table(), told.as_json()
+        text, values = chosen + told.table(), told.as_json()
         cells = [[s.rule, s.entered, s.left, s.up, s.down, s.before, s.after] for s in told.steps]
         head = ["rule", "enter", "leave", "rise", "fall", "before", "after"]
     else:
@@ -94,7 +101,7 @@ def evaluate_predictions(options: Namespace) -> Result:
             rows, labeller=Keywords(CHEST) if options.labels else None, wordnet=options.wordnet,
             metrics=options.radeval, download=options.download, seed=options.seed,
         )  # fmt: skip
-        text, values = table(counts), {"protocols": as_json(counts)}
+        text, values = chosen + table(counts), {"protocols": as_json(counts)}
         head = ["protocol", "of", "kind", "measure", "n", "value", "low", "high"]
         cells = [
             [c.protocol, line.group, line.kind, line.measure, line.n, line.value, line.low, line.high]
@@ -112,12 +119,25 @@ def evaluate_predictions(options: Namespace) -> Result:
     return [text], values
 
 
-def _pairs(told: Any) -> dict[str, str]:
+def _chosen(rows: list[Any], wanted: dict[str, str]) -> tuple[list[Any], str]:
+    """The rows with these values, and a line that says how many they are."""
+    from monai_unimedvl.evaluation.predictions import COLUMNS
+
+    if unknown := [name for name in wanted if name not in COLUMNS]:
+        raise ValueError(f"--where has column {unknown[0]!r}, expected one of {', '.join(COLUMNS)}.")
+    some = [row for row in rows if all(str(getattr(row, name)) == value for name, value in wanted.items())]
+    told = ", ".join(f"{name} {value}" for name, value in wanted.items())
+    if not some:
+        raise ValueError(f"--where leaves none of {len(rows)} rows ({told}): choose other values.")
+    return some, f"{len(some)} of {len(rows)} rows: {told}\n\n" if wanted else ""
+
+
+def _pairs(told: Any, option: str) -> dict[str, str]:
     found = {}
     for one in told:
         theirs, sign, ours = one.partition("=")
         if not (theirs and sign and ours):
-            raise ValueError(f"--columns has {one!r}, expected THEIRS=OURS, such as gt=truth: write it so.")
+            raise ValueError(f"{option} has {one!r}, expected NAME=VALUE, such as gt=truth: write it so.")
         found[theirs] = ours
     return found
 

@@ -5,7 +5,8 @@
     print(table(counts))
 
 Lines of a protocol: closed, open, choice; micro, the mean over all items that count; macro, the mean of the
-kinds. A protocol that keeps languages apart has a line for each.
+kinds. Benchmarks, sections, tasks and settings of one file have lines of their own, and so have languages in
+a protocol that keeps them apart.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from monai_unimedvl.evaluation.protocols.judge import SAME_MEANING, Judge, Judge
 from monai_unimedvl.evaluation.protocols.strict import refuses
 
 ALL = "all"
+SORTS = ("benchmark", "section", "task", "setting")  # of a file with several of one, each has its own lines
 
 
 @dataclass(frozen=True)
@@ -139,11 +141,14 @@ def count_texts(
 
 def lines(scored: Scored, *, seed: int = 0) -> list[Line]:
     """The numbers of a protocol."""
-    names = scored.protocol.apart
+    held = [row for row, hit in zip(scored.rows, scored.hits, strict=True) if hit is not None]
+    varying = [name for name in SORTS if len({getattr(row, name) for row in held}) > 1]
+    names = [*varying, *scored.protocol.apart]
     groups: dict[str, list[int]] = {}
     for place, row in enumerate(scored.rows):
         if scored.hits[place] is not None:
-            groups.setdefault(", ".join(getattr(row, name) for name in names) or ALL, []).append(place)
+            words = [word for name in names if (word := getattr(row, name))]
+            groups.setdefault(", ".join(words) or ALL, []).append(place)
     found = []
     for group, places in sorted(groups.items()):
         kinds = [kind for kind in KINDS if any(scored.kinds[place] == kind for place in places)]

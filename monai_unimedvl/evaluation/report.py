@@ -28,6 +28,7 @@ from monai_unimedvl.evaluation import tables
 from monai_unimedvl.evaluation.examples import Example
 from monai_unimedvl.evaluation.intervals import interval
 from monai_unimedvl.evaluation.predictions import Prediction, write_predictions
+from monai_unimedvl.evaluation.protocols.strict import is_bare
 from monai_unimedvl.evaluation.tables import ALL, Row
 
 NOTES = """\
@@ -227,7 +228,8 @@ def _prediction(one: Mapping[str, Any], benchmark: str, weights: str) -> Predict
         name, truth=one.get("truth", ""), answer=one.get("said", ""), prompt=one.get("asked", ""),
         question=one.get("asked", "").replace("<image>", "").strip(),
         benchmark=benchmark, section=one["section"], task=one["task"], setting=one["setting"],
-        question_type=one.get("question_type", ""), modality=one.get("modality", ""),
+        answer_type=_answer_type(one), question_type=one.get("question_type", ""),
+        modality=one.get("modality", ""),
         image=one.get("picture", ""), patient=one.get("subject", ""), seed=one.get("seed", 0),
         weights=weights,
         groups={key: one[key] for key in told if one.get(key)},
@@ -236,6 +238,13 @@ def _prediction(one: Mapping[str, Any], benchmark: str, weights: str) -> Predict
         scores=_numbers(one["scores"]), ceiling=_numbers(one["ceiling"]),
         baselines={metric: _numbers(found) for metric, found in one["baselines"].items()},
     )  # fmt: skip
+
+
+def _answer_type(one: Mapping[str, Any]) -> str:
+    """What protocols and text measures go by: captions are reports, yes and no are closed."""
+    if not one.get("truth"):
+        return ""
+    return "report" if one["task"] == "caption" else "closed" if is_bare(one["truth"]) else "open"
 
 
 def _numbers(scores: Mapping[str, Any]) -> dict[str, float | None]:

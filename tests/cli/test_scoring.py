@@ -38,6 +38,13 @@ def test_the_table_is_written_in_three_forms(file, tmp_path, name, holds, capsys
     assert holds in out.read_text("utf8") and str(out) in capsys.readouterr().out
 
 
+def test_rows_are_chosen_in_the_open(file, capsys):
+    command = ["evaluate", "--predictions", str(file), *NAMES, "--protocols", "strict-v1"]
+    assert main([*command, "--where", "truth=yes"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("1 of 3 rows: truth yes\n") and "| closed | accuracy | 1 | 1.000" in told
+
+
 def test_two_protocols_are_explained(file, tmp_path, capsys):
     command = [
         "evaluate",
@@ -64,7 +71,9 @@ def test_two_protocols_are_explained(file, tmp_path, capsys):
         (["--predictions", "FILE", *NAMES, "--items", "4"], "holds 3 rows, expected 4: check the path"),
         (["--predictions", "FILE", *NAMES, "--protocols", "strict"], "expected one of strict-v1"),
         (["--predictions", "FILE", *NAMES, "--out", "table.xls"], "ends in .md, .json, .csv"),
-        (["--predictions", "FILE", "--columns", "gt"], "expected THEIRS=OURS"),
+        (["--predictions", "FILE", "--columns", "gt"], "expected NAME=VALUE"),
+        (["--predictions", "FILE", *NAMES, "--where", "section=val"], "leaves none of 3 rows (section val)"),
+        (["--predictions", "FILE", *NAMES, "--where", "part=val"], "--where has column 'part', expected one"),
         (["--predictions", "FILE", *NAMES, "--judge", "http://127.0.0.1:9/v1"], "name the model"),
         (["--predictions", "FILE", *NAMES, "--judge", "none.jsonl"], "is no file of replies"),
         (["--predictions", "FILE", *NAMES, "--judge-prompt", "none.txt"], "is no prompt, expected a text"),

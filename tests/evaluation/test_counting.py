@@ -7,6 +7,7 @@ import http.server
 import json
 import math
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -43,7 +44,7 @@ ROWS = [
 
 
 def test_one_file_is_counted_by_every_protocol():
-    found = {one.protocol: one for one in count(ROWS)}
+    found = {one.protocol: one for one in count([replace(row, benchmark="") for row in ROWS])}
     assert [name.split()[0] for name in found] == list(PROTOCOLS)
     strict = {(line.group, line.kind): line for line in found["strict-v1 1"].lines}
     assert strict["en", "closed"].n == 4 and strict["en", "closed"].value == 0.75
@@ -59,9 +60,18 @@ def test_one_file_is_counted_by_every_protocol():
         )
 
 
+def test_benchmarks_sections_and_settings_of_one_file_are_never_averaged():
+    (found,) = count(ROWS, ["llavamed-v1"])
+    groups = {line.group: line.n for line in found.lines if line.kind == "closed"}
+    assert groups == {"vqa-rad": 2, "slake": 2, "pathvqa": 1}
+    twice = [replace(row, setting=name) for name in ("4 steps", "1 step") for row in ROWS[:1]]
+    (found,) = count(twice, ["strict-v1"])
+    assert [line.group for line in found.lines] == ["1 step, en", "4 steps, en"]
+
+
 def test_the_table_says_what_is_left_out_where_a_code_ends_and_what_its_faults_do():
     told = table(count(ROWS, ["strict-v1", "medevalkit-rule:faithful", "vila-m3"]))
-    assert "| strict-v1 1 | zh | closed | accuracy | 1 | 1.000 (1.000 to 1.000) |" in told
+    assert "| strict-v1 1 | slake, zh | closed | accuracy | 1 | 1.000 (1.000 to 1.000) |" in told
     assert "9 rows, 1 empty answers, 1 that decline to answer." in told
     assert "it ends at 1 of the rows, the first is d (ValueError: Hypothesis is empty.)" in told
     assert "fault substring changes 2 rows: yes and no are looked for anywhere" in told

@@ -21,6 +21,11 @@ SOURCE = (
 )
 FAULTS = (
     Fault(
+        "untyped",
+        "an item whose answer_type is neither OPEN nor CLOSED is left out without a word.",
+        "run_eval.py, `if ... elif` without `else`",
+    ),
+    Fault(
         "substring",
         "yes, no and the truth are looked for anywhere in the answer: 'normal' and 'abnormal' hold 'no', "
         "so an answer 'normal' to a question whose truth is 'no' is right.",
@@ -37,11 +42,6 @@ FAULTS = (
         "a word that the answer repeats is found each time it is repeated, though the truth has it once: "
         "recall and precision rise.",
         "evaluate_metrics.py, `tp += candidate_words[word]`",
-    ),
-    Fault(
-        "untyped",
-        "an item whose answer_type is neither OPEN nor CLOSED is left out without a word.",
-        "run_eval.py, `if ... elif` without `else`",
     ),
     Fault(
         "periods",

@@ -19,6 +19,11 @@ SOURCE = (
 )
 FAULTS = (
     Fault(
+        "parts",
+        "of the 30 part files of OmniMedVQA that are listed, 14 are loaded.",
+        "image_mcq.py, class OmniMedVQA, `range(1, 15)`",
+    ),
+    Fault(
         "article",
         "a capital A that stands alone is option A, also where it is the article of a short sentence: 'A "
         "large mass' is option A.",
@@ -28,11 +33,6 @@ FAULTS = (
         "substring",
         "the text of an option is looked for anywhere in the answer: 'abnormal' names the option 'normal'.",
         "matching_util.py, `can_infer_text`",
-    ),
-    Fault(
-        "parts",
-        "of the 30 part files of OmniMedVQA that are listed, 14 are loaded.",
-        "image_mcq.py, class OmniMedVQA, `range(1, 15)`",
     ),
     Fault(
         "judgeless",
