@@ -52,14 +52,13 @@ def run(options: Namespace) -> Result:
 
 def evaluate(options: Namespace) -> Result:
     """Score a model on the atlas benchmark, --out is a folder then; or a prediction file by protocols."""
+    from monai_unimedvl.cli import measuring
+
+    measuring.check(options)
     if options.against:
-        from monai_unimedvl.cli.measuring import against
-
-        return against(options)
+        return measuring.against(options)
     if options.pictures:
-        from monai_unimedvl.cli.measuring import pictures
-
-        return pictures(options)
+        return measuring.pictures(options)
     if options.predictions or options.explain or options.protocols or options.judge:
         from monai_unimedvl.cli.scoring import evaluate_predictions
 
@@ -72,9 +71,7 @@ def evaluate(options: Namespace) -> Result:
         if not options.benchmark:
             raise ValueError("--data holds the files of a benchmark: add --benchmark NAME.")
         return evaluate_benchmark(options)
-    from monai_unimedvl.cli.measuring import measure
-
-    return measure(options)
+    return measuring.measure(options)
 
 
 def provenance(options: Namespace) -> Result:

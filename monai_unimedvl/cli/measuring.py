@@ -51,6 +51,21 @@ def add_options(verb: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def check(options: Namespace) -> None:
+    """Refuse settings that what is asked for would not use.
+
+    Raises:
+        ValueError: such a setting.
+    """
+    pictures = [name for name in ("upstream", "foreground", "legend", "encoder") if getattr(options, name)]
+    if pictures and not options.pictures:
+        raise ValueError(f"--{pictures[0]} scores drawings: add --predictions FILE --pictures FOLDER.")
+    if options.predictions and (options.engine != "local" or options.workers or options.limit):
+        raise ValueError(
+            "--predictions asks no model: leave --engine, --workers and --limit out; --where takes rows."
+        )
+
+
 def measure(options: Namespace) -> Result:
     """Score a model on the atlas benchmark; --out is a folder for report, page, cards and predictions.
 
@@ -82,7 +97,7 @@ def measure(options: Namespace) -> Result:
 
 
 def against(options: Namespace) -> Result:
-    """Paired tests of two prediction files on the same items.
+    """Paired tests of two prediction files on the same items: that of --predictions less that of --against.
 
     Raises:
         ValueError: no first file; files that cannot be read, or hold other items.
@@ -94,9 +109,9 @@ def against(options: Namespace) -> Result:
     if not options.predictions:
         raise ValueError("--against needs a first file: add --predictions FILE.")
     pairs = compare_files(
-        read_predictions(options.predictions), read_predictions(options.against), seed=options.seed
+        read_predictions(options.against), read_predictions(options.predictions), seed=options.seed
     )
-    text, values = table(pairs), {"pairs": [asdict(one) for one in pairs]}
+    text, values = table(pairs, "against", "predictions"), {"pairs": [asdict(one) for one in pairs]}
     if options.out:
         write(Path(options.out), f"{text}\n".encode())
         return [f"wrote {options.out}"], values

@@ -82,10 +82,10 @@ def compare_files(
     ]
 
 
-def table(pairs: list[Pair]) -> str:
-    """The pairs as a Markdown table."""
+def table(pairs: list[Pair], first: str = "first", second: str = "second") -> str:
+    """The pairs as a Markdown table; `first` and `second` head the columns of the two files."""
     lines = [
-        "| task | section | metric | n | first | second | difference (95 %) | better / worse | p | p, Holm |",
+        f"| task | section | metric | n | {first} | {second} | difference (95%) | better, worse | p | Holm |",
         "|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for one in pairs:
@@ -100,7 +100,7 @@ def table(pairs: list[Pair]) -> str:
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     tests = ", ".join(dict.fromkeys(one.difference.test for one in pairs))
-    lines += ["", f"Difference: second less first, on the same items. Tests: {tests}; two-sided."]
+    lines += ["", f"Difference: {second} less {first}, on the same items. Tests: {tests}; two-sided."]
     if lost := sum(one.undefined for one in pairs):
         lines.append(f"{lost} scores are undefined in both files and left out of both.")
     return "\n".join(lines)

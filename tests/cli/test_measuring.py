@@ -84,6 +84,7 @@ def test_drawings_are_scored_kept_and_tested_against_others(command, drawn):
         "evaluate", "--predictions", drawn / "one.parquet", "--against", drawn / "two.parquet"
     )
     assert code == 0 and "| sr4 | test | PSNR | 3 |" in out and "sign flips, exact" in out
+    assert "Difference: predictions less against" in out
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,8 @@ def test_drawings_are_scored_kept_and_tested_against_others(command, drawn):
     [
         (["--pictures", "."], "add --predictions FILE"),
         (["--against", "two.jsonl"], "add --predictions FILE"),
+        (["--predictions", "one.jsonl", "--upstream"], "--upstream scores drawings: add --predictions"),
+        (["--predictions", "one.jsonl", "--limit", "3"], "--predictions asks no model: leave --engine"),
         (["--predictions", "one.jsonl", "--pictures", ".", "--out", "x.csv"], "ends in .parquet: rename it"),
         (["--predictions", "one.jsonl", "--pictures", "gone"], "one.jsonl row 1 .id 0., drawn: a.png is not"),
         (["--predictions", "one.jsonl", "--pictures", ".", "--legend", "a.png"], "a.png is no legend"),
