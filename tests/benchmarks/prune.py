@@ -176,7 +176,7 @@ def main() -> None:
     """The table of RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--limit", type=int, default=90, help="runs of each kind at most, spread over all")
+    parser.add_argument("--limit", type=int, default=110, help="runs of each kind at most, spread over all")
     parser.add_argument("--model", default="unimedvl_nano")
     parser.add_argument("--show", action="store_true", help="only print: leave RESULTS.md as it is")
     options = parser.parse_args()
