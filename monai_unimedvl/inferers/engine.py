@@ -314,10 +314,10 @@ class Engine:
         try:
             logits = self._next_word(ids, active, cache)  # (B, V)
             chosen = self._choose(logits, speakers)  # (B,)
-            logprobs = logits.log_softmax(-1)  # (B, V)
+            whole = logits.logsumexp(-1)  # (B,)
         except Exception as error:  # as above
             return [self._finish(request, None, 0.0, "error", str(error)) for request in speakers]
-        said = logprobs.gather(1, chosen.unsqueeze(1)).squeeze(1).tolist()
+        said = (logits.gather(1, chosen.unsqueeze(1)).squeeze(1) - whole).tolist()
         tokens = []
         for row, (s, request, id_) in enumerate(zip(active, speakers, chosen.tolist(), strict=True)):
             if said[row] != said[row]:
@@ -326,12 +326,12 @@ class Engine:
                 continue
             best: tuple[tuple[int, float], ...] = ()
             if request.alternatives:
-                top = logprobs[row].topk(min(request.alternatives, logprobs.shape[1]))
-                best = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+                top = logits[row].topk(min(request.alternatives, logits.shape[1]))
+                best = tuple(zip(top.indices.tolist(), (top.values - whole[row]).tolist(), strict=True))
             self._next[s] = id_
             if id_ == marks.text_end:
                 tokens.append(self._finish(request, None, said[row], "end", alternatives=best))
-            elif sum(token.id is not None for token in request.tokens) + 1 == request.sampling.max_new_tokens:
+            elif len(request.tokens) + 1 == request.sampling.max_new_tokens:  # only the last has no word
                 tokens.append(self._finish(request, id_, said[row], "length", alternatives=best))
             elif cache.lengths[s] + 3 > room:
                 tokens.append(self._finish(request, id_, said[row], "context", alternatives=best))

@@ -141,6 +141,7 @@ class Decoder(nn.Module):
         self.rope_theta, self.max_context = rope_theta, max_context
         self.compiled_words = False  # see `compile_words`
         self.backend = "sdpa"  # see `use_backend`
+        self.fast_head: Any = None  # see `make_fast`
         self.embed = nn.Embedding(vocab_size, hidden_size)
         self.layers = nn.ModuleList(
             Layer(hidden_size, mlp_dim, num_heads, num_kv_heads, norm_eps=norm_eps, qk_norm=qk_norm)
@@ -183,4 +184,8 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., vocabulary)"""
+        if self.fast_head is not None and hidden.dim() == 2 and not torch.is_grad_enabled():
+            found: Tensor | None = self.fast_head(hidden)
+            if found is not None:
+                return found
         return F.linear(hidden, self.embed.weight) if self.head is None else self.head(hidden)

@@ -5,13 +5,13 @@ oneDNN multiplies by a weight that lies as it wants it, and torch lays it so ane
 laid once: queries, keys and values in one, gate and up in one. What lies between the products (norms, rotary
 codes, gates) is compiled into one pass each. Gradients go through the plain code, as before.
 
-This holds a second copy of the layers' weights. Where a weight changes, its layer is laid anew.
+This holds a second copy of the layers' weights and of the head's. Where one changes, it is laid anew.
   L tokens   D hidden size   H heads   K key-value heads   E head size   F width of the feed-forward
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_unimedvl.networks.compiling import check_compiler, fused
-from monai_unimedvl.networks.decoder import Layer
+from monai_unimedvl.networks.decoder import Decoder, Layer
 from monai_unimedvl.networks.decoding import compile_words, watched
 from monai_unimedvl.networks.layers import EXPERTS, PerExpert, RMSNorm, SwiGLU, rotate
 from monai_unimedvl.sequence import Routes
@@ -51,7 +51,30 @@ def make_fast(network: nn.Module, *, compiled: bool = True) -> nn.Module:
         compile_words(network)
     for layer in layers:
         layer.fast = FastLayer(layer, compiled) if FastLayer.fits(layer) else None
+    for decoder in [module for module in network.modules() if type(module) is Decoder]:
+        decoder.fast_head = FastHead(decoder)
     return network
+
+
+class FastHead:
+    """The scores of words by a head, or an embedding, that lies ready."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder, self.stamp = decoder, (0, 0)
+        self.product: Product | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "stamp": (0, 0), "product": None}
+
+    def __call__(self, x: Tensor) -> Tensor | None:
+        """(B, D) -> (B, V); None where the head is no plain one."""
+        head = self.decoder.embed if self.decoder.head is None else self.decoder.head
+        if type(head) not in (nn.Linear, nn.Embedding) or watched(head):
+            return None
+        stamp = _stamp(head.weight)
+        if stamp != self.stamp or self.product is None:
+            self.stamp, self.product = stamp, Product([head])
+        return self.product(x)
 
 
 class FastLayer:
@@ -80,7 +103,7 @@ class FastLayer:
         if not all(type(leaf) in PLAIN and not watched(leaf) for leaf in leaves):
             return False
         weights = [leaf.weight for leaf in leaves if type(leaf) is not nn.Identity]
-        stamp = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
+        stamp = [_stamp(weight) for weight in weights]
         if stamp != self.stamp:
             self.stamp, self.experts = stamp, {}
         for expert, count in zip(EXPERTS, routes[:2], strict=True):
@@ -147,10 +170,10 @@ class Laid:
 class Product:
     """Linear layers side by side, as one: (M, K) -> (M, N of all)."""
 
-    def __init__(self, layers: list[nn.Linear]) -> None:
+    def __init__(self, layers: Sequence[nn.Linear | nn.Embedding]) -> None:
         with torch.no_grad():
             weight = torch.cat([layer.weight for layer in layers]) if len(layers) > 1 else layers[0].weight
-            biases = [layer.bias for layer in layers if layer.bias is not None]
+            biases = [bias for layer in layers if (bias := getattr(layer, "bias", None)) is not None]
             self.bias = torch.cat(biases) if len(biases) == len(layers) and biases else None
         self.weight = weight.detach()
         self.packed = _can_pack(weight.device.type, weight.dtype)
@@ -205,6 +228,11 @@ def _leaves(layer: Layer) -> Iterator[nn.Module]:
                 yield from (twin.gate, twin.up, twin.down)
             else:
                 yield twin
+
+
+def _stamp(weight: Tensor) -> tuple[int, int]:
+    """Changes with the place and the content of a weight."""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
 def _norm(part: nn.Module) -> Any:
