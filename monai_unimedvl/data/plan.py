@@ -135,6 +135,11 @@ def name_of(options: Mapping[str, Any]) -> str:
 
 
 def must_be_each(options: str) -> None:
+    """Nothing, where a step does each record by itself, as those of one source must.
+
+    Raises:
+        ValueError: it decides on all.
+    """
     step = make(json.loads(options))
     if not isinstance(step, Each):
         raise ValueError(f"step {step.name!r} of a source decides on all records: move it to `steps`.")
