@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from monai_unimedvl.cli.command import Result
     from monai_unimedvl.evaluation.asking import Build, Engine, Made, Request
     from monai_unimedvl.evaluation.encoders import Encoder
+    from monai_unimedvl.evaluation.predictions import Predictions
 
 STORE = 300_000_000  # bytes of Ray's store of objects
 
@@ -103,13 +104,12 @@ def against(options: Namespace) -> Result:
         ValueError: no first file; files that cannot be read, or hold other items.
     """
     from monai_unimedvl.evaluation.pairing import compare_files, table
-    from monai_unimedvl.evaluation.predictions import read_predictions
     from monai_unimedvl.provenance import write
 
     if not options.predictions:
         raise ValueError("--against needs a first file: add --predictions FILE.")
     pairs = compare_files(
-        read_predictions(options.against), read_predictions(options.predictions), seed=options.seed
+        _file(options, options.against), _file(options, options.predictions), seed=options.seed
     )
     text, values = table(pairs, "against", "predictions"), {"pairs": [asdict(one) for one in pairs]}
     if options.out:
@@ -125,7 +125,7 @@ def pictures(options: Namespace) -> Result:
         ValueError: no prediction file; files, an encoder or a legend that cannot be read.
     """
     from monai_unimedvl.evaluation.pictures import rows_of, score_pictures, set_scores
-    from monai_unimedvl.evaluation.predictions import read_predictions, write_predictions
+    from monai_unimedvl.evaluation.predictions import write_predictions
     from monai_unimedvl.evaluation.tables import markdown
 
     if not options.predictions:
@@ -133,7 +133,7 @@ def pictures(options: Namespace) -> Result:
     if options.out and not options.out.endswith(".parquet"):
         raise ValueError(f"--out is {options.out}, expected a name that ends in .parquet: rename it.")
     scored = score_pictures(
-        read_predictions(options.predictions), options.pictures, upstream=options.upstream,
+        _file(options, options.predictions), options.pictures, upstream=options.upstream,
         inside=options.foreground, legend=_legend(options.legend),
     )  # fmt: skip
     rows = rows_of(scored, seed=options.seed)
@@ -153,6 +153,20 @@ def pictures(options: Namespace) -> Result:
         write_predictions(scored.rows, options.out, scored.about)
         lines.append(f"wrote {options.out}")
     return lines, values
+
+
+def _file(options: Namespace, name: str) -> Predictions:
+    """A prediction file, with the columns, rows and number of rows that were asked for."""
+    from dataclasses import replace
+
+    from monai_unimedvl.cli.scoring import chosen_rows, pairs_of
+    from monai_unimedvl.evaluation.predictions import read_predictions
+
+    found = read_predictions(
+        name, columns=pairs_of(options.columns or (), "--columns"), ignore=options.ignore, items=options.items
+    )
+    rows, _ = chosen_rows(found.rows, pairs_of(options.where, "--where"))
+    return replace(found, rows=rows, about={**found.about, "items": len(rows)})
 
 
 def _encoder(told: str) -> Encoder:

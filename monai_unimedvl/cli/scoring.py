@@ -82,11 +82,11 @@ def evaluate_predictions(options: Namespace) -> Result:
         raise ValueError("--explain takes two protocols and no judge: leave --judge and --protocols out.")
     rows = read_predictions(
         options.predictions,
-        columns=_pairs(options.columns or (), "--columns"),
+        columns=pairs_of(options.columns or (), "--columns"),
         ignore=options.ignore,
         items=options.items,
     ).rows
-    rows, chosen = _chosen(rows, _pairs(options.where, "--where"))
+    rows, chosen = chosen_rows(rows, pairs_of(options.where, "--where"))
     if options.explain:
         told = explain(rows, *options.explain)
         text, values = chosen + told.table(), told.as_json()
@@ -119,7 +119,7 @@ def evaluate_predictions(options: Namespace) -> Result:
     return [text], values
 
 
-def _chosen(rows: list[Any], wanted: dict[str, str]) -> tuple[list[Any], str]:
+def chosen_rows(rows: list[Any], wanted: dict[str, str]) -> tuple[list[Any], str]:
     """The rows with these values, and a line that says how many they are."""
     from monai_unimedvl.evaluation.predictions import COLUMNS
 
@@ -132,7 +132,7 @@ def _chosen(rows: list[Any], wanted: dict[str, str]) -> tuple[list[Any], str]:
     return some, f"{len(some)} of {len(rows)} rows: {told}\n\n" if wanted else ""
 
 
-def _pairs(told: Any, option: str) -> dict[str, str]:
+def pairs_of(told: Any, option: str) -> dict[str, str]:
     found = {}
     for one in told:
         theirs, sign, ours = one.partition("=")

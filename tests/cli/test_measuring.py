@@ -16,6 +16,7 @@ from PIL import Image
 from monai_unimedvl import bundle, evaluation
 from monai_unimedvl.cli import measuring
 from monai_unimedvl.evaluation import AtlasBenchmark, Drawing
+from monai_unimedvl.evaluation.predictions import read_predictions
 
 
 @pytest.fixture
@@ -85,6 +86,12 @@ def test_drawings_are_scored_kept_and_tested_against_others(command, drawn):
     )
     assert code == 0 and "| sr4 | test | PSNR | 3 |" in out and "sign flips, exact" in out
     assert "Difference: predictions less against" in out
+    code, out, _ = command(
+        "evaluate", "--predictions", drawn / "one.parquet", "--pictures", drawn, "--where", "id=1",
+        "--out", drawn / "few.parquet",
+    )  # fmt: skip
+    assert code == 0 and "| sr4 | test | all | PSNR | 1 |" in out
+    assert len(read_predictions(drawn / "few.parquet")) == 1
 
 
 @pytest.mark.parametrize(
