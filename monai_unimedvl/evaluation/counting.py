@@ -26,6 +26,7 @@ from monai_unimedvl.evaluation.protocols.judge import SAME_MEANING, Judge, Judge
 from monai_unimedvl.evaluation.protocols.strict import refuses
 
 ALL = "all"
+FEW = 10  # patients or images: an interval drawn by fewer is told
 SORTS = ("benchmark", "section", "task", "setting")  # of a file with several of one, each has its own lines
 
 
@@ -38,6 +39,7 @@ class Line:
         kind: of `KINDS`, or "micro" or "macro". measure: what is averaged.
         n: items in the denominator.
         value: their mean. low, high: 95 % bootstrap interval, by patient or image where these are known.
+        clusters: patients or images that the interval is drawn by; 0 if by items.
     """
 
     group: str
@@ -47,6 +49,7 @@ class Line:
     value: float
     low: float
     high: float
+    clusters: int = 0
 
 
 @dataclass(frozen=True)
@@ -155,9 +158,9 @@ def lines(scored: Scored, *, seed: int = 0) -> list[Line]:
         means = []
         for kind in [*kinds, *(["micro"] if len(kinds) > 1 else [])]:
             some = [place for place in places if kind in ("micro", scored.kinds[place])]
-            value, low, high = _interval(scored, some, seed)
+            value, low, high, clusters = _interval(scored, some, seed)
             measure = scored.protocol.measures.get(kind, "mean over items")
-            found.append(Line(group, kind, measure, len(some), value, low, high))
+            found.append(Line(group, kind, measure, len(some), value, low, high, clusters))
             means.append(value)
         if len(kinds) > 1:
             macro = _mean(means[:-1])
@@ -200,6 +203,9 @@ def as_json(counts: Iterable[Count]) -> list[dict[str, Any]]:
 
 
 def _notes(one: Count) -> Iterable[str]:
+    if few := [line for line in one.lines if 0 < line.clusters < FEW]:
+        least = min(line.clusters for line in few)
+        yield f"{len(few)} intervals are drawn by few patients or images, {least} at least: they say little."
     if one.judge:
         yield f"judged by {one.judge}; {one.unparsed} replies could not be read and count as wrong."
     if one.stops:
@@ -236,24 +242,26 @@ def _text_line(
     language: str, name: str, value: float, each: Sequence[float], rows: Sequence[Prediction], seed: int
 ) -> Line:
     """The line of a measure; an interval only where the measure is the mean of its texts."""
-    low, high = math.nan, math.nan
+    low, high, clusters = math.nan, math.nan, 0
     if not math.isnan(value) and math.isclose(value, _mean(each), abs_tol=1e-9):
-        _, low, high = _spread(each, rows, seed)
-    return Line(language, "report", name, len(each), value, low, high)
+        _, low, high, clusters = _spread(each, rows, seed)
+    return Line(language, "report", name, len(each), value, low, high, clusters)
 
 
-def _interval(scored: Scored, places: Sequence[int], seed: int) -> tuple[float, float, float]:
+def _interval(scored: Scored, places: Sequence[int], seed: int) -> tuple[float, float, float, int]:
     values = [float(hit) for place in places if (hit := scored.hits[place]) is not None]
     return _spread(values, [scored.rows[place] for place in places], seed)
 
 
-def _spread(values: Sequence[float], rows: Sequence[Prediction], seed: int) -> tuple[float, float, float]:
-    """Mean and interval, by patient, else by image, where some share one."""
-    clusters: list[str] | None = [row.patient or row.image or f"row {n}" for n, row in enumerate(rows)]
-    if clusters is None or len(set(clusters)) == len(clusters):
-        clusters = None
-    low, high = interval(values, clusters=clusters, seed=seed)
-    return _mean(values), low, high
+def _spread(
+    values: Sequence[float], rows: Sequence[Prediction], seed: int
+) -> tuple[float, float, float, int]:
+    """Mean and interval, by patient, else by image, where some share one; and how many of these."""
+    clusters = [row.patient or row.image or f"row {n}" for n, row in enumerate(rows)]
+    number = len(set(clusters))
+    apart = number == len(clusters)
+    low, high = interval(values, clusters=None if apart else clusters, seed=seed)
+    return _mean(values), low, high, 0 if apart else number
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -90,6 +90,11 @@ def test_intervals_are_drawn_by_image_where_images_are_shared():
     (apart,) = (line for line in count(single, ["strict-v1"])[0].lines)
     assert whole.value == apart.value == 0.5
     assert whole.high - whole.low > 3 * (apart.high - apart.low)
+    assert (whole.clusters, apart.clusters) == (40, 0) and "say little" not in table(
+        count(rows, ["strict-v1"])
+    )
+    few = table(count(rows[:50], ["strict-v1"]))
+    assert "1 intervals are drawn by few patients or images, 2 at least: they say little." in few
 
 
 @pytest.mark.parametrize("a", [*PROTOCOLS, "llavamed-v1:faithful", "medevalkit-rule:faithful"])
