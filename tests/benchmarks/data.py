@@ -149,7 +149,7 @@ def main() -> None:
     hours = PAPER / rates[-1] / 3600
     report(
         f"`unimedvl data build` of {SIDE} x {SIDE} pictures with a sentence: coarse, dedup, shards, "
-        f"`--workers {options.workers} --sizes {' '.join(map(str, options.sizes))}`. The decisions alone hold "
+        f"`--workers {options.workers} --sizes {' '.join(map(str, options.sizes))}`. The decisions hold "
         f"about {bytes_each:,.0f} bytes a record.\n\n"
         f"On paper: at the rate of the largest build, {PAPER:,} records of this size take {hours:,.0f} hours "
         f"of one core, so {hours / 2:,.0f} hours on two and {hours:,.0f} / n on Ray with n, as long as "
