@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from monai_unimedvl.cli.command import Result
 
+TROUBLE = "torchvision"  # a build for another torch breaks transformers
+
 
 def add_options(verb: ArgumentParser) -> None:
     """The words of `unimedvl doctor`."""
@@ -43,6 +45,8 @@ def doctor(options: Namespace) -> Result:
 def _installation() -> Result:
     import importlib.util
     import os
+    import subprocess
+    import sys
     from importlib.metadata import PackageNotFoundError, version
 
     import torch
@@ -56,13 +60,13 @@ def _installation() -> Result:
             lines.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             lines.append(f"{name} is not installed")
-    if importlib.util.find_spec("torchvision") is not None:
-        try:
-            importlib.import_module("torchvision")
-        except Exception as error:  # whatever a wheel built for another torch raises
+    if importlib.util.find_spec(TROUBLE) is not None:  # in a process of its own: we never import it
+        done = subprocess.run([sys.executable, "-c", f"import {TROUBLE}"], capture_output=True, text=True)
+        if done.returncode:
+            why = (done.stderr.strip().splitlines() or ["no message"])[-1].split(":")[0]
             faults.append(
-                f"torchvision cannot be imported ({type(error).__name__}), and transformers breaks with it: "
-                "pip uninstall torchvision, or install the build for this torch"
+                f"{TROUBLE} cannot be imported ({why}), and transformers breaks with it: "
+                f"pip uninstall {TROUBLE}, or install the build for this torch"
             )
     kernels = {kind: has_kernel(kind) for kind in ("int8", "int4")}
     lines.append(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {in_units(available())} free")

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from monai_unimedvl.cli import doctor
+
 Command = Callable[..., tuple[int, str, str]]
 
 
@@ -74,3 +76,14 @@ def test_prune_takes_a_share_and_refuses_what_is_none(command: Command, tmp_path
     assert code == 0 and whole.strip(), err
     code, _, err = command("ask", *words, "--prune", "55")
     assert code == 2 and "a share between 0 and 1 is expected, as 0.55" in err
+
+
+def test_a_torchvision_that_does_not_fit_is_named(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "brokenvision.py").write_text("raise RuntimeError('operator nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(doctor, "TROUBLE", "brokenvision")
+    code, out, _ = command("doctor", own_model=True)
+    assert code == 2 and "brokenvision cannot be imported (RuntimeError), and transformers breaks" in out
