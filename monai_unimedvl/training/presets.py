@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from monai_unimedvl import weights
 from monai_unimedvl.data.atlas import AtlasDataset
 from monai_unimedvl.data.atlas_tasks import DEFAULT_TASKS
 from monai_unimedvl.data.augment import OF_CONTRAST, RECOLOURED, augment, recolour
@@ -33,9 +35,15 @@ WEIGHTS = {
     "t1-to-pd": 0.025, "t2-to-t1": 0.02, "t1-to-gm": 0.02, "ct-to-bone": 0.01, "h-to-he": 0.02,
     "h-to-ihc": 0.015, "slice-group": 0.015, "edit-group": 0.04,
 }  # fmt: skip
+# the shares of a leg in which the drawing side alone learns, so that answers stay as they are
+DRAWING = {
+    **WEIGHTS, "vqa": 0.0, "caption": 0.0, "text-to-image": 0.14, "seg-tissue": 0.16, "seg-lobes": 0.14,
+    "sr4": 0.2, "t1-to-t2": 0.035, "t1-to-pd": 0.035, "t2-to-t1": 0.03, "t1-to-gm": 0.03,
+    "ct-to-bone": 0.015, "h-to-he": 0.025, "h-to-ihc": 0.02, "slice-group": 0.02, "edit-group": 0.07,
+}  # fmt: skip
 EDITED_TOGETHER = ("seg-tissue", "seg-lobes", "sr4", "t1-to-t2", "t1-to-pd", "t2-to-t1", "t1-to-gm")
 GAPS = (2.0, 4.0)  # mm between the slices of a group
-RARE = {"histology": 3, "fundus photograph": 3}  # how often an epoch of super-resolution shows them
+RARE = {"histology": 4, "fundus photograph": 5}  # how often an epoch of super-resolution shows them
 UNHEARD = ("slice-group",)  # adds no word to the tokenizer and no picture to the codec
 DROPOUTS = {"caption": Dropout(), "text-to-image": Dropout(text=0.1)}  # edits: 5 % of each condition
 QUESTIONS_A_DIALOGUE = 6  # at most
@@ -62,6 +70,8 @@ def nano_training(
     hidden_size: int = 160,
     num_layers: int = 4,
     vision_steps: int = 600,
+    start: str | Path | None = None,
+    drawing_alone: bool = False,
     progress: bool = True,
 ) -> NanoTraining:
     """The network, tokenizer and mixture of the nano model, from the atlas packages.
@@ -71,12 +81,21 @@ def nano_training(
         vision_steps: of pretraining the vision encoder; 0 when weights are loaded afterwards anyway.
         permissive_only: leave out sources under GPL.
         budget: tokens a pack.
+        start: a folder of weights to begin with, with their tokenizer; None begins anew.
+        drawing_alone: the shares are those of `DRAWING`; give `UniMedVLModule` what is not to learn.
         progress: show bars.
     """
     tasks = (*DEFAULT_TASKS, "slice-group")
     dataset = AtlasDataset(
         root, "train", tasks=tasks, permissive_only=permissive_only, seed=seed, progress=progress
     )
+    shares = DRAWING if drawing_alone else WEIGHTS
+    if start is not None:
+        network, tokenizer = weights.load(start)
+        if tokenizer is None:
+            raise ValueError(f"start {Path(start).name} has no tokenizer, expected one beside the weights.")
+        mixture = nano_mixture(dataset, tokenizer, budget=budget, seed=seed, shares=shares)
+        return NanoTraining(network.train(), tokenizer, mixture)
     tokenizer = Tokenizer.train(corpus(dataset), VOCABULARY)
     pictures = training_pictures(dataset)
     with seeded(seed):
@@ -86,18 +105,24 @@ def nano_training(
     network.latent_variance.copy_(latents.var(dim=(0, 2, 3)))  # type: ignore[operator]
     if vision_steps:
         pretrain_vision(network, dataset, steps=vision_steps, seed=seed, progress=progress)
-    return NanoTraining(network, tokenizer, nano_mixture(dataset, tokenizer, budget=budget, seed=seed))
+    mixture = nano_mixture(dataset, tokenizer, budget=budget, seed=seed, shares=shares)
+    return NanoTraining(network, tokenizer, mixture)
 
 
-def nano_mixture(dataset: AtlasDataset, tokenizer: Tokenizer, *, budget: int, seed: int = 0) -> Mixture:
-    """Packs of the atlas tasks at `WEIGHTS`, augmented, with condition dropout for guidance."""
+def nano_mixture(
+    dataset: AtlasDataset, tokenizer: Tokenizer, *, budget: int, seed: int = 0,
+    shares: Mapping[str, float] = WEIGHTS,
+) -> Mixture:  # fmt: skip
+    """Packs of the atlas tasks at their shares, augmented, with condition dropout for guidance."""
     to_segments = ToSegments(tokenizer, view=NANO_RULE, canvas=NANO_RULE, together=True)
-    streams = atlas_streams(dataset, grouped=True)
+    streams = atlas_streams(dataset, grouped=True, shares=shares)
     return Mixture(streams, to_segments, budget=budget, seed=seed)
 
 
-def atlas_streams(dataset: AtlasDataset, *, grouped: bool = False) -> list[Stream]:
-    """One stream for each task of `WEIGHTS`; each dialogue asks some of the questions about a picture.
+def atlas_streams(
+    dataset: AtlasDataset, *, grouped: bool = False, shares: Mapping[str, float] = WEIGHTS
+) -> list[Stream]:
+    """One stream for each task with a share; each dialogue asks some of the questions about a picture.
 
     Args:
         grouped: also neighbouring slices edited together; the segments then need `together=True`.
@@ -139,19 +164,17 @@ def atlas_streams(dataset: AtlasDataset, *, grouped: bool = False) -> list[Strea
             turns += [Turn("user", item["turns"][0].parts[1:]), item["turns"][1]]
         return augment(turns, generator, task="vqa")
 
-    streams = [Stream("vqa", questions, len(pictures), WEIGHTS["vqa"])] if pictures else []
+    streams = [Stream("vqa", questions, len(pictures), shares["vqa"])] if pictures and shares["vqa"] else []
     for task, found in places.items():
-        if task in WEIGHTS:
+        if shares.get(task):
             dropout = DROPOUTS.get(task, Dropout(0.05, 0.05, 0.05))
             read, drawing = partial(one, task), task != "caption"
             often = [RARE.get(dataset.entries[i].picture.modality, 1) if task == "sr4" else 1 for i in found]
             order = partial(_oftener, often)
-            streams.append(Stream(task, read, sum(often), WEIGHTS[task], dropout, draws=drawing, order=order))
+            streams.append(Stream(task, read, sum(often), shares[task], dropout, draws=drawing, order=order))
     if groups:
         dropout = Dropout(0.05, 0.05, 0.05)
-        streams.append(
-            Stream("edit-group", together, len(groups), WEIGHTS["edit-group"], dropout, draws=True)
-        )
+        streams.append(Stream("edit-group", together, len(groups), shares["edit-group"], dropout, draws=True))
     return streams
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from monai_unimedvl.training.presets import (  # noqa: E402
     corpus,
     edit_groups,
     nano_mixture,
+    nano_training,
 )  # fmt: skip
 
 
@@ -88,3 +90,22 @@ def test_rare_colour_pictures_come_oftener_in_super_resolution_and_the_others_on
 def test_groups_add_no_word_to_the_tokenizer(dataset: AtlasDataset, tmp_path: Path) -> None:
     without = AtlasDataset(tmp_path, "train", progress=False)
     assert corpus(dataset) == corpus(without) and set(WEIGHTS) - set(TASKS) == {"edit-group"}
+
+
+def test_a_leg_of_drawing_leaves_the_reading_side_alone(tmp_path: Path) -> None:
+    """As the bundle's pretrain_drawing.json says: what reads does not learn, nothing is asked."""
+    from monai_unimedvl.bundle import models
+    from monai_unimedvl.training.module import UniMedVLModule
+    from monai_unimedvl.training.parts import part_of
+
+    folder = models("unimedvl_nano")
+    overlay = json.loads((folder.parent / "configs" / "pretrain_drawing.json").read_text())
+    training = nano_training(
+        tmp_path, start=folder, drawing_alone=overlay["drawing_alone"], budget=1000, progress=False
+    )
+    module = UniMedVLModule(training.network, training.tokenizer.marks, frozen=overlay["frozen"])
+    learning = {part_of(name) for name, p in module.network.named_parameters() if p.requires_grad}
+    assert learning == {"generation", "heads"}
+    assert not training.network.decoder.embed.weight.requires_grad
+    names = {stream.name for stream in training.mixture.streams}
+    assert "edit-group" in names and not {"vqa", "caption"} & names
