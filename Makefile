@@ -28,7 +28,7 @@ $(VENV)/test.stamp: $(VENV)/torch.stamp setup.py constraints.txt
 	touch $@ $(VENV)/demo.stamp
 
 $(VENV)/slow.stamp: $(VENV)/test.stamp
-	$(PIP) install --quiet -c constraints.txt -e ".[ray]"  # 250 MB that only slow tests need
+	$(PIP) install --quiet -c constraints.txt -e ".[ray,generative]"  # 250 MB that only slow tests need
 	touch $@
 
 atlas: $(VENV)/demo.stamp  ## the packages whose scans the atlas is made of, about 235 MB, into the cache

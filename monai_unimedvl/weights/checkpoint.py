@@ -19,18 +19,17 @@ NAME = "model.pt"
 PREFIX = "network."
 
 
-def read_checkpoint(file: str | Path) -> dict[str, Tensor]:
-    """Tensors by the names of the network, mapped from the file where it allows that.
+def read_torch_file(file: Path) -> object:
+    """What a file of torch.save holds, on the CPU, mapped where it allows that; nothing in it is run.
 
     Raises:
-        ValueError: the file is damaged, holds anything but tensors, or no tensor at all.
+        ValueError: the file is damaged, missing, or a pickle of more than tensors and plain values.
     """
-    file = Path(file)
     try:
         try:
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # the old format cannot be mapped
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(
             f"{file.name} cannot be read ({error.strerror or error}): check the path."
@@ -43,6 +42,16 @@ def read_checkpoint(file: str | Path) -> dict[str, Tensor]:
                 "it was run; take the file from its makers again, or save its state_dict() anew."
             ) from error
         raise ValueError(f"{file.name} is no readable torch file: fetch it again.") from error
+
+
+def read_checkpoint(file: str | Path) -> dict[str, Tensor]:
+    """Tensors by the names of the network, mapped from the file where it allows that.
+
+    Raises:
+        ValueError: the file is damaged, holds anything but tensors, or no tensor at all.
+    """
+    file = Path(file)
+    content = read_torch_file(file)
     if not isinstance(content, Mapping) or not all(isinstance(x, Tensor) for x in content.values()):
         held = sorted({type(x).__name__ for x in content.values()} if isinstance(content, Mapping) else [])
         came = ", ".join(held[:3]) or type(content).__name__
