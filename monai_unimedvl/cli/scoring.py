@@ -133,6 +133,7 @@ def chosen_rows(rows: list[Any], wanted: dict[str, str]) -> tuple[list[Any], str
 
 
 def pairs_of(told: Any, option: str) -> dict[str, str]:
+    """{NAME: VALUE} of words such as gt=truth; a `ValueError` names the option of one that is none."""
     found = {}
     for one in told:
         theirs, sign, ours = one.partition("=")
