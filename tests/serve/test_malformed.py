@@ -34,7 +34,7 @@ def test_a_body_of_another_kind_is_refused(url, kind):
 
 
 @pytest.mark.parametrize(
-    "paths, count", [(["/v1/chat/completions"], 15), pytest.param(None, 1000, marks=pytest.mark.slow)]
+    "paths, count", [(["/panel/draw"], 15), pytest.param(None, 1000, marks=pytest.mark.slow)]
 )
 def test_requests_that_break_the_description_get_4xx_and_nothing_else(network, tokenizer, paths, count):
     """10,000 of them: tests/benchmarks/serve.py."""
