@@ -6,6 +6,7 @@ The scores are those of `evaluation`, on a few items; the page shows them and le
 
 from __future__ import annotations
 
+import platform
 import time
 from argparse import Namespace
 from collections import defaultdict
@@ -89,7 +90,7 @@ def foot(stage: Stage, seconds: float) -> list[str]:
     return [
         (
             f"Made on {date.today().isoformat()} in {seconds:.0f} s by monai_unimedvl {__version__}"
-            f" (torch {about['torch']}, Python {about['python']}), seed {stage.seed},"
+            f" (torch {about['torch']}, Python {platform.python_version()}), seed {stage.seed},"
             f" weights sha256 {stage.hash[:16]}."
         ),
         (
@@ -231,7 +232,7 @@ def drawing(stage: Stage, found: Mapping[str, Any]) -> Card:
         ),
     ]
     lines = [
-        ("words", found["words"]),
+        ("words", found["asked"]),
         ("baseline", f"usual kind: {'right' if usual else 'wrong'}"),
         (
             "nearest",

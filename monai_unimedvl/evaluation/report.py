@@ -101,7 +101,7 @@ class Report:
         write(folder / "table.md", self.table() + "\n")
         write(folder / "table.csv", tables.comma_separated(self.rows))
         write(folder / "table.tex", tables.latex(tables.short(self.rows)))
-        if optional_import("pyarrow")[1]:
+        if self.predictions and optional_import("pyarrow")[1]:
             told = {"benchmark": self.about.get("benchmark", ""), "seed": self.about.get("seed")}
             write_predictions(self.as_predictions(), folder / "predictions.parquet", told)
         if self.images:

@@ -136,11 +136,12 @@ class UniMedVL(nn.Module):
             raise ValueError(
                 "The prompt has an image, but this network no vision encoder: load one that has."
             )
+        position = self._cell(self.view_table, seq.view_cells, self.vision.grid_side)
         patches = seq.patches.to(self.vision.patch.weight.dtype)  # type: ignore[union-attr]
-        seen, cells = self.vision(patches, seq.view_cells, seq.view_lengths), seq.view_cells
+        seen = self.vision(patches, seq.view_cells, seq.view_lengths)
         if seq.view_kept is not None:
-            seen, cells = seen[seq.view_kept], cells[seq.view_kept]
-        return self.connector(seen) + self._cell(self.view_table, cells, self.vision.grid_side)
+            seen, position = seen[seq.view_kept], position[seq.view_kept]
+        return self.connector(seen) + position
 
     def canvases(self, seq: PackedSequence) -> Tensor:
         """Latent tokens (Z, D): projection, flow time, fixed position."""
