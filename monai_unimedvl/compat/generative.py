@@ -90,7 +90,7 @@ def core_config(kind: Kind, **config: Any) -> dict[str, Any]:
         if isinstance(value, str):
             raise ValueError(
                 f"{key}={value!r} is text, expected a value: resolve references first, with "
-                "monai.bundle.ConfigParser(config).get_parsed_content(...)."
+                "ConfigParser(config).get_parsed_content('network_def', instantiate=False).get_config()."
             )
         if key in OURS:
             raise ValueError(f"{key} is decided by the old layout: leave it out.")

@@ -5,7 +5,7 @@
 
 The instruction is fixed, the picture is the only input: it is read as a canvas and a view, then the words,
 and a noisy canvas is drawn after them. The numbers are those of `ImageInferer`.
-`torch.jit.script` and ONNX export get the same numbers as one traced graph for pictures of one size.
+`torch.jit.script` gets the same numbers as one traced graph for pictures of one size; ONNX does not work.
   N pictures   H rows   W columns   Z latent tokens of all drawings   C numbers a latent token
 """
 

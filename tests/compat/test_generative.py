@@ -11,6 +11,7 @@ from typing import Any
 import old_networks
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.utils import optional_import
 from old_networks import CASES, GOLDEN, filled, outputs
 from safetensors.torch import save_file
@@ -93,10 +94,12 @@ def test_safetensors_and_half_precision_are_read(tmp_path: Path) -> None:
     assert torch.equal(network.conv_in.conv.weight, halves["conv_in.conv.weight"].float())
 
 
-def test_a_network_section_of_an_old_bundle_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_the_network_of_an_old_bundle_is_taken_as_it_is() -> None:
     kind, config = CASES["unet"]
-    section = {"_target_": "generative.networks.nets.DiffusionModelUNet", **config}
-    assert core_config(kind, **section) == core_config(kind, **config)
+    section = {"_target_": f"generative.networks.nets.{kind}", **config, "spatial_dims": "@dims"}
+    bundle = ConfigParser({"dims": 2, "network_def": section})
+    resolved = bundle.get_parsed_content("network_def", instantiate=False).get_config()
+    assert core_config(kind, **resolved) == core_config(kind, **config)
     assert core_config(kind, **config)["channels"] == [4, 8]
 
 
