@@ -203,8 +203,11 @@ def test_words_of_a_table_lose_what_points_at_a_person(tmp_path: Path) -> None:
     report = (
         "Exam of 03/04/2017 by Dr. Jane Roe, MRN: A77812. FINDINGS: Heart size normal. IMPRESSION: No edema."
     )
-    rows = [{"image": "a.png", "report": report}, {"image": "a.png", "question": "Is there edema?", "answer": "No."},
-            {"image": "a.png", "report": ""}]  # fmt: skip
+    rows = [
+        {"image": "a.png", "report": report},
+        {"image": "a.png", "question": "Is there edema?", "answer": "No."},
+        {"image": "a.png", "report": ""},
+    ]
     path = table(tmp_path, rows[:1])
     records, _, _ = run(IngestTable, tmp_path, path=path, modality="xray")
     assert records[0].facts["report"] == {"findings": "Heart size normal.", "impression": "No edema."}
