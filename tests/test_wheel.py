@@ -15,7 +15,10 @@ import pytest
 pytestmark = pytest.mark.slow
 
 MOVED = {"transforms": "monai_unimedvl/transforms/recipes", "bundles": "monai_unimedvl/bundles"}
-SHIPPED = (".py", ".typed", ".yaml", ".json", ".jsonl", ".safetensors", ".md", ".txt", ".conf", ".png", ".gz")
+SHIPPED = (
+    ".py", ".typed", ".yaml", ".json", ".jsonl", ".safetensors", ".md", ".txt", ".conf", ".png", ".gz",
+    ".html", ".css", ".js",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
