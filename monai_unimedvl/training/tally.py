@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-from monai_unimedvl.networks import decoder, vision
+from monai_unimedvl.networks import attention as attention_calls
+from monai_unimedvl.networks import vision
 from monai_unimedvl.networks.layers import rotary
 from monai_unimedvl.networks.unimedvl import UniMedVL, from_config
 from monai_unimedvl.sequence import Canvas, Marks, PackedSequence, Segment, pack
@@ -102,7 +103,7 @@ def _fused() -> Iterator[None]:
     def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **options: bool) -> Tensor:
         return _Kernel.apply(q.bfloat16(), k.bfloat16(), v.bfloat16(), mask)
 
-    with patch.object(decoder, "scaled_dot_product", attention):
+    with patch.object(attention_calls, "scaled_dot_product", attention):
         with patch.object(vision, "scaled_dot_product", attention):
             yield
 
