@@ -66,8 +66,7 @@ slow browser: setup
 	else echo "make $@: no test is marked '$@' yet"; fi
 
 tutorials: setup
-	@if ls tutorials/*.ipynb >/dev/null 2>&1; then $(PYTEST) --nbmake tutorials; \
-	else echo "make tutorials: no notebook yet"; fi
+	$(PYTEST) -m tutorials --durations=10
 
 bench: setup
 	@if ls tests/benchmarks/*.py >/dev/null 2>&1; then \

@@ -33,8 +33,10 @@ EXTRAS = {
     "test": [
         "pytest>=9",
         "hypothesis>=6.140",
-        "nbmake>=1.5.5",
+        "nbclient>=0.10",
+        "nbformat>=5.10",
         "ipykernel>=6.30",
+        "matplotlib>=3.9",
         "jsonschema>=4.23",
         "fire>=0.7",
         "httpx>=0.28",
@@ -94,7 +96,7 @@ EXTRAS = {
     "bundle": ["fire>=0.7", "jsonschema>=4.23"],
     "quant": ["torchao>=0.18,<0.19"],
     "generative": ["monai-generative==0.2.3"],  # its last release; only to compare old checkpoints against
-    "docs": ["nbmake>=1.5.5", "ipykernel>=6.30", "matplotlib>=3.9"],
+    "docs": ["nbclient>=0.10", "ipykernel>=6.30", "matplotlib>=3.9"],
 }
 
 # transforms/ and bundles/ hold no Python: they ride in the wheel as data, under the package.
