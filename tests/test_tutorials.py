@@ -20,6 +20,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 HEADINGS = ("# ", "## Setup environment", "## Setup imports", "## Setup data directory", "## Clean-up")
 ALIKE_WORDS, ALIKE_PICTURES = 0.9, 0.95  # of another machine: numbers may differ in their last digits
+LOGGED = re.compile(r" - (INFO|WARNING) - |^(input )?(>|---)")  # MONAI's loggers, with paths of the machine
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -31,7 +32,8 @@ def words(cell: Any) -> list[str]:
     """What a cell says, without numbers: their digits are the machine's."""
     said = [output.get("text", "") for output in cell.outputs if output.get("name") == "stdout"]
     said += [output.data.get("text/plain", "") for output in cell.outputs if "data" in output]
-    return re.findall(r"[A-Za-z_]{2,}", " ".join(said))
+    lines = [line for line in "\n".join(said).splitlines() if not LOGGED.search(line)]
+    return re.findall(r"[A-Za-z_]{2,}", " ".join(lines))
 
 
 def pictures(cell: Any) -> list[np.ndarray]:
