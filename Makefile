@@ -24,7 +24,7 @@ $(VENV)/demo.stamp: $(VENV)/torch.stamp setup.py constraints.txt
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/torch.stamp setup.py constraints.txt
-	$(PIP) install --quiet -c constraints.txt -e ".[test,demo,train,data,near,dicom,delivery,wsi,video,bundle,serve]"
+	$(PIP) install --quiet -c constraints.txt -e ".[test,demo,train,data,near,dicom,delivery,wsi,video,eval,bundle,serve]"
 	touch $@ $(VENV)/demo.stamp
 
 $(VENV)/slow.stamp: $(VENV)/test.stamp

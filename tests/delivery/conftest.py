@@ -27,7 +27,7 @@ def instance(number: int, kind: str = MRImageStorage) -> pydicom.Dataset:
     header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = kind
     header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID = f"{ROOT}.3.{number}"
     header.StudyInstanceUID, header.SeriesInstanceUID = f"{ROOT}.1", f"{ROOT}.2"
-    header.Modality, header.PatientName, header.PatientID = "MR", NAME, "4711"
+    header.Modality, header.PatientName, header.PatientID = "MR", NAME, "47QX11"
     header.SyntheticData = "YES"
     header.Rows = header.Columns = 16
     header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"

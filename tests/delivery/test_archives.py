@@ -129,7 +129,7 @@ def test_nothing_of_a_patient_is_in_logs_or_messages(send, files, archive, web, 
     _, out, _ = send("--list", "--json")
     shown += out + caplog.text
     assert "sent" in caplog.text  # ours is there
-    for secret in (NAME, "Doe", ROOT, "4711"):
+    for secret in (NAME, "Doe", ROOT, "47QX11"):
         assert secret not in shown
 
 

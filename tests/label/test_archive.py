@@ -44,7 +44,7 @@ def series(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = MRImageStorage
         header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID = generate_uid()
-        header.Modality, header.PatientName, header.PatientID = "MR", NAME, "4711"
+        header.Modality, header.PatientName, header.PatientID = "MR", NAME, "47QX11"
         header.SeriesInstanceUID, header.StudyInstanceUID, header.FrameOfReferenceUID = uid, study, frame
         header.Columns, header.Rows = values.shape[:2]
         header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -113,7 +113,7 @@ def test_images_come_out_and_masks_go_in_and_come_back(
         if pydicom.dcmread(tmp_path / "one.dcm").Modality == "SEG":
             segs.append(highdicom.seg.segread(tmp_path / "one.dcm"))
     (seg,) = segs
-    assert (seg.PatientID, seg.StudyInstanceUID) == ("4711", header.StudyInstanceUID), (
+    assert (seg.PatientID, seg.StudyInstanceUID) == ("47QX11", header.StudyInstanceUID), (
         "filed under the patient"
     )
     assert [str(one.SegmentLabel) for one in seg.SegmentSequence] == [one["name"] for one in TISSUES]
@@ -128,4 +128,4 @@ def test_images_come_out_and_masks_go_in_and_come_back(
     there = np.rint((place @ np.c_[voxels, np.ones(len(voxels))].T)[:3].T).astype(int)
     assert (np.asarray(back.dataobj)[tuple(there.T)] == values[tuple(voxels.T)]).all()
     assert int((np.asarray(back.dataobj) > 0).sum()) == len(voxels)
-    assert image not in server.log and NAME not in server.log and "4711" not in server.log
+    assert image not in server.log and NAME not in server.log and "47QX11" not in server.log
