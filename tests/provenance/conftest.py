@@ -54,7 +54,7 @@ def make_series() -> Callable[..., Path]:
             header.SOPInstanceUID = generate_uid()
             header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID
             header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
-            header.PatientName, header.PatientID, header.PatientBirthDate = "Doe^Jane", "MRN-47QX11", "19470221"
+            header.PatientName, header.PatientID, header.PatientBirthDate = "Doe^Jane", "MRN-QX11", "19470221"
             header.PatientSex, header.StudyDate, header.StudyTime, header.StudyID = (
                 "F",
                 "20240229",

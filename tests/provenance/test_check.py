@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import nibabel
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from skimage import data
 
+from monai_unimedvl import provenance
 from monai_unimedvl.provenance import (
     Facts,
     examine,
@@ -130,3 +133,16 @@ def test_damaged_files_are_named(tmp_path, end):
     path.write_bytes(b"\xff\xfe nothing")
     with pytest.raises(ValueError, match=f"a.{end} cannot be read"):
         examine(path)
+
+
+def test_a_mark_is_checked_and_written_without_torch_and_monai():
+    code = "import sys; from monai_unimedvl.provenance import examine, save_image, save_volume;"
+    code += "print([name for name in ('torch', 'monai', 'transformers') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_unknown_name_of_provenance_is_an_attribute_error_that_lists_the_known():
+    with pytest.raises(AttributeError, match="no public name 'mark'; it has .*examine"):
+        _ = provenance.mark
+    assert set(provenance.__all__) == set(provenance._HOME) <= set(dir(provenance))
