@@ -67,9 +67,13 @@ def test_a_notebook_names_no_machine_and_kept_no_error(path: Path) -> None:
 
 @pytest.mark.tutorials
 @each
-def test_a_clean_kernel_says_and_shows_what_is_kept(path: Path, tmp_path: Path) -> None:
+def test_a_clean_kernel_says_and_shows_what_is_kept(
+    path: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from nbclient import NotebookClient
 
+    # no fetched package is there, so what is shown is from the two that pip installed, none under the GPL
+    monkeypatch.setenv("UNIMEDVL_CACHE", str(tmp_path_factory.mktemp("cache")))
     kept = nbformat.read(path, 4)
     fresh = deepcopy(kept)
     for cell in code(fresh):
