@@ -8,8 +8,11 @@ Nothing is done to the pixels but scaling to [0, 1]: windows and borders are the
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -25,6 +28,7 @@ from monai_unimedvl.sequence import Turn
 from monai_unimedvl.transforms.image import MAX_IMAGE_PIXELS
 
 BEFORE_WORDS = "counterfactual"  # sub-tasks with this in their name draw first and explain then
+SHARED_BYTES = 64_000_000  # of the pictures that `shared_pixels` keeps, in each process
 
 
 def dialogue(record: Record, root: str | Path | None = None) -> list[Turn]:
@@ -94,6 +98,28 @@ def pixels(image: ImageFile, root: str | Path | None = None) -> Tensor:
     return values
 
 
+_SHARED: OrderedDict[bytes, Tensor] = OrderedDict()
+
+
+def shared_pixels(image: ImageFile, root: str | Path | None = None) -> Tensor:
+    """As `pixels`, but the last pictures are kept: the steps of a build look at each one after the other.
+
+    Not to be written to: the next one to ask gets the same tensor.
+
+    Raises:
+        InvalidRecord: as `pixels`.
+    """
+    content = read_content(image, root)
+    key = hashlib.sha256(content).digest()
+    if (known := _SHARED.get(key)) is None or known.shape[1:] != (image.height, image.width):
+        known = _SHARED[key] = pixels(replace(image, content=content))
+        while len(_SHARED) > 1 and sum(each.nbytes for each in _SHARED.values()) > SHARED_BYTES:
+            _SHARED.popitem(last=False)
+        while len(_SHARED) > 8:
+            _SHARED.popitem(last=False)
+    return known
+
+
 def read_content(image: ImageFile, root: str | Path | None = None) -> bytes:
     """The bytes of an image file: those embedded, else those under the root; links out of it are refused.
 
@@ -105,11 +131,12 @@ def read_content(image: ImageFile, root: str | Path | None = None) -> bytes:
     missing = f"image {image.path} is not embedded, expected a file in the corpus."
     if root is None:
         raise InvalidRecord("image-missing", missing)
-    folder = Path(root).resolve()
-    path = (folder / image.path).resolve()
-    if not path.is_relative_to(folder) or not path.is_file():
+    folder = os.path.realpath(root)
+    path = os.path.realpath(os.path.join(folder, image.path))
+    if not path.startswith(os.path.join(folder, "")) or not os.path.isfile(path):
         raise InvalidRecord("image-missing", missing)
-    return path.read_bytes()
+    with open(path, "rb") as stream:
+        return stream.read()
 
 
 def embed(records: Iterable[Record | Reject], root: str | Path) -> Iterator[Record | Reject]:

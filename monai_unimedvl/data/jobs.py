@@ -25,7 +25,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from monai_unimedvl.data.dialogue import pixels, read_content
+from monai_unimedvl.data.dialogue import read_content, shared_pixels
 from monai_unimedvl.data.files import write_json
 from monai_unimedvl.data.leaks import leak_row
 from monai_unimedvl.data.prints import images_of, words_of
@@ -273,7 +273,7 @@ def _size(path: str, height: int, width: int, corpus: str) -> int:
     """Bytes of an image that can be read."""
     image = ImageFile(path, height, width)
     content = read_content(image, corpus)
-    pixels(replace(image, content=content))
+    shared_pixels(replace(image, content=content))
     return len(content)
 
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from monai_unimedvl.data.dialogue import pixels
+from monai_unimedvl.data.dialogue import shared_pixels
 from monai_unimedvl.data.phrases import chance
 from monai_unimedvl.data.record import PLACEHOLDER, ImageFile, InvalidRecord, Record, stable_id
 from monai_unimedvl.data.step import Each, Item, option
@@ -116,7 +116,7 @@ class Coarse(Each):
         if self.max_blank >= 1 and self.max_saturated >= 1:
             return None
         if image.content is not None:
-            return self._judged(pixels(image, self.root or None))
+            return self._judged(shared_pixels(image, self.root or None))
         return self._seen(image.path, image.height, image.width)
 
     @functools.cached_property
@@ -125,7 +125,7 @@ class Coarse(Each):
 
         @functools.lru_cache(maxsize=4096)
         def seen(path: str, height: int, width: int) -> tuple[str, str] | None:
-            return self._judged(pixels(ImageFile(path, height, width), self.root or None))
+            return self._judged(shared_pixels(ImageFile(path, height, width), self.root or None))
 
         return seen
 

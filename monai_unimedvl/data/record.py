@@ -39,6 +39,7 @@ CODES = {
 }
 
 _ID = re.compile(r"[A-Za-z0-9._:+-]{1,128}")
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _PSEUDONYM = re.compile(r"[a-z]+-[0-9a-f]{16}")
 _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
@@ -375,7 +376,7 @@ def _text(name: str, value: Any, empty: bool = False) -> None:
         raise InvalidRecord("wrong-type", f"{name} is a {type(value).__name__}, expected text.")
     if not empty and not value.strip():
         raise InvalidRecord("wrong-value", f"{name} is empty, expected some text.")
-    if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+    if _NO_TEXT.search(value):
         raise InvalidRecord("wrong-value", f"{name} holds a NUL or half a surrogate pair, expected text.")
 
 
@@ -389,6 +390,8 @@ def _whole(name: str, value: Any) -> None:
 def _mapping(name: str, value: Any) -> None:
     if not isinstance(value, Mapping):
         raise InvalidRecord("wrong-type", f"{name} is a {type(value).__name__}, expected an object.")
+    if not value:
+        return
     try:
         json.dumps(dict(value), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:

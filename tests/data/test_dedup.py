@@ -191,6 +191,15 @@ def test_limits_that_make_no_sense_are_refused() -> None:
         Dedup(distance=300)
 
 
+def test_hashes_are_written_as_imagehash_writes_them(pictures: list[Image.Image]) -> None:
+    import imagehash
+
+    grey = pictures[0].convert("L")
+    print_ = image_print(png(grey))
+    assert print_.average == str(imagehash.average_hash(grey, 16))
+    assert print_.dct == str(imagehash.phash(grey, 16))
+
+
 def test_a_picture_and_its_print_do_not_depend_on_the_file_around_it(pictures: list[Image.Image]) -> None:
     first, second = png(pictures[0]), png(pictures[0], "TIFF")
     assert first.content != second.content and image_print(first) == image_print(second)

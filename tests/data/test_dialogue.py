@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from monai_unimedvl.data.dialogue import dialogue, embed, pixels
+from monai_unimedvl.data.dialogue import dialogue, embed, pixels, shared_pixels
 from monai_unimedvl.data.record import ImageFile, InvalidRecord, Message, Record, Reject
 
 COLOURS = {"a": (10, 20, 30), "b": (200, 0, 0), "c": (0, 90, 0), "d": (1, 2, 3)}
@@ -139,3 +139,24 @@ def test_images_are_read_inside_the_corpus_only(tmp_path: Path) -> None:
     kept = next(iter(embed([Record(**{**vars(record()), "input_img": (ImageFile("a.png", 2, 3),)})],
                            tmp_path / "corpus")))  # fmt: skip
     assert isinstance(kept, Record) and kept.input_img[0].content == image("a").content
+
+
+def test_a_kept_picture_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
+    first, again = shared_pixels(image("a")), shared_pixels(image("a"))
+    assert first is again and torch.equal(first, pixels(image("a")))
+    (tmp_path / "p.png").write_bytes(image("a").content or b"")
+    stored = ImageFile("p.png", 2, 3)
+    assert shared_pixels(stored, tmp_path) is first
+    (tmp_path / "p.png").write_bytes(image("b").content or b"")
+    assert torch.equal(shared_pixels(stored, tmp_path), pixels(image("b")))
+    with pytest.raises(InvalidRecord, match="the record says 3x3"):
+        shared_pixels(ImageFile("p.png", 3, 3), tmp_path)
+
+
+def test_a_link_out_of_the_folder_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus-2").mkdir()
+    (tmp_path / "corpus-2" / "a.png").write_bytes(image("a").content or b"")
+    (tmp_path / "corpus" / "a.png").symlink_to(tmp_path / "corpus-2" / "a.png")
+    with pytest.raises(InvalidRecord, match="not embedded"):
+        pixels(ImageFile("a.png", 2, 3), tmp_path / "corpus")
