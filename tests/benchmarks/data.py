@@ -4,7 +4,7 @@
 python tests/benchmarks/data.py --sizes 1000 10000 100000 --workers 2
 
 Each size is a build of its own in processes of its own. The decisions, which alone see all notes at once,
-are also measured without their pictures, up to a million notes. What 5.6 million records take follows on paper.
+are also measured without their pictures, up to a million notes; what 5.6 million records take is worked out.
 """
 
 from __future__ import annotations
