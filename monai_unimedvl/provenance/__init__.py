@@ -2,21 +2,36 @@
 """What the model makes is marked as synthetic: in the file, in its pixels, and in a manifest beside it.
 
 `save_*` and `write_*` mark, `examine` and `verify` check; docs/PROVENANCE.md says what each kind carries.
+Names are found at first use: to check a mark, or to write a picture, neither torch nor MONAI is loaded.
 """
 
-from monai_unimedvl.provenance.check import Verdict, examine, read_mark, verify
-from monai_unimedvl.provenance.facts import NOTICE, SOFTWARE, Facts, manifest_path, sha256, write
-from monai_unimedvl.provenance.files import (
-    png_mark,
-    save_image,
-    save_page,
-    save_text,
-    save_volume,
-    to_picture,
-)
-from monai_unimedvl.provenance.segmentation import reviewed_segmentation, write_segmentation
-from monai_unimedvl.provenance.series import write_series
-from monai_unimedvl.provenance.structured_report import read_report, write_report
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from monai_unimedvl.provenance.check import Verdict, examine, read_mark, verify
+    from monai_unimedvl.provenance.facts import NOTICE, SOFTWARE, Facts, manifest_path, sha256, write
+    from monai_unimedvl.provenance.files import (
+        png_mark,
+        save_image,
+        save_page,
+        save_text,
+        save_volume,
+        to_picture,
+    )
+    from monai_unimedvl.provenance.segmentation import reviewed_segmentation, write_segmentation
+    from monai_unimedvl.provenance.series import write_series
+    from monai_unimedvl.provenance.structured_report import read_report, write_report
+
+_FILES = {
+    "check": ("Verdict", "examine", "read_mark", "verify"),
+    "facts": ("NOTICE", "SOFTWARE", "Facts", "manifest_path", "sha256", "write"),
+    "files": ("png_mark", "save_image", "save_page", "save_text", "save_volume", "to_picture"),
+    "segmentation": ("reviewed_segmentation", "write_segmentation"),
+    "series": ("write_series",),
+    "structured_report": ("read_report", "write_report"),
+}
+_HOME = {name: file for file, names in _FILES.items() for name in names}
 
 __all__ = [
     "NOTICE",
@@ -41,3 +56,16 @@ __all__ = [
     "write_segmentation",
     "write_series",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """The public name out of its file."""
+    if name not in _HOME:
+        raise AttributeError(f"{__name__} has no public name {name!r}; it has {', '.join(__all__)}.")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value  # the next look-up does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

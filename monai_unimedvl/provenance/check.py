@@ -23,7 +23,7 @@ from monai_unimedvl.provenance.dicom import content_of, pixels_of, read_stamp
 from monai_unimedvl.provenance.facts import SOFTWARE, Mark, manifest_path, of_array, of_text, sealed, sha256
 from monai_unimedvl.provenance.files import CHUNK, COMMENT, DESCRIPTION, PAGE, VOLUMES, display_span, ending
 from monai_unimedvl.provenance.invisible import CT_WINDOW, SIDE, Found, detect
-from monai_unimedvl.transforms.dicom import is_dicom
+from monai_unimedvl.transforms.deidentify import is_dicom
 
 PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp")
 WORDS = (".json", ".html")

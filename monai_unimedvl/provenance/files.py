@@ -14,13 +14,14 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel
 import numpy as np
-import torch
 from PIL import Image, PngImagePlugin, TiffImagePlugin
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 from monai_unimedvl.provenance import invisible as unseen
 from monai_unimedvl.provenance.facts import (
@@ -147,14 +148,14 @@ def display_span(values: np.ndarray) -> tuple[float, float]:
 
 def to_picture(image: Tensor) -> Image.Image:
     """Floats (3, H, W) in [0, 1], or labels (H, W) uint8, as an 8-bit PIL picture."""
-    if image.ndim == 2 and image.dtype == torch.uint8:
+    if image.ndim == 2 and str(image.dtype) == "torch.uint8":
         return Image.fromarray(image.cpu().numpy())
     if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
         raise ValueError(
             f"save_image got {image.dtype} of shape {tuple(image.shape)}, expected floats (3, H, W) in [0, 1]"
             " or uint8 labels (H, W): convert it."
         )
-    pixels = (image.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    pixels = (image.detach().cpu().float().clamp(0, 1) * 255).round().byte()
     return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
 
 

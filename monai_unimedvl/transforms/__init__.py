@@ -3,7 +3,7 @@
 
 What each modality gets stands in one YAML of the top-level folder `transforms/`; how a step works, in this
 room. A recipe file has `steps` (a chain of `_target_`s) and, beside it, the settings that may be given by
-keyword.
+keyword. MONAI is imported where a recipe is made, so that headers and marks can be looked at without it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from monai.bundle import ConfigParser
-from monai.data import MetaTensor
-
-from monai_unimedvl.transforms.image import check_picture
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
 
 _HERE = Path(__file__).resolve().parent
 RECIPES = _HERE / "recipes" if (_HERE / "recipes").is_dir() else _HERE.parents[1] / "transforms"
@@ -50,6 +48,8 @@ class Recipe:
         Raises:
             ValueError: one line with the file's name, what came, what was expected and what to do.
         """
+        from monai_unimedvl.transforms.image import check_picture
+
         name = Path(source).name if isinstance(source, str | os.PathLike) else ""
         items: list[Any] = [source]
         try:
@@ -89,6 +89,8 @@ def recipe(modality: str | os.PathLike[str], **overrides: Any) -> Recipe:
     Raises:
         ValueError: unknown modality or setting; the message lists the known ones.
     """
+    from monai.bundle import ConfigParser
+
     path = Path(modality)
     if path.suffix.lower() not in (".yaml", ".yml", ".json"):
         path = RECIPES / f"{modality}.yaml"

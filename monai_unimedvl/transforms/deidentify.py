@@ -16,6 +16,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterable
+from pathlib import Path
 
 from pydicom import DataElement, Dataset
 from pydicom.datadict import dictionary_VR, tag_for_keyword
@@ -89,6 +90,12 @@ def _tags(*lists: str) -> frozenset[int]:
 KEPT = _tags(CLASSES, PIXELS, GEOMETRY, TECHNIQUE)
 HASHED = _tags(LINKED)
 SEQUENCES = _tags(NESTED)
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether the file begins as DICOM files do, or at least calls itself one."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom", ".ima")
 
 
 def deidentify(header: Dataset, secret: str | None = None) -> Dataset:

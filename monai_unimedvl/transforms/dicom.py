@@ -8,6 +8,8 @@ Of each header only what `deidentify` keeps is ever looked at: no name, date or 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from pydicom.filereader import read_partial
 from pydicom.pixels import apply_color_lut, apply_modality_lut
 from torch import Tensor
 
-from monai_unimedvl.transforms.deidentify import deidentify
+from monai_unimedvl.transforms.deidentify import deidentify, is_dicom
 from monai_unimedvl.transforms.image import MAX_IMAGE_PIXELS, too_large
 from monai_unimedvl.transforms.video import read_video
 from monai_unimedvl.transforms.volume import nearest_plane, to_display
@@ -31,12 +33,6 @@ File = tuple[Path, Header]
 FILMS = "1.2.840.10008.1.2.4.10"  # .100 to .108: MPEG-2, MPEG-4 AVC, HEVC
 PIXELS = 0x7FE00010  # the tag of the pixels
 EVEN = 0.05  # of the spacing: how far gaps between slices may differ
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether the file begins as DICOM files do, or at least calls itself one."""
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom", ".ima")
 
 
 def read_file(path: Path, voi: bool = False, frames: int | None = None) -> MetaTensor:
@@ -213,11 +209,15 @@ def pixels(header: Header, name: str, voi: bool = False) -> tuple[Tensor, bool]:
     stored = np.moveaxis(stored, -1, 0) if colour else stored[None]  # (C, T, H, W)
     unit = False
     if not colour:
-        values = np.stack([_real_world(frame, header, i) for i, frame in enumerate(stored[0])])[None]
-        if voi:
-            shown = _voi(values, header)
-            values, unit = (values, False) if shown is None else (shown, True)
-        if photometric == "MONOCHROME1" and header.get("Modality") != "CT":
+        unit = voi and _voi(np.zeros(1), header) is not None
+        dark = photometric == "MONOCHROME1" and header.get("Modality") != "CT"
+        values = np.stack(
+            [
+                _by_table(partial(_meant, header=header, index=i, voi=unit), frame)
+                for i, frame in enumerate(stored[0])
+            ]
+        )[None]
+        if dark:
             values = (1 - values) if unit else (values.max() + values.min() - values)
         stored = values
     kept = stored if stored.dtype == np.uint8 else stored.astype(np.float32)
@@ -236,6 +236,25 @@ def _stored(header: Header) -> np.ndarray:
         for one in pydicom.pixels.iter_pixels(header, raw=True)
     ]
     return frames[0] if len(frames) == 1 else np.stack(frames)
+
+
+def _by_table(meaning: Callable[[np.ndarray], np.ndarray], stored: np.ndarray) -> np.ndarray:
+    """`meaning` of each value, worked out once for every number that 8 or 16 bits can hold and looked up."""
+    low, high = int(stored.min()), int(stored.max())
+    if stored.dtype.itemsize > 2 or stored.dtype.kind not in "iu" or stored.size <= high - low:
+        return meaning(stored)
+    numbers = np.arange(low, high + 1).astype(stored.dtype)
+    table = meaning(numbers)
+    if table is numbers:
+        return stored
+    places = stored.view(f"u{stored.itemsize}") - numbers[:1].view(f"u{stored.itemsize}")
+    return np.take(table, places)
+
+
+def _meant(stored: np.ndarray, header: Header, index: int, voi: bool) -> np.ndarray:
+    """Stored numbers -> the maker's unit, or what its window shows."""
+    values = _real_world(stored, header, index)
+    return _voi(values, header) if voi else values  # type: ignore[return-value]
 
 
 def _real_world(frame: np.ndarray, header: Header, index: int) -> np.ndarray:
