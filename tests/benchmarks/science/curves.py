@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two questions that train nothing: the shipped nano under more and more pruning, and drawn in more ways.
+
+Their results have the form of all others: for each setting the scores of the same items.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import torch
+
+from monai_unimedvl.bundle import load
+from monai_unimedvl.evaluation import Drawing
+from monai_unimedvl.evaluation.asking import weights_hash
+from monai_unimedvl.provenance import write
+
+
+def measure(arm: Any, runner: Any, seed: int) -> dict[str, Any]:
+    """The curve of an arm."""
+    network, tokenizer = load(arm.config["bundle"])
+    network.eval()
+    found = _pruned if arm.config["curve"] == "pruning" else _drawn
+    return {"weights": weights_hash(network), **found(arm, runner, network, tokenizer)}
+
+
+def _drawn(arm: Any, runner: Any, network: Any, tokenizer: Any) -> dict[str, Any]:
+    """Guidance and steps of drawings from words; steps of edits."""
+    sweep = arm.config["sweep"]
+    drawings = [Drawing(steps, guidance) for guidance in sweep["guidance"] for steps in sweep["steps"]]
+    found: dict[str, Any] = runner.scorer(arm)(
+        network, tokenizer, sweep["tasks"], edit_steps=sweep["edit_steps"], drawings=drawings
+    )
+    return found
+
+
+def _pruned(arm: Any, runner: Any, network: Any, tokenizer: Any) -> dict[str, Any]:
+    """Questions about runs of slices, more and more of whose tokens are dropped, by likeness or by chance."""
+    import prune  # the benchmark beside this folder: its runs and its way of asking
+
+    sweep = arm.config["sweep"]
+    scores: dict[str, dict[str, dict[str, list[float]]]] = {}
+    items: dict[str, list[list[str]]] = {}
+    measured: dict[str, dict[str, float]] = {}
+    for name, sections in sweep["sections"].items():
+        place = f"{name}/runs of slices"
+        found = list(prune.runs(sweep["stride"], sections))
+        items[place] = [
+            [f"{n}/{run.source}/{key}", f"{n}/{run.source}"]
+            for n, run in enumerate(found)
+            for key, _, _ in run.asked
+        ]
+        ways: dict[str, Any] = {"all tokens": None}
+        for share in sweep["shares"]:
+            ways[f"{share:g} of the tokens, those that repeat"] = prune.PruneTokens(share)
+            ways[f"{share:g} of the tokens, at random"] = _Random(share)
+        scores[place] = {}
+        for way, how in ways.items():
+            right, dropped, seconds = prune.answers(found, network, tokenizer, how, range(prune.SLICES))
+            scores[place][way] = {"exact match": [float(one) for one in right]}
+            measured[f"{place}/{way}"] = {"dropped": round(dropped, 4), "cpu_seconds": round(seconds, 1)}
+    content = json.dumps(items, indent=0, ensure_ascii=False).encode()
+    digest = hashlib.sha256(content).hexdigest()[:12]
+    write(runner.results / f"items-{digest}.json", content + b"\n")
+    return {"items": digest, "scores": scores, "baselines": {}, "measured": measured}
+
+
+class _Random:
+    """Drops a share of the tokens of all slices, wherever they are; the same for each question."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def __call__(self, segments: Any) -> Any:
+        import prune
+
+        views = [i for i, segment in enumerate(segments) if isinstance(segment, prune.View)]
+        sizes = [len(segments[i].patches) for i in views]
+        number = int(sum(segments[i].patches.double().abs().sum() for i in views) * 1e3)
+        chance = torch.Generator().manual_seed(number)
+        keep = torch.zeros(sum(sizes), dtype=torch.bool)
+        count = sum(sizes) - int(np.ceil(self.share * sum(sizes)))
+        keep[torch.randperm(sum(sizes), generator=chance)[:count]] = True
+        found = list(segments)
+        for i, part in zip(views, keep.split(sizes), strict=True):
+            found[i] = prune.replace(found[i], kept=part.nonzero().squeeze(1))
+        return found
