@@ -12,8 +12,6 @@ import io
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from urllib.error import URLError
@@ -21,6 +19,7 @@ from urllib.parse import quote, urlsplit
 from urllib.request import Request, url2pathname, urlopen
 from zipfile import BadZipFile, ZipFile
 
+from monai_unimedvl.atomic import new_folder
 from monai_unimedvl.bundle.checks import Finding, verify
 
 HUB = "https://huggingface.co"
@@ -55,12 +54,7 @@ def download(source: str | Path, folder: str | Path, *, sha256: str | None = Non
         raise ValueError(
             f"{target} exists already, but a new folder is expected: remove it or choose another."
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".part", dir=folder))
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written ({error.strerror}): choose another place.") from error
-    try:
+    with new_folder(target) as aside:
         for path, content in files.items():
             (aside / path).parent.mkdir(parents=True, exist_ok=True)
             (aside / path).write_bytes(content)
@@ -71,12 +65,6 @@ def download(source: str | Path, folder: str | Path, *, sha256: str | None = Non
                 else ""
             )
             raise ValueError(f"{name} was not installed: {wrong[0]}{more}")
-        aside.chmod(0o755)
-        os.replace(aside, target)
-    except OSError as error:
-        raise ValueError(f"{target} cannot be written ({error.strerror}): choose another place.") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return target, found
 
 

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from monai_unimedvl.atomic import write
 from monai_unimedvl.bundle import places
 from monai_unimedvl.bundle.places import DEFAULT, find, metadata
 from monai_unimedvl.data.fetch import licences
-from monai_unimedvl.provenance import write
 
 if TYPE_CHECKING:
     from monai_unimedvl.evaluation import Report
@@ -41,7 +41,7 @@ def write_data_licences(folder: str | Path | None = None) -> Path:
         lines += [f"{name} {version}", f"  licence:  {licence}", f"  used for: {used}", f"  read by:  {mark}"]
         lines += [""]
     file = find(folder or places.DEFAULT) / "docs" / "data_license.txt"
-    write(file, "\n".join(lines).encode())
+    write(file, "\n".join(lines))
     return file
 
 
@@ -89,4 +89,4 @@ def _document(report: Report, folder: Path, marker: str) -> None:
             if row.group == "all"
         }
         text = json.dumps(content, indent=4, ensure_ascii=False) + "\n"
-        write(folder / "configs" / "metadata.json", text.encode())
+        write(folder / "configs" / "metadata.json", text)

@@ -11,17 +11,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from safetensors.torch import load_file
 
+from monai_unimedvl.atomic import new_folder, write
 from monai_unimedvl.bundle import places
-from monai_unimedvl.provenance import write
 from monai_unimedvl.weights.checkpoint import NAME, checkpoint_bytes
 from monai_unimedvl.weights.headers import find_weights
 
@@ -73,18 +71,10 @@ def put(files: Mapping[str, bytes], folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.exists():
         raise ValueError(f"{folder} exists already, but a new folder is expected: choose another name.")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
+    with new_folder(folder) as aside:
         for path, content in files.items():
             (aside / path).parent.mkdir(parents=True, exist_ok=True)
             (aside / path).write_bytes(content)
-        os.replace(aside, folder)
-    except OSError as error:
-        raise ValueError(
-            f"{folder} cannot be written ({error.strerror or error}): choose another place."
-        ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 
@@ -126,7 +116,7 @@ def release(out: str | Path, *, base: str = "") -> list[Path]:
             **({} if base else {"note": UNPUBLISHED}),
         }
         written.append(path)
-    write(out / "model_info.json", (json.dumps(listed, indent=4) + "\n").encode())
+    write(out / "model_info.json", json.dumps(listed, indent=4) + "\n")
     return [*written, out / "model_info.json"]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from monai_unimedvl.atomic import write
 from monai_unimedvl.cli import verbs
 from monai_unimedvl.cli.case import files_of
 from monai_unimedvl.cli.command import Result
@@ -25,7 +26,7 @@ from monai_unimedvl.cli.lists import Request, read_list
 from monai_unimedvl.cli.options import RESULTS
 from monai_unimedvl.cli.writing import ending_of, outputs
 from monai_unimedvl.delivery.audit import Audit
-from monai_unimedvl.provenance import manifest_path, sha256, write
+from monai_unimedvl.provenance import manifest_path, sha256
 
 # Options that do not change what comes out.
 ASIDE = set("out json quiet debug model device input_list audit who given images engine workers".split())
@@ -197,7 +198,7 @@ def _add(path: Path, outcome: Outcome) -> None:
 def _tidy(path: Path, known: dict[str, Outcome]) -> None:
     """One line for each result, in the order of the list."""
     lines = sorted(known.values(), key=lambda outcome: (outcome["line"], outcome["out"]))
-    write(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    write(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def _summary(

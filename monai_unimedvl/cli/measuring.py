@@ -103,8 +103,8 @@ def against(options: Namespace) -> Result:
     Raises:
         ValueError: no first file; files that cannot be read, or hold other items.
     """
+    from monai_unimedvl.atomic import write
     from monai_unimedvl.evaluation.pairing import compare_files, table
-    from monai_unimedvl.provenance import write
 
     if not options.predictions:
         raise ValueError("--against needs a first file: add --predictions FILE.")
@@ -113,7 +113,7 @@ def against(options: Namespace) -> Result:
     )
     text, values = table(pairs, "against", "predictions"), {"pairs": [asdict(one) for one in pairs]}
     if options.out:
-        write(Path(options.out), f"{text}\n".encode())
+        write(Path(options.out), f"{text}\n")
         return [f"wrote {options.out}"], values
     return [text], values
 

@@ -8,9 +8,7 @@ written to your disk only: some of the public ones are under the GPL, so a sheet
 from __future__ import annotations
 
 import importlib.util
-import os
 import tarfile
-import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image, ImageDraw
 
+from monai_unimedvl.atomic import new_file
 from monai_unimedvl.cli.command import Result
 from monai_unimedvl.cli.reading import place
 from monai_unimedvl.data.fetch import default_root
@@ -85,7 +84,8 @@ def recipes(options: Namespace) -> Result:
         shown = [(case, found) for case, found in rows if found is not None]
         if shown:
             path = folder / f"{name}.png"
-            _save(draw_sheet(shown), path)
+            with new_file(path) as part:
+                draw_sheet(shown).save(part, format="PNG")
             values["outputs"].append(str(path))
             lines.append(f"wrote {path}: {', '.join(case.title for case, _ in shown)}")
         else:
@@ -125,12 +125,6 @@ def _fitted(picture: MetaTensor) -> Image.Image:
     size = max(1, round(picture.shape[2] * scale)), max(1, round(picture.shape[1] * scale))
     small = resize(picture.as_tensor(), size, (0.0, 1.0))
     return Image.fromarray((small * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
-
-
-def _save(sheet: Image.Image, path: Path) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as stream:
-        sheet.save(stream, format="PNG")
-    os.replace(stream.name, path)
 
 
 def _own(name: str, scans: list[str]) -> Iterator[Case]:

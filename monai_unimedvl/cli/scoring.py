@@ -66,12 +66,12 @@ def add_options(verb: argparse.ArgumentParser) -> None:
 
 def evaluate_predictions(options: Namespace) -> Result:
     """Score a prediction file by protocols, or explain the difference between two."""
+    from monai_unimedvl.atomic import write
     from monai_unimedvl.evaluation.counting import as_json, count, count_texts, table
     from monai_unimedvl.evaluation.explain import explain
     from monai_unimedvl.evaluation.labels import CHEST, Keywords
     from monai_unimedvl.evaluation.predictions import read_predictions
     from monai_unimedvl.evaluation.protocols import PROTOCOLS
-    from monai_unimedvl.provenance import write
 
     out = Path(options.out) if options.out else None
     if out is not None and out.suffix not in TABLES:
@@ -114,7 +114,7 @@ def evaluate_predictions(options: Namespace) -> Result:
         stream = io.StringIO()
         csv.writer(stream, lineterminator="\n").writerows([head, *cells])
         forms = {".md": text + "\n", ".json": json.dumps(values, ensure_ascii=False, indent=1) + "\n"}
-        write(out, forms.get(out.suffix, stream.getvalue()).encode("utf8"))
+        write(out, forms.get(out.suffix, stream.getvalue()))
         return [f"wrote {out}"], values
     return [text], values
 

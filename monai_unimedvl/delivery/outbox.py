@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from monai_unimedvl.atomic import new_file
 from monai_unimedvl.delivery.destination import Destination, Trust, Verdict, destination, hushed, package
 
 FIRST, LONGEST = 5.0, 3600.0  # seconds until the second try; at most, between tries
@@ -92,7 +93,8 @@ class Outbox:
             entry = Entry(name, to, digest, now, now)
             if not self._payload("waiting", name).exists():
                 self._save("waiting", entry)
-                _write(self._payload("waiting", name), content)
+                with new_file(self._payload("waiting", name), durable=True) as part:
+                    part.write_bytes(content)
         except OSError as error:
             raise ValueError(
                 f"{Path(path).name} cannot be put into the queue ({error.strerror}): nothing of it is sent."
@@ -196,7 +198,8 @@ class Outbox:
             os.close(stream)
 
     def _save(self, where: str, entry: Entry) -> None:
-        _write(self._state(where, entry.id), json.dumps(entry.__dict__).encode())
+        with new_file(self._state(where, entry.id), durable=True) as part:
+            part.write_text(json.dumps(entry.__dict__), "utf8")
 
     def _move(self, name: str, start: str, end: str) -> None:
         """The file moves first: where it lies, there the entry is."""
@@ -281,31 +284,6 @@ def _by_scheme(to: Destination) -> Sender:
     from monai_unimedvl.delivery.dimse import c_store
 
     return c_store
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole, and on the disk, or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with aside.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    """A renamed file outlives a power cut only once its folder is on the disk; Windows does that itself."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _now() -> datetime:

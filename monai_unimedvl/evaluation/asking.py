@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from monai_unimedvl.atomic import write
 from monai_unimedvl.flow import Guidance
 from monai_unimedvl.inferers import ImageInferer, TextInferer
 from monai_unimedvl.networks.unimedvl import UniMedVL
-from monai_unimedvl.provenance import write
 from monai_unimedvl.tokenizer import Tokenizer
 
 FOLDER = "made"  # in the folder of a report, until the report is written
@@ -150,7 +150,7 @@ class Kept:
             )
         if not file.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            write(file, told.encode())
+            write(file, told)
 
     def get(self, name: str) -> Made | None:
         """The answers to a request, if they are there whole."""
@@ -175,7 +175,7 @@ class Kept:
         file = self.folder / _file(name)
         if made.images is None:
             words = json.dumps([asdict(one) for one in made.said], ensure_ascii=False)
-            write(file.with_suffix(".json"), words.encode())
+            write(file.with_suffix(".json"), words)
         else:
             from safetensors.torch import save
 

@@ -15,8 +15,6 @@ import csv
 import difflib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import Any
 
 from monai.utils import optional_import
 
+from monai_unimedvl.atomic import new_file
 from monai_unimedvl.data.shards import parquet
 
 FORMAT = "unimedvl-predictions 1"
@@ -143,17 +142,8 @@ def write_predictions(
     columns = {name: [_stored(name, getattr(row, name)) for row in listed] for name in COLUMNS}
     notes = {"format": FORMAT, "about": json.dumps(told, ensure_ascii=False, sort_keys=True)}
     table = arrow.table(columns, schema=_schema().with_metadata(notes))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}-", delete=False) as stream:
-        try:
-            parquet().write_table(table, stream, compression="ZSTD")
-        except BaseException:
-            os.unlink(stream.name)
-            raise
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.chmod(stream.name, 0o644)
-    os.replace(stream.name, path)
+    with new_file(path, durable=True) as part:
+        parquet().write_table(table, part, compression="ZSTD")
     return path
 
 

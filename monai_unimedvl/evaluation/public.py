@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from monai_unimedvl.atomic import write
 from monai_unimedvl.evaluation.asking import Drawing, Engine, Kept, Made, Request, here, weights_hash
 from monai_unimedvl.evaluation.predictions import Prediction, Predictions, write_predictions
 from monai_unimedvl.evaluation.protocols import protocol as protocol_of
 from monai_unimedvl.evaluation.protocols.strict import kind_of
 from monai_unimedvl.evaluation.readers import Benchmark, Item
 from monai_unimedvl.networks.unimedvl import UniMedVL
-from monai_unimedvl.provenance import write
 from monai_unimedvl.tokenizer import Tokenizer
 
 WORDS = {"closed": 32, "open": 64, "choice": 32, "report": 320}  # new tokens at most
@@ -144,7 +144,7 @@ def _filled(row: Prediction, item: Item, made: Made, at: int, place: int, folder
             row, answer=said.text, logprob=said.logprob, tokens=said.tokens, stop_reason=said.stop_reason
         )
     name = f"{place:05d}.npy"
-    write(folder / DRAWN / "SYNTHETIC.txt", NOTE.encode())
+    write(folder / DRAWN / "SYNTHETIC.txt", NOTE)
     _save(folder / DRAWN / name, made.images[at].float() / 255)
     _save(folder / TRUTH / name, item.true_image())
     return replace(row, drawn=f"{DRAWN}/{name}", truth_image=f"{TRUTH}/{name}")

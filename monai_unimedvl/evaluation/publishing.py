@@ -15,6 +15,7 @@ from typing import Any
 
 from monai.utils import optional_import
 
+from monai_unimedvl.atomic import write
 from monai_unimedvl.evaluation import charts
 from monai_unimedvl.evaluation.calibration import (
     confidences,
@@ -28,7 +29,7 @@ from monai_unimedvl.evaluation.page import Card, Figure, Section, page
 from monai_unimedvl.evaluation.report import Report
 from monai_unimedvl.evaluation.slices import FEWEST, slice_rows, warnings
 from monai_unimedvl.evaluation.tables import ALL, LONG, LOWER, Row, cells, comma_separated, number, short
-from monai_unimedvl.provenance import Facts, save_page, write
+from monai_unimedvl.provenance import Facts, save_page
 
 RISKS = (0.05, 0.1, 0.2)
 KEY = (
@@ -56,9 +57,9 @@ def publish(report: Report, folder: str | Path, *, name: str, facts: Facts | Non
     written = [
         folder / "slices.csv", folder / "model_card.md", folder / "mi_claim_gen.md", folder / "index.html",
     ]  # fmt: skip
-    write(written[0], comma_separated(slices).encode())
-    write(written[1], hub_card(report, name, told).encode())
-    write(written[2], mi_claim_gen(report, name, told).encode())
+    write(written[0], comma_separated(slices))
+    write(written[1], hub_card(report, name, told))
+    write(written[2], mi_claim_gen(report, name, told))
     save_page(html(report, name, slices, told), written[3], facts)
     return written
 

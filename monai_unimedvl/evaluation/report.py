@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -24,6 +22,7 @@ import torch
 from monai.utils import optional_import
 from torch import Tensor
 
+from monai_unimedvl.atomic import write
 from monai_unimedvl.evaluation import tables
 from monai_unimedvl.evaluation.examples import Example
 from monai_unimedvl.evaluation.intervals import interval
@@ -36,12 +35,17 @@ Sections: `test` is a held-out slab of a known volume, `test_subject` a subject 
 Intervals: 95 % percentile bootstrap over items, and over images where several questions are asked about
 one. PSNR in dB and SSIM for a data range of 1. Dice: mean
 over the labels in the truth of an image. Baselines are fitted on training items: blind = the most
-frequent training answer to that question (captions: of all); lookup = by grey level, for label maps also
-by source; usual place = by pixel and plane; threshold = the best grey level by contrast; mean = the mean
-training target of that plane. Ceiling: the autoencoder's own reconstruction of the truth; for text-to-
-image the judge on the real images of the same items. The judge is a small classifier of plane and
-contrast trained on real training slices; near copy = correlation above 0.98 to a training image. VQA is
-scored on the balanced questions. No clinical claim follows from any of this."""
+frequent training answer to that question (captions: of all); lookup = a map of grey levels, for label maps
+by source; usual place = by pixel and plane; nearest slice = the mask of the training slice that correlates
+most; threshold = the best grey level by contrast, for tissue Otsu's levels of each picture, without any
+atlas; mean = the mean training target of that plane; linear colours = an affine map of colours; nearest
+training image = the one with the most similar words. Ceiling: the autoencoder's own reconstruction of the
+truth; for text-to-image the judge on the real images of the same items. The judge is a small classifier of
+contrast, plane and level trained on real training slices; near copy = correlation above 0.98 to a training
+image; MMD = unbiased squared maximum mean discrepancy with a cubic kernel on the 64 features of the judge,
+Frechet distance by the same. Label F1: of what a caption says, decoded (contrast, plane, level, regions,
+tumour ...). As volumes: slabs through the inferer of volumes, Dice over all their voxels. VQA is scored on
+the balanced questions. No clinical claim follows from any of this."""
 
 
 @dataclass(frozen=True)
@@ -209,15 +213,6 @@ def fill(path: str | Path, marker: str, table: str) -> None:
     before, rest = text.split(start)
     after = rest.split(stop)[1]
     write(path, f"{before}{start}\n\n{table.strip()}\n\n{stop}{after}")
-
-
-def write(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all."""
-    raw = content.encode("utf8") if isinstance(content, str) else content
-    with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False) as stream:
-        stream.write(raw)
-    os.chmod(stream.name, 0o644)
-    os.replace(stream.name, path)
 
 
 def _prediction(one: Mapping[str, Any], benchmark: str, weights: str) -> Prediction:

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 from monai_unimedvl import bundle
+from monai_unimedvl.atomic import new_folder
 from monai_unimedvl.label.lessons import labels_in
-from monai_unimedvl.provenance.facts import new_folder
 from monai_unimedvl.transforms import modalities
 
 HERE = Path(__file__).resolve().parent
@@ -59,7 +59,7 @@ def write_app(
     labels_in(labels)
     named = str(Path(model).resolve()) if model not in bundle.available() else model
     settings = {"model": named, "modality": modality, "question": question, "labels": labels}
-    with new_folder(Path(folder)) as aside:
+    with new_folder(folder) as aside:
         (aside / "main.py").write_text(MAIN, "utf8")
         (aside / "app.json").write_text(json.dumps(settings, indent=2) + "\n", "utf8")
         (aside / "README.md").write_text(README, "utf8")

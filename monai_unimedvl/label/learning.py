@@ -20,12 +20,12 @@ from monai.handlers import StatsHandler
 from monailabel.interfaces.tasks.train import TrainTask
 
 from monai_unimedvl import bundle
+from monai_unimedvl.atomic import write
 from monai_unimedvl.label.knobs import Knob, settled, shown
 from monai_unimedvl.label.lessons import Gathered, gather, labels_in
 from monai_unimedvl.label.pictures import AUTO, resolved
 from monai_unimedvl.label.served import TUNED, Served
 from monai_unimedvl.label.task_base import device_of
-from monai_unimedvl.provenance import write
 from monai_unimedvl.transforms import modalities
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class FineTune(TrainTask):  # type: ignore[misc]
         except ValueError:
             shutil.rmtree(folder)
             raise
-        write(folder / ITEMS, json.dumps(found.items, indent=1).encode())
+        write(folder / ITEMS, json.dumps(found.items, indent=1))
         logger.info(
             "learning from %d labels (%d cannot be used), %d epochs of %d steps",
             len(found.items), len(found.skipped), values["max_epochs"], values["steps_per_epoch"],
@@ -95,7 +95,7 @@ class FineTune(TrainTask):  # type: ignore[misc]
         first, best = self._train(folder, before, values, device_of(request))
         scores = self._judged(folder, before, values, found, first, best)
         scores |= {"seconds": round(time.time() - begun, 1), "ignored": ignored, "settings": values}
-        write(folder / SCORES, (json.dumps(scores, indent=2) + "\n").encode())
+        write(folder / SCORES, json.dumps(scores, indent=2) + "\n")
         logger.info(
             "validation loss %.4f before, %.4f after: %s", first, best,
             "published" if scores["published"] else "the weights of before go on serving",

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from monai_unimedvl import bundle
+from monai_unimedvl.atomic import write
 from monai_unimedvl.networks.unimedvl import UniMedVL
-from monai_unimedvl.provenance import write
 from monai_unimedvl.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -112,4 +112,4 @@ class Served:
             "digest": bundle.digest(folder),
             **told,
         }
-        write(self.home / POINTER, (json.dumps(content, indent=2) + "\n").encode())
+        write(self.home / POINTER, json.dumps(content, indent=2) + "\n")

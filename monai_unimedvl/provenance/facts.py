@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an output came about, the mark made of it, and the two ways to lay bytes on a disk whole.
+"""How an output came about, and the mark made of it.
 
 A mark is one JSON object: the facts, `content` (sha256 of the pixels or words, so that it outlives a change
 of container) and `seal` (sha256 of the rest of the mark, so that an edit of the mark shows). It is no
@@ -12,9 +12,7 @@ import hashlib
 import json
 import os
 import platform
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -24,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from monai_unimedvl import __version__
+from monai_unimedvl.atomic import write
 
 SOFTWARE = f"monai_unimedvl {__version__}"
 NOTICE = "Synthetic: made by a model, not by a scanner. Not for diagnosis."
@@ -121,24 +120,6 @@ def to_json(content: Mark) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def write(path: str | Path, content: bytes) -> None:
-    """The whole file or nothing: written aside, then moved into place; folders are made.
-
-    Raises:
-        ValueError: it cannot be written there.
-    """
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(content)
-        os.replace(aside, path)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        aside.unlink(missing_ok=True) if aside.parent.is_dir() else None
-
-
 def write_marked(content: bytes, path: Path, mark: Mark) -> Path:
     """A file and its manifest, the manifest first: a picture without one never lies there."""
     output = hashlib.sha256(content).hexdigest()
@@ -149,31 +130,6 @@ def write_marked(content: bytes, path: Path, mark: Mark) -> Path:
         manifest_path(path).unlink(missing_ok=True)
         raise
     return path
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which appears as `path` when the block ends well, and not at all otherwise.
-
-    Raises:
-        ValueError: `path` is a file or a folder that holds something, or cannot be written.
-    """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path} is there already, but a new folder is expected: choose another name.")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        aside.mkdir(parents=True)
-        yield aside
-        os.replace(aside, path)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _unwritable(path: Path, error: OSError) -> ValueError:
-    reason = error.strerror or str(error)
-    return ValueError(f"{path} cannot be written ({reason}): choose another place with --out.")
 
 
 def _version(name: str) -> str:

@@ -17,8 +17,9 @@ from pydicom.uid import generate_uid
 from torch import Tensor
 
 from monai_unimedvl import __version__
+from monai_unimedvl.atomic import write
 from monai_unimedvl.provenance.dicom import MAKER, SERIES_NUMBER, Source, origin, stamp, taking_over, to_bytes
-from monai_unimedvl.provenance.facts import Facts, write, write_marked
+from monai_unimedvl.provenance.facts import Facts, write_marked
 from monai_unimedvl.provenance.files import ending
 from monai_unimedvl.provenance.series import LPS, SQUARE
 

@@ -17,6 +17,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import CTImageStorage, MRImageStorage, SecondaryCaptureImageStorage, generate_uid
 from torch import Tensor
 
+from monai_unimedvl.atomic import new_folder, write
 from monai_unimedvl.provenance.dicom import (
     Origin,
     Source,
@@ -27,7 +28,7 @@ from monai_unimedvl.provenance.dicom import (
     stamp,
     to_bytes,
 )
-from monai_unimedvl.provenance.facts import Facts, manifest_path, new_folder, sealed, sha256, to_json, write
+from monai_unimedvl.provenance.facts import Facts, manifest_path, sealed, sha256, to_json
 from monai_unimedvl.provenance.files import display_span, mark_slices, unseen_mark
 from monai_unimedvl.provenance.invisible import CT_WINDOW
 

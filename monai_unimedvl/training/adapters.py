@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from monai_unimedvl.atomic import into_folder
 from monai_unimedvl.networks.unimedvl import UniMedVL
 
 _EXPERT = r"decoder\.layers\.\d+\.(attention\.(q|k|v|out)\.{0}|mlp\.{0}\.(gate|up|down))"
@@ -107,26 +106,17 @@ def save_adapters(
     peft, folder = _peft(), Path(folder)
     if not adapted(network):
         raise ValueError("The network has no adapters to save: call add_adapters first.")
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file, expected a folder: choose another name.")
     config = network.peft_config["default"]
     state = peft.get_peft_model_state_dict(network, adapter_name="default")
     content = {PREFIX + name: x.detach().to("cpu", dtype).contiguous() for name, x in state.items()}
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(aside, ignore_errors=True)
     try:
-        aside.mkdir(parents=True)
         config.inference_mode = True
-        config.save_pretrained(aside)
-        save_file(content, aside / WEIGHTS, metadata={"format": "pt", "base": network.adapter_base})
-        (aside / WEIGHTS).chmod(0o644)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).unlink(missing_ok=True)  # a folder caught halfway is no adapter
-        for name in (WEIGHTS, CONFIG):
-            os.replace(aside / name, folder / name)
+        with into_folder(folder, last=(CONFIG,)) as aside:
+            config.save_pretrained(aside)
+            save_file(content, aside / WEIGHTS, metadata={"format": "pt", "base": network.adapter_base})
+            (aside / WEIGHTS).chmod(0o644)
     finally:
         config.inference_mode = False
-        shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 

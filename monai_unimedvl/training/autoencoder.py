@@ -10,8 +10,6 @@ draws must be trained again; `part="decoder"` leaves them where they are and men
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from monai_unimedvl.atomic import into_folder
 from monai_unimedvl.networks.autoencoder import Autoencoder, MonaiAutoencoder, autoencoder_from_config
 from monai_unimedvl.networks.unimedvl import UniMedVL
 
@@ -261,21 +260,11 @@ def small_autoencoder(
 def save_autoencoder(autoencoder: Autoencoder, folder: str | Path) -> Path:
     """Write an autoencoder alone: its config and its weights. Whole or not at all; returns the folder."""
     folder = Path(folder)
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file, expected a folder: choose another name.")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        aside.mkdir(parents=True)
-        content = {name: x.detach().cpu().contiguous() for name, x in autoencoder.state_dict().items()}
+    content = {name: x.detach().cpu().contiguous() for name, x in autoencoder.state_dict().items()}
+    with into_folder(folder, last=(CONFIG,)) as aside:
         save_file(content, aside / WEIGHTS, metadata={"format": "pt"})
         (aside / WEIGHTS).chmod(0o644)
         (aside / CONFIG).write_text(json.dumps(autoencoder.config, indent=2) + "\n", "utf8")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).unlink(missing_ok=True)
-        for name in (WEIGHTS, CONFIG):
-            os.replace(aside / name, folder / name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 

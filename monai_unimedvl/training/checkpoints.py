@@ -19,6 +19,7 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from monai_unimedvl.atomic import PART, new_file
 from monai_unimedvl.networks.unimedvl import UniMedVL, from_config
 from monai_unimedvl.training.acceleration import is_sharded
 
@@ -38,21 +39,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ValueError: it cannot be written; the checkpoints before it are whole.
         """
         path = Path(path)
-        aside = _aside(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with aside.open("wb") as stream:
+            with new_file(path, durable=True) as aside, aside.open("wb") as stream:
                 torch.save(checkpoint, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(aside, path)
         except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
             raise ValueError(
                 f"The checkpoint {path.name} cannot be written ({_reason(error)}); those before it are "
                 "whole: free some space and go on with --resume."
             ) from error
-        finally:
-            aside.unlink(missing_ok=True)
 
 
 class AtomicSharding(ModelParallelStrategy):
@@ -66,7 +60,7 @@ class AtomicSharding(ModelParallelStrategy):
     ) -> None:
         """Every rank writes its part aside; the first one moves the folder into place."""
         path = Path(self.broadcast(filepath))
-        aside = _aside(path, "part")  # the same name on every rank
+        aside = path.with_name(f".{path.name}{PART}")  # the same name on every rank
         if self.global_rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
         self.barrier()
@@ -81,7 +75,7 @@ class AtomicSharding(ModelParallelStrategy):
 def newest(folder: str | Path) -> Path | None:
     """The last checkpoint of a folder, by its step; None without one. What a kill left half is removed."""
     folder = Path(folder)
-    for left in folder.glob(".*.part"):
+    for left in folder.glob(f".*{PART}"):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     found = [path for path in folder.glob("*.ckpt") if path.is_file() or (path / META).is_file()]
     return max(found, key=_step, default=None)
@@ -146,10 +140,6 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
     }
     dcp.load(state, storage_reader=reader, no_dist=True)
     return {name.removeprefix("state_dict."): x for name, x in state.items()}
-
-
-def _aside(path: Path, mark: str | None = None) -> Path:
-    return path.with_name(f".{path.name}.{mark or os.getpid()}.part")
 
 
 def _step(path: Path) -> int:

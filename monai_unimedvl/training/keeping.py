@@ -11,9 +11,9 @@ from typing import Any
 from monai.handlers import CheckpointSaver
 from torch import nn
 
+from monai_unimedvl.atomic import write
 from monai_unimedvl.networks.tensor_path import TensorPath
 from monai_unimedvl.networks.unimedvl import UniMedVL
-from monai_unimedvl.provenance import write
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.training.checkpoints import read_network
 from monai_unimedvl.weights.checkpoint import NAME, PREFIX, checkpoint_bytes
@@ -76,7 +76,7 @@ def _describe(network: nn.Module, tokenizer: Tokenizer | None, folder: Path) -> 
     if tokenizer is not None and not (folder / "config.json").exists():
         tokenizer.save(folder)
         content = our_config(network, tokenizer.digest())  # type: ignore[arg-type]
-        write(folder / "config.json", (json.dumps(content, indent=2) + "\n").encode())
+        write(folder / "config.json", json.dumps(content, indent=2) + "\n")
 
 
 def keep_checkpoint(checkpoint: str | Path, folder: str | Path, tokenizer: Tokenizer | None = None) -> Path:

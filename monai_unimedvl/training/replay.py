@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from monai_unimedvl import weights
+from monai_unimedvl.atomic import write
 from monai_unimedvl.data.mixture import Pack
 from monai_unimedvl.networks.unimedvl import UniMedVL
-from monai_unimedvl.provenance import write
 from monai_unimedvl.sequence import Canvas, Marks, Segment, Text, View
 from monai_unimedvl.training.acceleration import is_sharded
 from monai_unimedvl.training.objective import Losses, Objective, pack_generator
@@ -95,7 +95,7 @@ def save_pack(batch: Pack, folder: str | Path, facts: dict[str, Any]) -> Path:
         samples.append(rows)
     write(folder / "pack.safetensors", save(tensors, metadata={"format": "pt"}))
     content = {**facts, "origins": list(batch.origins), "tokens": batch.tokens, "samples": samples}
-    write(folder / "pack.json", (json.dumps(content, indent=1) + "\n").encode())
+    write(folder / "pack.json", json.dumps(content, indent=1) + "\n")
     return folder / "pack.json"
 
 

@@ -17,9 +17,10 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
+from monai_unimedvl.atomic import write
 from monai_unimedvl.inferers import ImageInferer
 from monai_unimedvl.networks.unimedvl import UniMedVL
-from monai_unimedvl.provenance import Facts, save_image, write
+from monai_unimedvl.provenance import Facts, save_image
 from monai_unimedvl.sequence import Prompt, Turn
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.transforms.image import resize
@@ -97,7 +98,7 @@ class Sheets:
         )  # fmt: skip
         save_image(sheet, self.folder / f"{name}-{number:06d}.png", facts)
         rows = "\n".join(f"{n}. {said}" for n, said in enumerate(words, 1))
-        write(self.folder / "rows.txt", f"Columns: source, drawing, truth. Rows:\n{rows}\n".encode())
+        write(self.folder / "rows.txt", f"Columns: source, drawing, truth. Rows:\n{rows}\n")
         return sheet
 
 

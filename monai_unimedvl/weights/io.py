@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from monai_unimedvl.atomic import into_folder
 from monai_unimedvl.networks.absent import absent_parts
 from monai_unimedvl.networks.quantised import is_quantised
 from monai_unimedvl.networks.unimedvl import UniMedVL
@@ -106,23 +105,25 @@ def save(
         raise ValueError(f"{folder.name} holds a checkpoint in the other layout: choose another folder.")
     _check_room(folder, sum(sizes.values()))
     limit = max_shard_bytes or (SHARD if layout == "ours" else sum(sizes.values()))
-    aside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    stale = [
+        f"{stem}{rest}"
+        for stem in parts
+        for rest in (".safetensors", "-*-of-*.safetensors", ".safetensors.index.json")
+    ]
     try:
-        for stem, part in parts.items():
-            _write(part, dtypes, aside, stem, limit)
-        if tokenizer is not None:
-            tokenizer.save(aside)
-            if layout == "bagel":
-                bagel.save_slow_tokenizer(tokenizer, aside)
-        for name, content in config.items():
-            (aside / name).write_text(json.dumps(content, indent=2) + "\n", "utf8")
-        _move(aside, folder, last=tuple(config), stems=tuple(parts))
+        with into_folder(folder, last=tuple(config), stale=[*stale, NAME]) as aside:
+            for stem, part in parts.items():
+                _write(part, dtypes, aside, stem, limit)
+            if tokenizer is not None:
+                tokenizer.save(aside)
+                if layout == "bagel":
+                    bagel.save_slow_tokenizer(tokenizer, aside)
+            for name, content in config.items():
+                (aside / name).write_text(json.dumps(content, indent=2) + "\n", "utf8")
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"{folder} could not be written ({error}), and is as it was: make room or choose another place."
         ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _check_room(folder: Path, size: int) -> None:
@@ -174,22 +175,3 @@ def _write(
 def _draws(name: str) -> bool:
     """Whether only drawing needs a weight: these come last, so that answering reads the first files."""
     return bool(re.search(f"{GENERATION}|{AUTOENCODER}", name))
-
-
-def _move(aside: Path, folder: Path, *, last: tuple[str, ...], stems: tuple[str, ...]) -> None:
-    """Move all files in. The config goes first and comes last: a folder caught halfway is no model."""
-    for name in last:
-        (folder / name).unlink(missing_ok=True)
-    new = sorted(file.name for file in aside.iterdir())
-    for stem in stems:  # weights of an earlier save under other names
-        for pattern in (
-            f"{stem}.safetensors",
-            f"{stem}-*-of-*.safetensors",
-            f"{stem}.safetensors.index.json",
-        ):
-            for old in folder.glob(pattern):
-                if old.name not in new:
-                    old.unlink()
-    (folder / NAME).unlink(missing_ok=True)  # it would be read in place of the new weights
-    for name in [*(name for name in new if name not in last), *last]:
-        os.replace(aside / name, folder / name)

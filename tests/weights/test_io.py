@@ -122,7 +122,7 @@ def test_a_folder_caught_in_the_middle_of_a_save_is_not_read(
     def killed(source: Path, target: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(io.os, "replace", killed)
+    monkeypatch.setattr("os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         weights.save(network, None, saved)
     with pytest.raises(ValueError, match=r"saved holds no model, expected config.json"):
