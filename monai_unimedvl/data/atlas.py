@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,11 +26,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..sequence import Turn
-from .atlas_pictures import Picture, load_pictures
-from .atlas_splits import SECTIONS
-from .atlas_tasks import DEFAULT_TASKS, INSTRUCTIONS, LEGENDS, QUESTIONS, TASKS, Entry, make_entries
-from .fetch import default_root, licences
+from monai_unimedvl.atomic import write
+from monai_unimedvl.data.atlas_pictures import Picture, load_pictures
+from monai_unimedvl.data.atlas_splits import SECTIONS
+from monai_unimedvl.data.atlas_tasks import (
+    DEFAULT_TASKS,
+    INSTRUCTIONS,
+    LEGENDS,
+    QUESTIONS,
+    TASKS,
+    Entry,
+    make_entries,
+)
+from monai_unimedvl.data.fetch import default_root, licences
+from monai_unimedvl.sequence import Turn
 
 __all__ = [
     "INSTRUCTIONS", "LEGENDS", "QUESTIONS", "SECTIONS", "TASKS", "AtlasDataset", "blind_baseline",
@@ -231,10 +238,7 @@ def write_items(datasets: Sequence[AtlasDataset], path: str | Path) -> int:
         for dataset in datasets
         for row in item_rows(dataset)
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as stream:
-        stream.write("\n".join(lines) + "\n")
-    os.replace(stream.name, path)
+    write(path, "\n".join(lines) + "\n")
     return len(lines)
 
 

@@ -13,7 +13,7 @@ the MNI grid. Random slices would leak: 96 % of them then have a training twin w
 
 from __future__ import annotations
 
-from .atlas_volumes import SIDE
+from monai_unimedvl.data.atlas_volumes import SIDE
 
 __all__ = ["SECTIONS", "section_of_slab", "sections_of_columns"]
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .atlas_pictures import Picture
-from .atlas_regions import GROUPS, REGIONS
-from .atlas_volumes import SIDE, shrink
+from monai_unimedvl.data.atlas_pictures import Picture
+from monai_unimedvl.data.atlas_regions import GROUPS, REGIONS
+from monai_unimedvl.data.atlas_volumes import SIDE, shrink
 
 __all__ = [
     "DEFAULT_TASKS",

@@ -11,9 +11,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import os
 import tarfile
-import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .fetch import sources
+from monai_unimedvl.atomic import new_file
+from monai_unimedvl.data.fetch import sources
 
 __all__ = [
     "GRID_ORIGIN",
@@ -60,10 +59,8 @@ def prepare_arrays(
             if progress is not None:
                 progress(name)
             arrays.update(_READERS[name](folders.get(name, root)))
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=root, suffix=".part", delete=False) as stream:
+        with new_file(cached) as part, part.open("wb") as stream:
             np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-        os.replace(stream.name, cached)
     return cached, missing
 
 

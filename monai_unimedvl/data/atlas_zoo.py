@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .fetch import default_root, sources
+from monai_unimedvl.data.fetch import default_root, sources
 
 __all__ = ["ZooScan", "zoo"]
 

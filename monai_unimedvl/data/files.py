@@ -19,6 +19,7 @@ from typing import Any
 
 from monai.utils import optional_import
 
+from monai_unimedvl.atomic import write
 from monai_unimedvl.data.record import InvalidRecord, Record, Reject, read_jsonl
 from monai_unimedvl.data.shards import MANIFEST, arrow_schema, check_shards, parquet, record_of, row_of
 from monai_unimedvl.data.step import Item
@@ -67,15 +68,7 @@ def write_records(items: Iterable[Item], path: str | Path) -> dict[str, int]:
 
 def write_json(path: str | Path, values: Any) -> None:
     """Write JSON, whole or not at all; what it cannot hold is written as its text."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=".", suffix=".part", delete=False, encoding="utf8"
-    ) as stream:
-        json.dump(values, stream, indent=2, ensure_ascii=False, default=str)
-        stream.write("\n")
-    os.chmod(stream.name, 0o644)  # a temporary file is for its owner only
-    os.replace(stream.name, path)
+    write(path, json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def rejects_beside(path: str | Path) -> Path:

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from monai_unimedvl.atomic import new_file, write
 from monai_unimedvl.data.card import card, croissant
 from monai_unimedvl.data.files import write_json
 from monai_unimedvl.data.jobs import REJECTS, TALLY, WEIGHTS, Job, decided, part_name, read_lines
@@ -68,9 +67,9 @@ def finish(
     _join_rejects(work, out, passes, parts)
     report = _leaks(work, jobs) if leaks else None
     manifest["leaks"] = None if report is None else report.to_json()
-    _write(out / "card.md", card(manifest, told, report.lines() if report else ()))
-    _write(out / "croissant.json", json.dumps(croissant(manifest, told), indent=2, ensure_ascii=False) + "\n")
-    _write(out / "report.html", report_page(manifest, told, out))
+    write(out / "card.md", card(manifest, told, report.lines() if report else ()))
+    write(out / "croissant.json", json.dumps(croissant(manifest, told), indent=2, ensure_ascii=False) + "\n")
+    write(out / "report.html", report_page(manifest, told, out))
     manifest["papers"] = {
         name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         for name in PAPERS if (path := out / name).is_file()
@@ -178,7 +177,7 @@ def _rejected(steps: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 def _join_rejects(work: Path, out: Path, passes: Sequence[int], parts: int) -> None:
     """All rejects in one file: of each pass those of its steps, then those of its decisions."""
-    with tempfile.NamedTemporaryFile("w", dir=work, delete=False, encoding="utf8") as stream:
+    with new_file(out / REJECTS) as rejects, rejects.open("w", encoding="utf8") as stream:
         for number, decisions in enumerate(passes):
             for part in range(parts):
                 stream.write((work / f"pass-{number}" / part_name(part) / REJECTS).read_text("utf8"))
@@ -188,16 +187,8 @@ def _join_rejects(work: Path, out: Path, passes: Sequence[int], parts: int) -> N
                     if isinstance(item, Reject):
                         row = json.dumps(item.to_json(), ensure_ascii=False, separators=(",", ":"))
                         stream.write(row + "\n")
-    os.chmod(stream.name, 0o644)  # a temporary file is for its owner only
-    os.replace(stream.name, out / REJECTS)
 
 
 def _leaks(work: Path, jobs: Sequence[Job]) -> LeakReport:
     """The report of leaks, of the rows that the shards' jobs left."""
     return leaks_of(row for job in jobs for row in read_lines(work / "shards" / f"{job['name']}.leaks.jsonl"))
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".tmp-{path.name}")
-    aside.write_text(text, "utf8")
-    os.replace(aside, path)

@@ -25,6 +25,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from monai_unimedvl.atomic import write
 from monai_unimedvl.data.dialogue import read_content, shared_pixels
 from monai_unimedvl.data.files import write_json
 from monai_unimedvl.data.leaks import leak_row
@@ -227,11 +228,7 @@ def _stored(image: ImageFile, corpus: Path) -> ImageFile:
     name = f"images/{digest[:2]}/{digest[:24]}{Path(image.path).suffix.lower() or '.png'}"
     path = corpus / name
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("wb", dir=path.parent, suffix=".part", delete=False) as stream:
-            stream.write(image.content)
-        os.chmod(stream.name, 0o644)  # a temporary file is for its owner only
-        os.replace(stream.name, path)
+        write(path, image.content)
     return replace(image, path=name, content=None)
 
 

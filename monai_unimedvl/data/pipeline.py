@@ -23,6 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from monai_unimedvl.atomic import new_file
 from monai_unimedvl.data.engines import run_all
 from monai_unimedvl.data.files import write_json
 from monai_unimedvl.data.finish import PAPERS, finish
@@ -215,9 +216,8 @@ class _Build:
                 except ValueError:
                     continue  # the source that needs it says so, or is optional
                 if source.is_file():
-                    aside = path.with_name(f".{path.name}.part")
-                    shutil.copyfile(source, aside)
-                    os.replace(aside, path)
+                    with new_file(path) as part:
+                        shutil.copyfile(source, part)
 
     def _step(self, options: Mapping[str, Any]) -> str:
         """The options of a step as JSON: with paths of this machine, the corpus as root, and a seed.

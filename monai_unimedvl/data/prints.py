@@ -25,6 +25,7 @@ from monai.utils import optional_import
 from numpy.typing import NDArray
 from PIL import Image
 
+from monai_unimedvl.atomic import write
 from monai_unimedvl.data.dialogue import read_content, shared_pixels
 from monai_unimedvl.data.record import PLACEHOLDER, ImageFile, Record
 
@@ -148,12 +149,9 @@ def write_prints(rows: Iterable[ImagePrint | WordPrint], path: str | Path, name:
     Args:
         name: of the benchmark, which rejects will say.
     """
-    path = Path(path)
     lines = [json.dumps({"format": FORMAT, "name": name})]
     lines += sorted({json.dumps(row.to_json()) for row in rows})
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text("\n".join(lines) + "\n", "utf8")
-    aside.replace(path)
+    write(path, "\n".join(lines) + "\n")
     return len(lines) - 1
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
+
+from monai_unimedvl.atomic import new_file
 
 PLACEHOLDER = "<image>"  # in a message: here stands the next image
 SPLITS = ("", "train", "val", "test")  # "" is not split yet
@@ -319,19 +319,11 @@ def read_jsonl(path: str | Path, defaults: Mapping[str, Any] | None = None) -> I
 
 def write_jsonl(items: Iterable[Record | Reject], path: str | Path) -> int:
     """Write records or rejects as JSON lines, whole or not at all; returns how many."""
-    path, count = Path(path), 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf8") as stream:
-        try:
-            for item in items:
-                stream.write(json.dumps(item.to_json(), ensure_ascii=False, separators=(",", ":")) + "\n")
-                count += 1
-        except BaseException:
-            stream.close()
-            os.unlink(stream.name)
-            raise
-    os.chmod(stream.name, 0o644)  # a temporary file is for its owner only
-    os.replace(stream.name, path)
+    count = 0
+    with new_file(path) as part, part.open("w", encoding="utf8") as stream:
+        for item in items:
+            stream.write(json.dumps(item.to_json(), ensure_ascii=False, separators=(",", ":")) + "\n")
+            count += 1
     return count
 
 

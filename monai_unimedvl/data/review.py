@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_unimedvl.atomic import write
 from monai_unimedvl.data.agreement import DIMENSIONS, Review, agreement
 from monai_unimedvl.data.dialogue import read_content
 from monai_unimedvl.data.record import Record, Reject
@@ -84,7 +85,7 @@ def write_form(
     page = render(
         "review.html", title=title, form=form, items=items, dimensions=_dimensions(), told=_script(told)
     )
-    _write(Path(path), page)
+    write(Path(path), page)
     return form
 
 
@@ -165,7 +166,7 @@ def write_summary(form: str | Path, reviews: Sequence[Review], path: str | Path)
         rows.append({**item, "said": said, "score": score, "spread": max(spread)})
     rows.sort(key=lambda row: (row["score"] is None, row["score"], row["id"]))  # the worst first
     names = list(DIMENSIONS)
-    _write(
+    write(
         Path(path), render("review_summary.html", title=told["title"], found=found, items=rows, names=names)
     )
     return found
@@ -194,10 +195,3 @@ def _script(told: Mapping[str, Any]) -> str:
     """JSON that may stand inside a page, whatever the words are."""
     text = json.dumps(told, ensure_ascii=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _write(path: Path, page: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".tmp-{path.name}")
-    aside.write_text(page, "utf8")
-    aside.replace(path)

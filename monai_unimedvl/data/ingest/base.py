@@ -13,7 +13,6 @@ import hashlib
 import io
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from monai.data import MetaTensor
 from PIL import Image
 from torch import Tensor
 
+from monai_unimedvl.atomic import new_file
 from monai_unimedvl.data.dialogue import pixels
 from monai_unimedvl.data.ingest.words import code_of, without_identifiers, without_names
 from monai_unimedvl.data.record import ImageFile, InvalidRecord, Record, Reject, pseudonym, stable_id
@@ -270,16 +270,8 @@ def write_png(pixels: np.ndarray, folder: Path) -> str:
     digest = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
     path = folder / digest[:2] / f"{digest[:24]}.png"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False, suffix=".part") as stream:
-            try:
-                Image.fromarray(pixels).save(stream, "PNG")
-            except BaseException:
-                stream.close()
-                os.unlink(stream.name)
-                raise
-        os.chmod(stream.name, 0o644)  # a temporary file is for its owner only
-        os.replace(stream.name, path)
+        with new_file(path) as part:
+            Image.fromarray(pixels).save(part, "PNG")
     return f"{digest[:2]}/{path.name}"
 
 
