@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 from monai_unimedvl import __version__
@@ -27,15 +28,24 @@ from monai_unimedvl.cli.serve import add_options as serving
 EDITS = ("sr4", "t1-to-t2", "t1-to-pd", "t2-to-t1", "t1-to-gm", "ct-to-bone", "h-to-he", "h-to-ihc")
 MASKS = ("tissue", "lobes", "tumour", "bone", "nuclei")
 
+# Which file of this folder does a verb, and its function, where the two are not called as the verb is.
+DOING = {
+    **dict.fromkeys(("ask", "report", "draw", "edit", "segment"), ("run", "run")),
+    "bundle": ("bundles", "bundle"),
+    "consolidate": ("train", "consolidate"),
+    "data": ("data_steps", "run"),
+    "evaluate": ("manage", "evaluate"),
+    "label-app": ("label_app", "label_app"),
+    "provenance": ("manage", "provenance"),
+}
+
 Result = tuple[list[str], dict[str, Any]]  # lines for people, values for --json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (argparse raises SystemExit for help and for unknown words)."""
     options = parser().parse_args(arguments)
-    os.environ.setdefault(
-        "HF_HUB_OFFLINE", "1"
-    )  # a model is a folder here: nothing is fetched behind one's back
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched behind one's back
     try:
         lines, values = _verb(options.verb)(options)
     except Exception as error:
@@ -62,59 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _verb(name: str) -> Callable[[argparse.Namespace], Result]:
     """The function behind a verb; its imports are paid now."""
-    if name == "label-app":
-        from monai_unimedvl.cli.label_app import label_app
-
-        return label_app
-    if name == "send":
-        from monai_unimedvl.cli.send import send
-
-        return send
-    if name == "serve":
-        from monai_unimedvl.cli.serve import serve
-
-        return serve
-    if name == "doctor":
-        from monai_unimedvl.cli.doctor import doctor
-
-        return doctor
-    if name == "convert":
-        from monai_unimedvl.cli.convert import convert
-
-        return convert
-    if name == "plan":
-        from monai_unimedvl.cli.plan import plan
-
-        return plan
-    if name == "autoencoder":
-        from monai_unimedvl.cli.autoencoder import autoencoder
-
-        return autoencoder
-    if name in ("train", "consolidate"):
-        from monai_unimedvl.cli import train
-
-        return getattr(train, name)
-    if name == "recipes":
-        from monai_unimedvl.cli.recipes import recipes
-
-        return recipes
-    if name == "demo":
-        from monai_unimedvl.cli.demo import demo
-
-        return demo
-    if name == "bundle":
-        from monai_unimedvl.cli.bundles import bundle
-
-        return bundle
-    if name == "data":
-        return data_steps.run
-    if name in ("provenance", "evaluate"):
-        from monai_unimedvl.cli import manage
-
-        return getattr(manage, name)
-    from monai_unimedvl.cli.run import run
-
-    return run
+    file, function = DOING.get(name, (name, name))
+    found: Callable[[argparse.Namespace], Result] = getattr(
+        import_module(f"monai_unimedvl.cli.{file}"), function
+    )
+    return found
 
 
 def parser() -> argparse.ArgumentParser:
