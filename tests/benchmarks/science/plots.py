@@ -46,27 +46,26 @@ def _differences(question: Question, lines: list[Line]) -> Any:
         kind for kind in ("PSNR", "other") if any((x.metric == "PSNR") == (kind == "PSNR") for x in lines)
     ]
     places = {unit: _places(lines, unit) for unit in units}
-    height = 1.3 + 0.2 * len(question.pairs) * max(map(len, places.values()))
+    pairs = [pair for pair in question.pairs if any((x.first, x.second) == pair for x in lines)]
+    height = 1.3 + max(0.3, 0.14 * len(pairs)) * max(map(len, places.values()))
     figure, axes = plt.subplots(1, len(units), figsize=(8.5, max(2.4, height)), squeeze=False)
     for axis, unit in zip(axes[0], units, strict=True):
         axis.axvline(0, color="0.6", linewidth=0.8)
         for row, (place, metric) in enumerate(places[unit]):
-            for n, pair in enumerate(question.pairs):
-                for line in lines:
-                    if (line.place, line.metric, line.first, line.second) == (place, metric, *pair):
-                        y, told = row + (n - (len(question.pairs) - 1) / 2) * 0.17, line.difference
-                        axis.plot([told.low, told.high], [y, y], color=COLOURS[n], linewidth=1.6)
-                        axis.plot(told.value, y, "o", color=COLOURS[n], markersize=5)
-                        if len(line.by_seed) > 1:
-                            axis.plot(
-                                line.by_seed, [y] * len(line.by_seed), "|", color=COLOURS[n], markersize=7
-                            )
+            here = [x for x in lines if (x.place, x.metric) == (place, metric)]
+            for n, line in enumerate(here):
+                y, told = row + (n - (len(here) - 1) / 2) * 0.8 / len(pairs), line.difference
+                colour = COLOURS[pairs.index((line.first, line.second))]
+                axis.plot([told.low, told.high], [y, y], color=colour, linewidth=1.6)
+                axis.plot(told.value, y, "o", color=colour, markersize=4.5)
+                if len(line.by_seed) > 1:
+                    axis.plot(line.by_seed, [y] * len(line.by_seed), "|", color=colour, markersize=7)
         axis.set_yticks(range(len(places[unit])))
         axis.set_yticklabels([f"{p.split('/')[1]} {m}, {LABELS[p.split('/')[0]]}" for p, m in places[unit]])
         axis.invert_yaxis()
         axis.set_xlabel("difference in dB" if unit == "PSNR" else "difference of shares or scores in [0, 1]")
-    handles = [plt.Line2D([], [], color=COLOURS[n], marker="o") for n in range(len(question.pairs))]
-    names = [f"{label(question, b)} less {label(question, a)}" for a, b in question.pairs]
+    handles = [plt.Line2D([], [], color=COLOURS[n], marker="o") for n in range(len(pairs))]
+    names = [f"{label(question, b)} less {label(question, a)}" for a, b in pairs]
     figure.legend(handles, names, loc="upper center", ncols=2, frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 1 - (0.25 * ((len(names) + 1) // 2) + 0.1) / figure.get_figheight()))
     return figure

@@ -89,7 +89,6 @@ class Runner:
         return True
 
     def _train(self, arm: Arm, folder: Path, seed: int) -> dict[str, Any]:
-        began = time.process_time()
         if "bundle" in arm.config:
             network, tokenizer, found = lessons.from_bundle(arm.config)
         else:
@@ -98,8 +97,7 @@ class Runner:
         material = lessons.build(arm.config, self.training)
         if arm.config["training"]["steps"]:
             network = fit(network, tokenizer, material, arm.config, folder, seed)
-        trained = time.process_time()
-        found |= {"weights": weights_hash(network), "training_seconds": round(trained - began, 1)}
+        found["weights"] = weights_hash(network)
         scored = lessons.score(arm, network, tokenizer, self.scorer(arm), self)
         return {**found, **scored, "log": curve(folder)}
 
@@ -117,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", nargs="+", default=list(plan.LETTERS), choices=plan.LETTERS)
+    parser.add_argument("--arms", nargs="+", default=None, help="only these arms of the questions")
     parser.add_argument("--seeds", type=int, default=None, help="how many, from 0 (default: as configured)")
     parser.add_argument("--cache", type=Path, default=default_root().parent / "science")
     parser.add_argument("--root", default=None, help="the atlas cache")
@@ -132,7 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             question = plan.question(letter)
             for seed in range(question.seeds if options.seeds is None else options.seeds):
                 for arm in question.arms.values():
-                    runner.run(arm, seed)
+                    if options.arms is None or arm.name in options.arms:
+                        runner.run(arm, seed)
     report.write_all(plan.HERE)
 
 
