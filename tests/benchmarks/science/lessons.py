@@ -226,11 +226,8 @@ class Planning:
                     self.written += [(str(plan), true) for (plan, _), true in zip(made, told, strict=True)]
                     drawn = [image for _, image in made]
                 else:
-                    prompts = [
-                        [Turn("user", list(prompt)), Turn("assistant", [plan])]
-                        for prompt, plan in zip(request.prompts, told, strict=True)
-                    ]
-                    drawn = ImageInferer(self.tokenizer, **options)(prompts, self.network)  # type: ignore[arg-type]
+                    prompts = [[*prompt, plan] for prompt, plan in zip(request.prompts, told, strict=True)]
+                    drawn = ImageInferer(self.tokenizer, **options)(prompts, self.network)
                 images = torch.stack(drawn).float().clamp(0, 1)  # type: ignore[arg-type]
                 yield name, Made(images=(images * 255).round().to(torch.uint8))
 
