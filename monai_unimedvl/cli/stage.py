@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import random
-import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +15,9 @@ from torch import Tensor
 from monai_unimedvl import bundle
 from monai_unimedvl.data.atlas import LEGENDS
 from monai_unimedvl.data.fetch import licences
-from monai_unimedvl.evaluation import AtlasBenchmark, Drawing, Report
+from monai_unimedvl.evaluation import AtlasBenchmark, Report
 from monai_unimedvl.evaluation import baselines as trivial
-from monai_unimedvl.evaluation.benchmarks import EDIT_STEPS
+from monai_unimedvl.evaluation.asking import DRAWING, EDITING
 from monai_unimedvl.evaluation.image import dice, labels_from_colours, psnr
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.provenance import Facts
@@ -26,7 +25,7 @@ from monai_unimedvl.tokenizer import Tokenizer
 
 Item = Mapping[str, Any]
 TRIED = 8  # items of each task and section that are scored, of which --cases are shown
-STEPS = EDIT_STEPS[0]
+STEPS = EDITING.steps
 SECTIONS = {"test": "held-out slab", "test_subject": "unseen subject"}
 TASKS = {  # heading -> tasks
     "Segmentation": ["seg-tissue", "seg-lobes", "seg-tumour", "seg-bone", "seg-nuclei"],
@@ -102,7 +101,7 @@ class Stage:
     def report(self) -> Report:
         """The scores of some random items of every task."""
         return self.bench.run(
-            self.network, self.tokenizer, limit=TRIED, steps=STEPS, drawing=Drawing(), progress=not self.quiet
+            self.network, self.tokenizer, limit=TRIED, steps=STEPS, drawing=DRAWING, progress=not self.quiet
         )
 
     def of(self, task: str) -> list[dict[str, Any]]:
@@ -144,11 +143,10 @@ class Stage:
         return self.report.images[name][place].float() / 255
 
     def facts(self, found: Mapping[str, Any]) -> Facts:
-        """How the benchmark's image of a prediction came about; its seed is that of `AtlasBenchmark`."""
+        """How the benchmark's image of a prediction came about."""
         task, words = found["task"], str(self.items[found["id"]]["turns"][0].parts[-1])
-        plan = Drawing() if task == "text-to-image" else Drawing(STEPS, 1.0)
-        seed = zlib.crc32(f"{self.bench.seed} {found['id']}".encode())
-        return Facts(words, seed, self.hash, task, steps=plan.steps, text_guidance=plan.guidance)
+        plan = DRAWING if task == "text-to-image" else EDITING
+        return Facts(words, found["seed"], self.hash, task, steps=plan.steps, text_guidance=plan.guidance)
 
     def title(self, item: Item, what: str = "") -> str:
         """A card's heading."""

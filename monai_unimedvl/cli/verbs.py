@@ -32,7 +32,7 @@ from monai_unimedvl.cli.writing import (
     wrote,
 )
 from monai_unimedvl.data.atlas_tasks import INSTRUCTIONS, LEGENDS
-from monai_unimedvl.evaluation.benchmarks import EDIT_STEPS, Drawing
+from monai_unimedvl.evaluation.asking import DRAWING, EDITING
 from monai_unimedvl.evaluation.image import labels_from_colours
 from monai_unimedvl.flow import Guidance
 from monai_unimedvl.inferers import ImageInferer, TextInferer
@@ -46,8 +46,6 @@ from monai_unimedvl.transforms.geometry import put_back
 from monai_unimedvl.transforms.pruning import PruneTokens
 from monai_unimedvl.transforms.structured import parse_report
 
-# Where the command line names nothing: as the bundle's scores were measured.
-DRAWING, EDITING = Drawing(), Drawing(EDIT_STEPS[0], 1.0)
 PLANES = ("axial", "coronal", "sagittal")
 AT_ONCE = 8  # slices that are asked about in one batch
 EMPTY = {

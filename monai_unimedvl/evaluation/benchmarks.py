@@ -25,7 +25,7 @@ from tqdm import tqdm
 from monai_unimedvl.data.atlas import TASKS, AtlasDataset
 from monai_unimedvl.evaluation import baselines as trivial
 from monai_unimedvl.evaluation import drawn_sets, examples
-from monai_unimedvl.evaluation.asking import Drawing, Engine, Kept, Made, Request, here, weights_hash
+from monai_unimedvl.evaluation.asking import EDITING, Drawing, Engine, Kept, Made, Request, here, weights_hash
 from monai_unimedvl.evaluation.atlas_scores import (
     NEAR_COPY,
     image_scores,
@@ -47,7 +47,7 @@ from monai_unimedvl.tokenizer import Tokenizer
 SECTIONS = ("test", "test_subject")
 SMOOTHED = ("spmEPI", "spmPET", "spmSPECT")  # templates smoothed by 8 mm: little is left to sharpen
 WORDS = {"vqa": 24, "caption": 160}  # new tokens at most
-EDIT_STEPS = (2, 1)  # the first is what the bundle ships
+EDIT_STEPS = (EDITING.steps, 1)  # the first is what the bundle ships
 BENCHMARK = "atlas-v1"
 
 

@@ -19,7 +19,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferType
 from torch import Tensor
 
 from monai_unimedvl.data.atlas_tasks import INSTRUCTIONS
-from monai_unimedvl.evaluation.benchmarks import EDIT_STEPS, Drawing
+from monai_unimedvl.evaluation.asking import DRAWING, EDITING, Drawing
 from monai_unimedvl.flow import Guidance
 from monai_unimedvl.inferers import ImageInferer
 from monai_unimedvl.inferers.outputs import Grey, Labels, Output
@@ -36,11 +36,10 @@ from monai_unimedvl.transforms.choosing import place, volume_chain
 from monai_unimedvl.transforms.geometry import put_back
 from monai_unimedvl.transforms.lazy import prepare
 from monai_unimedvl.transforms.masks import ColoursToLabels, as_legend, volumes_of
-from monai_unimedvl.transforms.restack import Restack, empty_volume
+from monai_unimedvl.transforms.restack import Restack
 
 logger = logging.getLogger(__name__)
 
-DRAWING, EDITING = Drawing(), Drawing(EDIT_STEPS[0], 1.0)  # as the bundle's scores were measured
 ALL = "all"
 TASKS = tuple(name for name in INSTRUCTIONS if name != "caption" and not name.startswith("seg-"))
 AT_ONCE = 8  # slices in one batch
@@ -158,9 +157,10 @@ class Drawn(Task):
             raise ValueError(f"slice is {wanted!r}, expected 'all', 'middle' or a number from 0 to {last}.")
         picture = part.picture(slices[index])
         (drawn,) = inferer(asked, 1)([[picture.as_tensor(), instruction]], network)
-        shape, affine = part.volume.shape[1:], part.volume.affine
-        out = empty_volume((1, *shape), output.dtype(part), output.fill(part))
-        back = Restack(shape, affine, plane, values=out, mode=output.mode)
+        back = Restack(
+            part.volume.shape[1:], part.volume.affine, plane, dtype=output.dtype(part),
+            fill=output.fill(part), mode=output.mode,
+        )  # fmt: skip
         back.put(output.seen(drawn, part, 1), picture, last=output.chosen)
         said = place(picture.meta["source"])
         return back.volume, asked.facts(instruction, task, slices=[index], **drawn_by), {"read": [said]}

@@ -18,6 +18,7 @@ from fastapi import Request
 from torch import Tensor
 
 from monai_unimedvl import provenance
+from monai_unimedvl.evaluation import asking as usual
 from monai_unimedvl.inferers import QueueFull, Token
 from monai_unimedvl.inferers import Request as Asked
 from monai_unimedvl.networks.unimedvl import UniMedVL
@@ -31,7 +32,7 @@ from monai_unimedvl.transforms.choosing import knows_only_squares
 
 T = TypeVar("T")
 
-DRAWING, EDITING = Manner(20, 2.0), Manner(2)  # as the nano bundle's scores were measured
+DRAWING, EDITING = (Manner(plan.steps, plan.guidance) for plan in (usual.DRAWING, usual.EDITING))
 
 
 class Service:
