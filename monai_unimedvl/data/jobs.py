@@ -105,6 +105,7 @@ def _write_part(job: Job, items: Iterable[Item], tallies: list[tuple[str, Tally]
     aside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=final.parent))
     corpus = work / "corpus"
     weights: list[int] = []
+    made: set[str] = set()  # ids of records that others were made of
     checks = Tally()
     tallies.append(("check", checks))
     try:
@@ -116,10 +117,11 @@ def _write_part(job: Job, items: Iterable[Item], tallies: list[tuple[str, Tally]
                     _line(left, item.to_json())
                     continue
                 record = stored(item, corpus)
+                made.add(str(record.provenance.get("id", {}).get("from", "")))
                 said = _noted(record, deciding)
                 weight: int | Reject = 0
                 if job["check"] and not isinstance(said, Reject):
-                    weight = _checked(record, corpus)
+                    weight = _checked(record, corpus, record.id in made)
                 if isinstance(said, Reject) or isinstance(weight, Reject):
                     refused = said if isinstance(said, Reject) else weight
                     assert isinstance(refused, Reject)
@@ -252,9 +254,16 @@ def _noted(record: Record, deciding: Sequence[Step]) -> list[Any] | Reject:
     return said
 
 
-def _checked(record: Record, corpus: Path) -> int | Reject:
-    """Bytes that a record will take in a shard, if something is learnt from it and its images can be read."""
+def _checked(record: Record, corpus: Path, used: bool) -> int | Reject:
+    """Bytes that a record will take in a shard, if something is learnt from it and its images can be read.
+
+    Args:
+        used: whether other records were made of it.
+    """
     if not record.output_img and not any(m.speaker == "gpt" and m.value.strip() for m in record.message):
+        if used:
+            reason = "the image without words is done with, since records with words were made of it."
+            return Reject("bare-image", reason, record.id, "check")
         reason = "the record has no answer and no image to draw, expected either: add a step that makes them."
         return Reject("nothing-to-learn", reason, record.id, "check")
     try:

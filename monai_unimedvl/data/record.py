@@ -32,6 +32,7 @@ CODES = {
     "wrong-value": "a field holds a value that is not allowed",
     "placeholders": "the number of <image> marks is not the number of images",
     "nothing-to-learn": "neither an answer nor an image to draw",
+    "bare-image": "an image without words, of which records with words were made: no loss",
     "image-missing": "an image is neither embedded nor where its path says",
     "image-damaged": "an image cannot be read",
     "no-segments": "a text or an image that the model cannot take",

@@ -83,8 +83,8 @@ class Textify(Each):
                 made.append(self._drawn(record, *caption))
         if "report" in self.make and not record.message and not record.output_img:
             made += self._reports(record)
-        if self.keep or record.message or record.output_img:
-            made.append(record)
+        if (self.keep and record.input_img) or record.message or record.output_img:
+            made.append(record)  # a report without an image has said all it has
         return made or [
             Reject("no-facts", "no fact gives words, expected labels or captions.", record.id, self.name)
         ]

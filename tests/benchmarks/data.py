@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import multiprocessing
 import resource
 import shutil
@@ -133,7 +134,8 @@ def main() -> None:
     load = load_average()
     head = ["what", "records", "wall s", "CPU s", "records a CPU second", "peak MiB, all processes", "kept"]
     cells = [head]
-    rates, bytes_each = [], 0.0
+    seconds_each: dict[int, float] = {}
+    bytes_each = 0.0
     for name, work, sizes in (("build", built, options.sizes), ("decisions", decided, options.decisions)):
         before, last = 0.0, 0
         for count in sizes:
@@ -143,15 +145,18 @@ def main() -> None:
                 f"{peak / 2**20:,.0f}", f"{int(kept):,}",
             ])  # fmt: skip
             if name == "build":
-                rates.append(count / busy)
+                seconds_each[count] = busy / count
             elif before:
                 bytes_each = (peak - before) / (count - last)
             before, last = peak, count
-    hours = PAPER / rates[-1] / 3600
+    least, most = min(seconds_each), max(seconds_each)
+    growth, allowed = seconds_each[most] / seconds_each[least], math.log(most) / math.log(least)
+    hours = PAPER * seconds_each[most] / 3600
     report(
         f"`unimedvl data build` of {SIDE} x {SIDE} pictures with a sentence: coarse, dedup, shards, "
         f"`--workers {options.workers} --sizes {' '.join(map(str, options.sizes))}`. The decisions hold "
-        f"about {bytes_each:,.0f} bytes a record.\n\n"
+        f"about {bytes_each:,.0f} bytes a record. A record of the largest build took {growth:.2f} times the "
+        f"CPU seconds of one of the smallest; n log n would allow {allowed:.2f}.\n\n"
         f"On paper: at the rate of the largest build, {PAPER:,} records of this size take {hours:,.0f} hours "
         f"of one core, so {hours / 2:,.0f} hours on two and {hours:,.0f} / n on Ray with n, as long as "
         f"the disk keeps up, plus the decisions, which one process takes; these hold "

@@ -11,6 +11,7 @@ import zipfile
 import pytest
 
 from monai_unimedvl.data import fetch
+from monai_unimedvl.data.licences import kind_of
 
 
 @pytest.fixture
@@ -124,6 +125,15 @@ def test_wrong_names_are_told(shop, tmp_path):
         fetch.fetch_atlas(tmp_path, names=["z"])
     with pytest.raises(ValueError, match="is not a folder: give the folder"):
         fetch.fetch_atlas(tmp_path, from_folder=tmp_path / "nowhere")
+
+
+def test_every_licence_of_the_atlas_is_known_and_a_picture_may_have_its_own():
+    for name, _, licence, _ in fetch.licences():
+        assert kind_of(licence) in ("free", "share alike"), f"{name}: {licence}"
+    assert fetch.licence_of("scikit-image", "fundus") == "CC0-1.0"
+    assert kind_of(fetch.licence_of("scikit-image", "ihc")) == "free"
+    assert fetch.licence_of("stardist", "nuclei") == "BSD-3-Clause"
+    assert fetch.licence_of("no-such-package", "ihc") == "unknown"
 
 
 def test_every_real_pin_has_a_hash_and_a_licence():

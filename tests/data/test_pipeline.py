@@ -16,11 +16,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from sources import png
 
 from monai_unimedvl.cli import main
 from monai_unimedvl.data import jobs as jobs_module
 from monai_unimedvl.data.engines import run_all
 from monai_unimedvl.data.ingest.base import write_png
+from monai_unimedvl.data.licences import kind_of
 from monai_unimedvl.data.pipeline import build_dataset
 from monai_unimedvl.data.plan import Pipeline, read_pipeline, resolved
 from monai_unimedvl.data.record import ImageFile, InvalidRecord, Message, Record, Reject, pseudonym
@@ -279,6 +281,15 @@ def test_ray_gives_the_same_files_and_survives_the_death_of_a_worker(
         ray.shutdown()
 
 
+def test_a_bare_image_of_which_words_were_made_is_no_loss(tmp_path: Path) -> None:
+    png(tmp_path / "in" / "cyst" / "a.png", size=(64, 64))
+    source = {"step": "ingest", "kind": "images", "path": str(tmp_path / "in"), "modality": "xray"}
+    told: dict[str, Any] = {"name": "bare", "sources": [{**source, "dataset": "d", "public": True}]}
+    assert build(tmp_path / "out", {**told, "steps": [{"step": "textify"}]})["rejected"] == {"bare-image": 1}
+    with pytest.raises(ValueError, match=r"nothing was kept .*nothing-to-learn 1"):
+        build(tmp_path / "bare", {**told, "steps": []})
+
+
 def test_a_commercial_corpus_refuses_licences_by_name(tmp_path: Path) -> None:
     for licence, kind in (
         ("CC-BY-NC-4.0", "non-commercial"),
@@ -290,6 +301,23 @@ def test_a_commercial_corpus_refuses_licences_by_name(tmp_path: Path) -> None:
     assert build(tmp_path / "free", plan(licence="CC-BY-4.0"), commercial=True)["licences"].keys() == {
         "CC-BY-4.0"
     }
+
+
+@pytest.mark.parametrize(
+    ("licence", "kind"),
+    [
+        ("BSD-3-Clause (images: ICBM notice, free use)", "free"),
+        ("MIT License", "free"),
+        ("Apache-2.0 OR GPL-2.0-only", "free"),
+        ("MIT AND GPL-3.0-or-later", "share alike"),
+        ("Apache-2.0 AND CC-BY-NC-4.0", "non-commercial"),
+        ("MIT and ask the author", "unknown"),
+        ("images: no known restrictions", "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_of_joined_licences_the_strictest_holds(licence: str, kind: str) -> None:
+    assert kind_of(licence) == kind
 
 
 def test_an_optional_source_that_is_not_there_is_named_on_the_card(tmp_path: Path) -> None:

@@ -150,6 +150,13 @@ def test_reports_are_the_radiologists_words() -> None:
     assert told["impression"].message[1].value == "No acute disease." and told["impression"].kind == "text"
 
 
+def test_a_report_without_an_image_leaves_its_words_alone() -> None:
+    bare = replace(record(report={"findings": "Heart size normal.", "impression": "Normal."}), input_img=())
+    assert [each.sub_task_type for each in made(bare)] == ["impression"]
+    (reject,) = Textify()([replace(bare, facts={"report": {"findings": "Heart size normal."}})])
+    assert isinstance(reject, Reject) and reject.code == "no-facts"
+
+
 def test_several_questions_share_a_record_and_words_that_came_stay() -> None:
     (one, *_) = made(record(**FACTS), turns=4, make=("questions",))
     assert len(one.message) == 8 and one.message[0].value.startswith("<image>")
