@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from monai_unimedvl.data.record import InvalidRecord, Reject
-from monai_unimedvl.data.sample import Dropout, count_tokens, drop_conditions, generator_of
-from monai_unimedvl.sequence import Prompt, Segment
+from monai_unimedvl.data.sample import Dropout, drop_conditions, generator_of
+from monai_unimedvl.sequence import Prompt, Segment, count_tokens
 
-__all__ = ["Dropout", "Mixture", "Pack", "Stream", "count_tokens", "drop_conditions", "merge"]
+__all__ = ["Dropout", "Mixture", "Pack", "Stream", "drop_conditions", "merge"]
 
 MISSES = 1000  # rejected samples in a row after which nothing can be expected of a stream
 Spot = tuple[int, int]  # a stream, and a place in its endless run of epochs

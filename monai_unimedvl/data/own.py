@@ -28,10 +28,10 @@ from torch import Tensor
 from monai_unimedvl.data.atlas import LEGENDS
 from monai_unimedvl.data.atlas_tasks import INSTRUCTIONS
 from monai_unimedvl.data.augment import augment
-from monai_unimedvl.data.mixture import Dropout, Mixture, Pack, Stream, count_tokens
+from monai_unimedvl.data.mixture import Dropout, Mixture, Pack, Stream
 from monai_unimedvl.inferers.context import segments_for
 from monai_unimedvl.networks.unimedvl import UniMedVL
-from monai_unimedvl.sequence import Segment, Turn
+from monai_unimedvl.sequence import Segment, Turn, count_tokens
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.transforms import Recipe, recipe
 from monai_unimedvl.transforms.masks import Legend

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One sample in training: conditions left out by chance, its length in tokens, its generator."""
+"""One sample in training: conditions left out by chance, its generator."""
 
 from __future__ import annotations
 
@@ -38,11 +38,6 @@ def drop_conditions(
             segment = replace(segment, dropped=True)
         dropped.append(segment)
     return dropped
-
-
-def count_tokens(segments: Sequence[Segment]) -> int:
-    """Tokens of a sample, marks included."""
-    return sum(s.tokens + 2 for s in segments if not s.dropped)
 
 
 def generator_of(seed: int, stream: int, index: int, epoch: int) -> torch.Generator:

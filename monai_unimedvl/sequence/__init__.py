@@ -16,9 +16,10 @@ from monai_unimedvl.sequence.segments import (
     Text,
     Turn,
     View,
+    count_tokens,
 )
 
 __all__ = [
     "CAUSAL", "Block", "Canvas", "Layout", "Marks", "PackedSequence", "Part", "Plan", "Prompt", "Routes",
-    "Samples", "Segment", "Text", "Turn", "View", "pack", "step", "visible",
+    "Samples", "Segment", "Text", "Turn", "View", "count_tokens", "pack", "step", "visible",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from monai_unimedvl.sequence.layout import CAUSAL, Block, Layout, Part, Plan, Routes, visible
-from monai_unimedvl.sequence.segments import Canvas, Marks, Samples, Segment, Text, View
+from monai_unimedvl.sequence.segments import AROUND, Canvas, Marks, Samples, Segment, Text, View
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class _Piece(NamedTuple):
     @property
     def length(self) -> int:
         """Tokens, marks included."""
-        return self.segment.tokens + 2
+        return self.segment.tokens + AROUND
 
     @property
     def kind(self) -> str:

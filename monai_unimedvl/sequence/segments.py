@@ -7,11 +7,13 @@ n words   h, w tokens down and across   p view patch   q latent patch   C latent
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
+
+AROUND = 2  # tokens: the marks where a segment begins and where it ends
 
 
 class Marks(NamedTuple):
@@ -112,3 +114,8 @@ class Canvas:
 
 Segment = Text | View | Canvas
 Samples = Sequence[Sequence[Segment]]
+
+
+def count_tokens(segments: Iterable[Segment]) -> int:
+    """Tokens that segments leave in a pack, marks included; dropped ones leave none."""
+    return sum(segment.tokens + AROUND for segment in segments if not segment.dropped)

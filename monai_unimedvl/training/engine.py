@@ -22,9 +22,9 @@ from monai.transforms import MapTransform
 from monai.utils.enums import CommonKeys
 from torch import Tensor
 
-from monai_unimedvl.data.mixture import Pack, count_tokens
+from monai_unimedvl.data.mixture import Pack
 from monai_unimedvl.provenance import Facts, save_image, save_text, sha256
-from monai_unimedvl.sequence import Marks, Prompt, Segment, Turn
+from monai_unimedvl.sequence import Marks, Prompt, Segment, Turn, count_tokens
 from monai_unimedvl.training.objective import VALIDATION, Losses, Objective, pack_generator
 from monai_unimedvl.training.replay import Guard
 from monai_unimedvl.transforms import recipe

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from monai_unimedvl.data.mixture import Pack
 from monai_unimedvl.networks.unimedvl import UniMedVL
-from monai_unimedvl.sequence import Canvas, Segment, View
+from monai_unimedvl.sequence import Canvas, Segment, View, count_tokens
+from monai_unimedvl.sequence.segments import AROUND
 from monai_unimedvl.training.parts import part_of
 
 BACKWARD = 3  # forward once, and twice that for the gradients of inputs and weights
@@ -73,7 +74,7 @@ def _products(network: UniMedVL, samples: Sequence[Sequence[Segment]]) -> float:
     total = 0.0
     for segment in (s for segments in samples for s in segments if not s.dropped):
         n = segment.tokens
-        total += 2 * 2 * expert["understanding"]  # the marks
+        total += 2 * AROUND * expert["understanding"]  # the marks
         total += 2 * n * expert["generation" if isinstance(segment, Canvas) else "understanding"]
         if isinstance(segment, View):
             total += 2 * n * seen
@@ -91,7 +92,7 @@ def _attention(network: UniMedVL, samples: Sequence[Sequence[Segment]]) -> float
     for segments in samples:
         kept = [s for s in segments if not s.dropped]
         sizes = [s.tokens for s in kept]
-        total += 4 * (sum(sizes) + 2 * len(sizes)) ** 2 * width * depth
+        total += 4 * count_tokens(kept) ** 2 * width * depth
         if network.vision is not None:
             patches = sum(n * n for n, s in zip(sizes, kept, strict=True) if isinstance(s, View))
             total += 4 * patches * network.vision.norm.weight.shape[0] * len(network.vision.layers)

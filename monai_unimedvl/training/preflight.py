@@ -19,9 +19,8 @@ from typing import Any
 
 import torch
 
-from monai_unimedvl.data.mixture import count_tokens
 from monai_unimedvl.networks.unimedvl import UniMedVL, from_config
-from monai_unimedvl.sequence import Canvas, Segment, Text, View
+from monai_unimedvl.sequence import Canvas, Segment, Text, View, count_tokens
 from monai_unimedvl.training.adapters import add_adapters
 from monai_unimedvl.training.curriculum import Stage
 from monai_unimedvl.training.optimizer import MATRICES, Rates

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from monai_unimedvl.networks.layers import patchify
-from monai_unimedvl.sequence import Canvas, Segment, Text, Turn, View
+from monai_unimedvl.sequence import Canvas, Segment, Text, Turn, View, count_tokens
 from monai_unimedvl.transforms.image import Rule, check_picture, resize
 from monai_unimedvl.transforms.pruning import PruneTokens
 
@@ -161,8 +161,8 @@ class ToSegments:
     def _check_length(self, segments: list[Segment]) -> None:
         if self.max_tokens is None:
             return
-        words = sum(s.tokens + 2 for s in segments if isinstance(s, Text))
-        places = sum(s.tokens + 2 for s in segments if not isinstance(s, Text))
+        words = count_tokens(s for s in segments if isinstance(s, Text))
+        places = count_tokens(segments) - words
         if words + places > self.max_tokens:
             raise ValueError(
                 f"the prompt needs {words + places} tokens ({words} of text, {places} of images), "

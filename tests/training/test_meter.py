@@ -11,7 +11,8 @@ import torch
 from tiny import MARKS, canvas, text, tiny_network, view
 from torch.utils.flop_counter import FlopCounterMode
 
-from monai_unimedvl.data.mixture import Pack, count_tokens
+from monai_unimedvl.data.mixture import Pack
+from monai_unimedvl.sequence import count_tokens
 from monai_unimedvl.training.callbacks import _show
 from monai_unimedvl.training.meter import Speed, Tally, measured_flops, step_flops, task_of
 from monai_unimedvl.training.objective import Objective, pack_generator

@@ -13,9 +13,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from monai_unimedvl.bundle import models
-from monai_unimedvl.data.mixture import count_tokens
 from monai_unimedvl.networks.unimedvl import from_config
-from monai_unimedvl.sequence import pack
+from monai_unimedvl.sequence import count_tokens, pack
 from monai_unimedvl.training import preflight, tally
 from monai_unimedvl.training.acceleration import recompute_layers
 from monai_unimedvl.training.adapters import add_adapters
