@@ -115,9 +115,15 @@ def _pruning(found: dict[str, Any], results: Results) -> Any:
 def _drawing(found: dict[str, Any], results: Results, config: dict[str, Any]) -> Any:
     """Drawings from words by guidance, a line a number of evaluations; edits by evaluations."""
     places = [place for place in found["scores"] if place.startswith("test/")]
-    figure, axes = plt.subplots(1, 2 + 2, figsize=(11, 3))
-    words = "test/text-to-image"
-    for axis, metric in zip(axes[:2], ("contrast and plane", "near copy"), strict=True):
+    figure, axes = plt.subplots(2, 2, figsize=(8.5, 6))
+    axes = axes.ravel()
+    panels = [
+        ("test/text-to-image", "contrast and plane"),
+        ("test_subject/text-to-image", "contrast and plane"),
+    ]
+    if "sharpness" in next(iter(found["scores"]["test/text-to-image"].values())):
+        panels[1] = ("test/text-to-image", "sharpness")
+    for axis, (words, metric) in zip(axes[:2], panels, strict=True):
         for colour, steps in zip(COLOURS, config["sweep"]["steps"], strict=False):
             settings = {
                 s: float(m[1]) if (m := re.search(r"guidance ([\d.]+)", s)) else 1.0
@@ -127,7 +133,7 @@ def _drawing(found: dict[str, Any], results: Results, config: dict[str, Any]) ->
             points = [point(found, results, words, s, metric) for s in settings]
             _line(axis, list(settings.values()), points, colour, f"{steps} evaluations")
         axis.set_xlabel("guidance")
-        axis.set_title(f"from words: {metric}")
+        axis.set_title(f"from words, {LABELS[words.split('/')[0]]}: {metric}")
     axes[0].legend(frameon=False)
     for axis, metric in zip(axes[2:], ("PSNR", "Dice"), strict=True):
         edits = [p for p in places if metric in next(iter(found["scores"][p].values()))]

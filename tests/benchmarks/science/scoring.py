@@ -12,8 +12,12 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from monai_unimedvl.evaluation import AtlasBenchmark, Drawing, Report
 from monai_unimedvl.evaluation.asking import Engine
@@ -76,10 +80,18 @@ class Scorer:
                         network, tokenizer, limit=how["items"], drawing=drawing, progress=False, engine=engine
                     )
                 )
-        return self.compact(reports)
+        truth: dict[str, Tensor] = {}
+        if how.get("sharpness"):
+            for part in (others, [task for task in tasks if task == "text-to-image"]):
+                for section, task in product(how["sections"], part):
+                    chosen = self.benchmark(part).choose(section, task, how["items"])
+                    truth |= {
+                        item["id"]: item["truth"] for item in chosen if isinstance(item["truth"], Tensor)
+                    }
+        return self.compact(reports, truth)
 
-    def compact(self, reports: Sequence[Report]) -> dict[str, Any]:
-        """What is committed of some reports."""
+    def compact(self, reports: Sequence[Report], truth: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What is committed of some reports; drawings with a truth here also get their sharpness."""
         items: dict[str, list[list[str]]] = {}
         scores: dict[str, dict[str, dict[str, list[float | None]]]] = {}
         beside: dict[str, dict[str, float]] = {}
@@ -95,6 +107,10 @@ class Scorer:
                     for metric in found[0]["scores"]
                     if metric in KEPT
                 }
+                if found[0]["id"] in truth:
+                    drawn = torch.stack([report.images[one["image"][0]][one["image"][1]] for one in found])
+                    shares = sharpness(drawn.float() / 255, torch.stack([truth[one["id"]] for one in found]))
+                    scores[place][setting]["sharpness"] = [_number(float(x)) for x in shares]
             for row in report.rows:
                 if row.group == "all" and row.metric in KEPT and row.baselines:
                     place = f"{row.section}/{row.task}/{row.metric}"
@@ -108,6 +124,15 @@ class Scorer:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(path, content + b"\n")
         return {"items": digest, "scores": scores, "baselines": beside}
+
+
+def sharpness(images: Tensor, truth: Tensor) -> Tensor:
+    """Energy of the differences of neighbours as a share of the truth's: (N, 3, H, W) twice -> (N,)"""
+    ours, theirs = (
+        x.diff(dim=-1).square().mean((1, 2, 3)) + x.diff(dim=-2).square().mean((1, 2, 3))
+        for x in (images, truth)
+    )
+    return ours / theirs
 
 
 def _number(value: float | None) -> float | None:

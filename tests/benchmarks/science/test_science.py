@@ -21,7 +21,7 @@ from monai_unimedvl.data.atlas_pictures import Picture  # noqa: E402
 from monai_unimedvl.evaluation import benchmarks  # noqa: E402
 from monai_unimedvl.training.curriculum import PAPER  # noqa: E402
 from monai_unimedvl.training.module import UniMedVLModule  # noqa: E402
-from science import lessons, plan, report, run, training  # noqa: E402
+from science import lessons, plan, report, run, scoring, training  # noqa: E402
 
 RESULTS = sorted(plan.RESULTS.glob("*-seed*.json"))
 CONFIGS = sorted(plan.CONFIGS.glob("?.yaml"))
@@ -177,6 +177,12 @@ def test_every_result_is_of_a_configuration_and_of_its_items(path: Path) -> None
 
 def test_the_page_says_what_the_results_say() -> None:
     assert (plan.HERE / "README.md").read_text("utf8") == report.render(plan.HERE)
+
+
+def test_sharpness_is_a_share_of_the_truths() -> None:
+    truth = torch.rand(2, 3, 8, 8)
+    shares = scoring.sharpness(torch.stack([truth[0], 0.5 * truth[1]]), truth)
+    assert shares.tolist() == pytest.approx([1.0, 0.25])
 
 
 def test_a_verdict_needs_the_interval_and_all_seeds() -> None:
