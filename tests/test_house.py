@@ -24,9 +24,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
 
 ROOMS = (
-    "atomic sequence flow tokenizer networks transforms weights compat inferers provenance data training"
-    " evaluation bundle serve delivery label cli"
+    "atomic packages sequence flow tokenizer networks transforms weights compat inferers provenance data"
+    " training evaluation bundle serve delivery label cli"
 ).split()
+
+ASKING = ("needed", "optional_import", "import_module", "__import__")  # their first word is a module
 
 # Outside packages that only these files or rooms may name; an empty list means nobody.
 ONLY = {
@@ -58,7 +60,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of each import, inside functions too, and of each name given to optional_import."""
+    """(line, dotted name) of each import, inside functions too, and of each module given to one of ASKING."""
     here = ["monai_unimedvl", *path.relative_to(PACKAGE).with_suffix("").parts]
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
@@ -69,7 +71,7 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
             for alias in node.names:
                 yield node.lineno, ".".join([*base, *filter(None, [node.module]), alias.name])
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            if ast.unparse(node.func).split(".")[-1] in ("optional_import", "import_module", "__import__"):
+            if ast.unparse(node.func).split(".")[-1] in ASKING:
                 yield node.lineno, str(node.args[0].value)
 
 
@@ -113,6 +115,7 @@ def test_a_room_imports_only_from_rooms_to_its_left(name: str) -> None:
         ("training/objective.py", "import pytorch_lightning as pl"),
         ("training/module.py", "import lightning"),
         ("bundle.py", 'engine = optional_import("ignite.engine")'),
+        ("bundle.py", 'engine = needed("ignite.engine", "This", "train")'),
         ("sequence/packing.py", "import monai.utils"),
         ("data/atlas.py", "import pickle"),
     ],
@@ -269,6 +272,7 @@ DISTRIBUTION = {
     "PIL": "pillow",
     "prometheus_client": "prometheus-client",
     "pytorch_lightning": "pytorch-lightning",
+    "rouge_score": "rouge-score",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",

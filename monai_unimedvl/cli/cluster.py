@@ -8,8 +8,6 @@ files are written whole or not at all, and the same request gives the same file 
 from __future__ import annotations
 
 import json
-import logging
-import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -17,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.utils import optional_import
 
 from monai_unimedvl.cli.batch import Outcome, Worker
 from monai_unimedvl.cli.lists import Request
+from monai_unimedvl.data.engines import quiet_data, ray_running
 
 BLOCKS = 1000  # at most; of longer lists a block holds several requests
-STORE = 300_000_000  # bytes of Ray's store of objects: only words travel through it
 
 
 class Actor:
@@ -52,34 +49,28 @@ def on_ray(options: Namespace, worker: Worker, todo: Sequence[Request]) -> Itera
     Raises:
         ValueError: Ray is not installed, or a device of a number was named.
     """
-    data, there = optional_import("ray.data")
-    ray, _ = optional_import("ray")
-    if not there:
-        raise ValueError("--engine ray needs Ray: pip install 'monai-unimedvl[ray]'.")
-    if ":" in options.device:
-        raise ValueError(f"--device {options.device} came, but Ray hands the devices out: use --device cuda.")
+    workers, cuda = workers_of(options, len(todo))
     if not todo:
         return
-    cuda = options.device == "cuda"
-    workers = min(options.workers or (torch.cuda.device_count() if cuda else 2), len(todo))
-    if not ray.is_initialized():
-        here: dict[str, Any] = {"num_cpus": workers, "object_store_memory": STORE}
-        ray.init(
-            include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-            **({} if "RAY_ADDRESS" in os.environ else here),
-        )  # fmt: skip
-    context = data.DataContext.get_current()
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [{"request": json.dumps(asdict(request))} for request in todo]
     common = {**vars(options), "quiet": True}
-    try:
-        done = data.from_items(rows, override_num_blocks=min(len(rows), BLOCKS)).map_batches(
+    with ray_running(workers):
+        done = quiet_data().from_items(rows, override_num_blocks=min(len(rows), BLOCKS)).map_batches(
             Actor,
             fn_constructor_args=(common, str(worker.folder.absolute()), torch.get_num_threads()),
             batch_size=1, concurrency=workers, num_cpus=1, num_gpus=1 if cuda else None,
         )  # fmt: skip
         for row in done.iter_rows():
             yield json.loads(row["outcome"])
-    finally:
-        ray.shutdown()
+
+
+def workers_of(options: Namespace, most: int) -> tuple[int, bool]:
+    """How many processes Ray is asked for, `most` at most, and whether each gets a CUDA device.
+
+    Raises:
+        ValueError: a device of a number was named.
+    """
+    if ":" in options.device:
+        raise ValueError(f"--device {options.device} came, but Ray hands the devices out: use --device cuda.")
+    cuda = options.device == "cuda"
+    return min(options.workers or (torch.cuda.device_count() if cuda else 2), most), cuda

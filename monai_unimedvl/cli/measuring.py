@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import os
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
     from monai_unimedvl.evaluation.asking import Build, Engine, Made, Request
     from monai_unimedvl.evaluation.encoders import Encoder
     from monai_unimedvl.evaluation.predictions import Predictions
-
-STORE = 300_000_000  # bytes of Ray's store of objects
 
 
 def add_options(verb: argparse.ArgumentParser) -> None:
@@ -228,32 +224,23 @@ def on_ray(options: Namespace) -> Engine:
         ValueError: Ray is not installed, or a device of a number was named.
     """
     import torch
-    from monai.utils import optional_import
 
-    ray, there = optional_import("ray")
-    if not there:
-        raise ValueError("--engine ray needs Ray: pip install 'monai-unimedvl[ray]'.")
-    if ":" in options.device:
-        raise ValueError(f"--device {options.device} came, but Ray hands the devices out: use --device cuda.")
-    cuda = options.device == "cuda"
+    from monai_unimedvl.cli.cluster import workers_of
+    from monai_unimedvl.data.engines import ray_running
+    from monai_unimedvl.packages import needed
+
+    pools = needed("ray.util", "--engine ray", "ray")
+    _, cuda = workers_of(options, 1)
 
     def engine(names: Sequence[str], build: Build) -> Iterator[tuple[str, Made]]:
         if not names:
             return
-        workers = min(options.workers or (torch.cuda.device_count() if cuda else 2), len(names))
-        here: dict[str, Any] = {"num_cpus": workers, "object_store_memory": STORE}
-        if not ray.is_initialized():
-            ray.init(
-                include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-                **({} if "RAY_ADDRESS" in os.environ else here),
-            )  # fmt: skip
-        kind = ray.remote(num_cpus=1, num_gpus=1 if cuda else 0, max_restarts=2, max_task_retries=2)(Actor)
-        pool = optional_import("ray.util", name="ActorPool")[0](
-            [kind.remote(options.model, options.device, torch.get_num_threads()) for _ in range(workers)]
-        )
-        try:
+        workers, _ = workers_of(options, len(names))
+        with ray_running(workers) as ray:
+            kind = ray.remote(num_cpus=1, num_gpus=int(cuda), max_restarts=2, max_task_retries=2)(Actor)
+            pool = pools.ActorPool(
+                [kind.remote(options.model, options.device, torch.get_num_threads()) for _ in range(workers)]
+            )
             yield from pool.map_unordered(lambda actor, name: actor.ask.remote(name, build(name)), names)
-        finally:
-            ray.shutdown()
 
     return engine

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from monai.utils import optional_import
 from numpy.typing import NDArray
+
+from monai_unimedvl.packages import needed
 
 PASS = 0.85
 DIMENSIONS: dict[str, tuple[float, float, str]] = {  # name -> largest rating, step, what is asked
@@ -71,9 +72,7 @@ def kappa(reviews: Sequence[Review], dimension: str) -> float | None:
     Raises:
         ValueError: scikit-learn is not installed.
     """
-    metrics, found = optional_import("sklearn.metrics")
-    if not found:
-        raise ValueError("Agreement needs scikit-learn: `pip install monai-unimedvl[data]`.")
+    metrics = needed("sklearn.metrics", "Agreement of readers", "data")
     largest, step, _ = DIMENSIONS[dimension]
     levels = list(range(round(largest / step) + 1))
     found_kappas = []

@@ -12,12 +12,12 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from monai.utils import optional_import
 from numpy.typing import NDArray
 from PIL import Image
 
 from monai_unimedvl.data.atlas_tasks import LEGENDS
 from monai_unimedvl.data.own import COLOURS
+from monai_unimedvl.packages import needed
 from monai_unimedvl.transforms.masks import ColoursToLabels, Legend
 
 Pixels = NDArray[np.uint8]
@@ -77,9 +77,7 @@ def haematoxylin(pixels: Pixels) -> tuple[Pixels, dict[str, float]]:
     Raises:
         ValueError: a grey picture, or scikit-image is not installed.
     """
-    colour, found = optional_import("skimage.color")
-    if not found:
-        raise ValueError("Stain separation needs scikit-image: `pip install monai-unimedvl[data]`.")
+    colour = needed("skimage.color", "Stain separation", "data")
     if pixels.ndim != 3:
         raise ValueError("stain separation got a grey picture, expected colours (H, W, 3).")
     stains = colour.rgb2hed(pixels)  # (H, W, 3)
@@ -102,10 +100,8 @@ def without(pixels: Pixels, mask: NDArray[np.bool_], *, mirror: bool) -> tuple[P
     Raises:
         ValueError: scikit-image is not installed.
     """
-    segmentation, found = optional_import("skimage.restoration")
-    ndimage, _ = optional_import("scipy.ndimage")
-    if not found:
-        raise ValueError("Filling a region needs scikit-image: `pip install monai-unimedvl[data]`.")
+    segmentation = needed("skimage.restoration", "Filling a region", "data")
+    ndimage = needed("scipy.ndimage", "Filling a region", "data")
     grown = ndimage.binary_dilation(mask, iterations=2)
     twin = grown[:, ::-1]
     if mirror and not (grown & twin).any():

@@ -18,9 +18,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
-from monai.utils import optional_import
+from monai_unimedvl.packages import needed
 
 Job = dict[str, Any]
 Work = Callable[[Job], Job]
@@ -84,25 +86,42 @@ def _local(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _ray(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
-    """Ray Data, one block a job, so that a lost worker costs one job."""
-    ray, found = optional_import("ray")
-    data, _ = optional_import("ray.data")
-    if not found:
-        raise ValueError("engine 'ray' needs Ray, which is not installed: `pip install monai-unimedvl[ray]`.")
-    if not jobs:
-        return
-    started = not ray.is_initialized()
-    if started:  # a cluster that RAY_ADDRESS names is joined; otherwise one of this machine
+@contextmanager
+def ray_running(workers: int) -> Iterator[Any]:
+    """Ray on the cluster that RAY_ADDRESS names, else with so many workers here; ended if it was begun here.
+
+    Raises:
+        ValueError: Ray is not installed.
+    """
+    ray = needed("ray", "engine 'ray'", "ray")
+    begun = not ray.is_initialized()
+    if begun:
         here: dict[str, Any] = {"num_cpus": workers, "object_store_memory": STORE}
         ray.init(
             include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
             **({} if "RAY_ADDRESS" in os.environ else here),
         )  # fmt: skip
-    context = data.DataContext.get_current()
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
+        yield ray
+    finally:
+        if begun:
+            ray.shutdown()
+
+
+def quiet_data() -> Any:
+    """`ray.data`, which neither logs nor draws bars."""
+    data = import_module("ray.data")
+    data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return data
+
+
+def _ray(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
+    """Ray Data, one block a job, so that a lost worker costs one job."""
+    if not jobs:
+        return
+    with ray_running(workers):
+        data = quiet_data()
         rows = data.from_items([{"job": json.dumps(job)} for job in jobs], override_num_blocks=len(jobs))
         done = rows.map(
             lambda row: {"done": json.dumps(work(json.loads(row["job"])))}, num_cpus=1,
@@ -110,9 +129,6 @@ def _ray(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
         )  # fmt: skip
         for row in done.iter_rows():
             yield json.loads(row["done"])
-    finally:
-        if started:
-            ray.shutdown()
 
 
 def _begin(parent: int) -> None:

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.utils import optional_import
 from numpy.typing import NDArray
 from PIL import Image
 
 from monai_unimedvl.atomic import write
 from monai_unimedvl.data.dialogue import read_content, shared_pixels
 from monai_unimedvl.data.record import PLACEHOLDER, ImageFile, Record
+from monai_unimedvl.packages import needed
 
 FORMAT = "unimedvl-prints 1"
 BITS = 16  # a side of a perceptual hash: 256 bits
@@ -101,9 +101,7 @@ def image_print(image: ImageFile, root: str | Path | None = None) -> ImagePrint:
 
 def print_of(values: NDArray[np.float32]) -> ImagePrint:
     """The print of a picture (3, H, W) in [0, 1]."""
-    hashes, found = optional_import("imagehash")
-    if not found:
-        raise ValueError("Fingerprints need imagehash, which is not installed: `pip install imagehash`.")
+    hashes = needed("imagehash", "A fingerprint", "data")
     exact = np.ascontiguousarray(np.rint(values * 65535).astype("<u2"))
     digest = hashlib.sha256(repr(values.shape).encode() + exact.tobytes()).hexdigest()[:32]
     grey = Image.fromarray(np.rint(values.mean(0) * 255).astype(np.uint8))
@@ -127,9 +125,7 @@ def word_print(text: str) -> WordPrint:
 
 @functools.cache
 def _empty_minhash() -> Any:
-    sketch, found = optional_import("datasketch")
-    if not found:
-        raise ValueError("Fingerprints need datasketch, which is not installed: `pip install datasketch`.")
+    sketch = needed("datasketch", "A fingerprint", "data")
     return sketch.MinHash(PERMUTATIONS, seed=1)
 
 

@@ -10,13 +10,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from monai.utils import optional_import
 from PIL import Image
 
 from monai_unimedvl.data.jobs import CHARACTERS, SIDES
 from monai_unimedvl.data.licences import roll_up
 from monai_unimedvl.data.prints import images_of
 from monai_unimedvl.data.shards import parquet, record_of
+from monai_unimedvl.packages import needed
 
 EXAMPLES = 24
 WIDTH = 160  # pixels of an example
@@ -49,9 +49,7 @@ def render(template: str, **values: Any) -> str:
     Raises:
         ValueError: jinja2 is not installed.
     """
-    jinja2, found = optional_import("jinja2")
-    if not found:
-        raise ValueError("Pages need jinja2, which is not installed: `pip install monai-unimedvl[data]`.")
+    jinja2 = needed("jinja2", "A page", "data")
     text = resources.files("monai_unimedvl.data").joinpath("templates", template).read_text("utf8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     page: str = environment.from_string(text).render(**values)

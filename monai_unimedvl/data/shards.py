@@ -24,6 +24,7 @@ from monai.utils import optional_import
 
 from monai_unimedvl.data.dialogue import embed
 from monai_unimedvl.data.record import ImageFile, InvalidRecord, Message, Record, Reject, write_jsonl
+from monai_unimedvl.packages import needed
 
 FORMAT = "unimedvl-shards 1"
 MANIFEST = "manifest.json"
@@ -292,7 +293,4 @@ def _sha256(path: Path) -> str:
 
 def parquet() -> Any:
     """pyarrow.parquet, or an error that says how to get it."""
-    module, found = optional_import("pyarrow.parquet")
-    if not found:
-        raise ValueError("Shards need pyarrow, which is not installed: `pip install monai-unimedvl[data]`.")
-    return module
+    return needed("pyarrow.parquet", "A shard", "data")

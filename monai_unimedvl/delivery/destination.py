@@ -10,9 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 from urllib.parse import parse_qs, urlsplit
 
@@ -105,18 +103,6 @@ def destination(text: str, calling: str | None = None) -> Destination:
         f"--to {text!r} came, but dicom://ARCHIVE@host:104, dicom+tls://ARCHIVE@host:2762 or"
         " https://host/dicom-web is expected: name the archive so."
     )
-
-
-def package(name: str) -> ModuleType:
-    """A package of the extra `delivery`; without MONAI's import helper, so that sending starts at once.
-
-    Raises:
-        ValueError: it is not installed.
-    """
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ValueError(f"{name} is not installed: pip install 'monai-unimedvl[delivery]'.") from error
 
 
 @contextmanager

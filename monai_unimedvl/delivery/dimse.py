@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_unimedvl.delivery.destination import Destination, Trust, Verdict, hushed, package
+from monai_unimedvl.delivery.destination import Destination, Trust, Verdict, hushed
+from monai_unimedvl.packages import needed
 
 AT_ONCE = 100  # instances in one association; it may propose 128 contexts
 CONNECT, ANSWER = 10, 60  # seconds
@@ -36,7 +37,7 @@ def _associate(to: Destination, paths: Sequence[Path], trust: Trust) -> Iterator
     import pydicom
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-    entity = package("pynetdicom").AE(ae_title=to.calling)
+    entity = needed("pynetdicom", "C-STORE", "delivery").AE(ae_title=to.calling)
     entity.connection_timeout = entity.acse_timeout = CONNECT
     entity.dimse_timeout = entity.network_timeout = ANSWER
     wanted: dict[tuple[str, str], None] = {}

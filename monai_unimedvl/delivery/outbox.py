@@ -21,7 +21,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from monai_unimedvl.atomic import new_file
-from monai_unimedvl.delivery.destination import Destination, Trust, Verdict, destination, hushed, package
+from monai_unimedvl.delivery.destination import Destination, Trust, Verdict, destination, hushed
+from monai_unimedvl.packages import needed
 
 FIRST, LONGEST = 5.0, 3600.0  # seconds until the second try; at most, between tries
 log = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ class Outbox:
         Raises:
             ValueError: another process is sending from this queue.
         """
-        filelock = package("filelock")
+        filelock = needed("filelock", "The queue", "delivery")
         lock = filelock.FileLock(self.folder / "lock", timeout=0)
         try:
             lock.acquire()

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_unimedvl.delivery.destination import Destination, Trust, Verdict, hushed, package
+from monai_unimedvl.delivery.destination import Destination, Trust, Verdict, hushed
+from monai_unimedvl.packages import needed
 
 AT_ONCE, BYTES = 50, 32_000_000  # of one request, at most; a larger file goes alone
 ANSWER = 60  # seconds
@@ -24,7 +25,8 @@ def stow(to: Destination, paths: Sequence[Path], trust: Trust | None = None) -> 
         ValueError: a token or certificate that cannot be read.
     """
     session = _session(trust or Trust())
-    client = package("dicomweb_client").DICOMwebClient(to.url, session=session, timeout=ANSWER)
+    web = needed("dicomweb_client", "STOW-RS", "delivery")
+    client = web.DICOMwebClient(to.url, session=session, timeout=ANSWER)
     client.set_http_retry_params(retry=False)  # the queue does that, and remembers
     for group in _groups(paths):
         with hushed():

@@ -16,10 +16,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.utils import optional_import
 
 from monai_unimedvl.evaluation.intervals import holm, interval
 from monai_unimedvl.evaluation.predictions import Prediction
+from monai_unimedvl.packages import needed
 
 Array = npt.NDArray[np.float64]
 
@@ -132,12 +132,11 @@ def reliability(sure: Array, right: Array, *, bins: int = 10, seed: int = 0) -> 
     Raises:
         ValueError: unequal numbers, none, or confidences outside of [0, 1].
     """
+    from monai.metrics.calibration import calibration_binning
+
     _check(sure, right)
-    binning, _ = optional_import("monai.metrics.calibration", name="calibration_binning")
-    mean, truth, counts = (
-        x[0, 0].double().numpy()
-        for x in binning(torch.from_numpy(sure)[None, None], torch.from_numpy(right)[None, None], bins)
-    )
+    told = (torch.from_numpy(x)[None, None] for x in (sure, right))
+    mean, truth, counts = (x[0, 0].double().numpy() for x in calibration_binning(*told, bins))
     place = np.minimum((sure * bins).astype(int), bins - 1)
     shown = []
     for n in np.flatnonzero(counts):
@@ -182,9 +181,7 @@ def refuse_threshold(
     _check(sure, right)
     if not set(np.unique(right)) <= {0.0, 1.0}:
         raise ValueError("refuse_threshold got scores between 0 and 1, expected right or wrong: round them.")
-    stats, found = optional_import("scipy.stats")
-    if not found:
-        raise ValueError("refuse_threshold needs scipy: `pip install monai-unimedvl[eval]`.")
+    stats = needed("scipy.stats", "refuse_threshold", "eval")
     order = np.argsort(-sure, kind="stable")
     wrong = np.cumsum(1 - right[order])
     last = np.flatnonzero(np.diff(sure[order], append=-1.0))

@@ -104,11 +104,12 @@ def frechet_distance(drawn: Tensor, real: Tensor) -> float:
     Raises:
         ValueError: features of other shapes, or no numbers; fewer than 2 images.
     """
+    from monai.metrics.fid import get_fid_score
+
     _check(drawn, real, 2)
     if min(len(drawn), len(real)) <= drawn.shape[1]:  # covariances without full rank: no root to be had there
         return _frechet(drawn.double(), real.double())
-    fid, _ = optional_import("monai.metrics.fid", name="get_fid_score")
-    return max(0.0, float(fid(drawn.double(), real.double())))
+    return max(0.0, float(get_fid_score(drawn.double(), real.double())))
 
 
 def frechet_interval(

@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monai.utils import optional_import
-
 from monai_unimedvl.evaluation.protocols.strict import token_f1
+from monai_unimedvl.packages import needed
 
 WORD = re.compile(r"[\u3400-\u9fff]|\d+(?:\.\d+)?|[^\W\d_\u3400-\u9fff]+(?:'[a-z]+)?")
 ORDERS, SIGMA = 4, 6.0  # of CIDEr-D
@@ -85,7 +84,7 @@ def bleu(
             f"variant is {variant!r}, expected one of {', '.join(BLEU_VARIANTS)}: use one of them."
         )
     if variant == "nltk-method1":
-        module = _package("nltk.translate.bleu_score", "nltk")
+        module = needed("nltk.translate.bleu_score", "This measure", "eval")
         smooth = module.SmoothingFunction().method1
         weights = [1 / order] * order
         each = []
@@ -94,7 +93,7 @@ def bleu(
             score = module.sentence_bleu(split, text.split(), weights, smooth) if text.split() else 0.0
             each.append(float(score))
         return Overlap(_mean(each), each, "nltk sentence BLEU, method1, words between spaces, mean")
-    metrics = _package("sacrebleu.metrics", "sacrebleu")
+    metrics = needed("sacrebleu.metrics", "This measure", "eval")
     settings = {"lowercase": True, "max_ngram_order": order, "tokenize": "zh" if language == "zh" else "13a"}
     corpus, single = metrics.BLEU(**settings), metrics.BLEU(**settings, effective_order=True)
     width = max(map(len, truths))
@@ -109,7 +108,7 @@ def bleu(
 def rouge_l(said: Sequence[str], truths: Sequence[Sequence[str]], *, language: str = "en") -> Overlap:
     """F of the longest common subsequence of words, the best over the references, mean over texts."""
     _paired(said, truths)
-    scorer = _package("rouge_score.rouge_scorer", "rouge-score")
+    scorer = needed("rouge_score.rouge_scorer", "This measure", "eval")
     own = _Words() if language == "zh" else None
     rouge = scorer.RougeScorer(["rougeL"], use_stemmer=language != "zh", tokenizer=own)
     each = [
@@ -131,7 +130,7 @@ def meteor(
         ValueError: the folder holds no WordNet.
     """
     _paired(said, truths)
-    module = _package("nltk.translate.meteor_score", "nltk")
+    module = needed("nltk.translate.meteor_score", "This measure", "eval")
     known = _NoSynonyms() if wordnet is None else _wordnet(Path(wordnet))
     each = [
         float(module.meteor_score([words(one) for one in some], words(text), wordnet=known))
@@ -208,15 +207,6 @@ def _paired(said: Sequence[str], truths: Sequence[Sequence[str]]) -> None:
         raise ValueError(f"Text {empty[0]} has no reference, expected one at least: give its truth.")
 
 
-def _package(module: str, name: str) -> Any:
-    found, there = optional_import(module)
-    if not there:
-        raise ValueError(
-            f"This measure needs {name}, which is not installed: `pip install monai-unimedvl[eval]`."
-        )
-    return found
-
-
 class _NoSynonyms:
     """In the place of WordNet: no word has a synonym."""
 
@@ -234,10 +224,10 @@ class _Words:
 def _wordnet(folder: Path) -> Any:
     if not (folder / "corpora" / "wordnet" / "data.noun").is_file():
         raise ValueError(f"{folder} has no corpora/wordnet/data.noun: give a folder with WordNet, or none.")
-    nltk: Any = _package("nltk", "nltk")
+    nltk: Any = needed("nltk", "This measure", "eval")
     if str(folder) not in nltk.data.path:
         nltk.data.path.insert(0, str(folder))
-    return _package("nltk.corpus", "nltk").wordnet
+    return needed("nltk.corpus", "This measure", "eval").wordnet
 
 
 def _mean(values: Sequence[float]) -> float:

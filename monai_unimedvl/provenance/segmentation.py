@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from monai.data import MetaTensor
-from monai.utils import optional_import
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from monai_unimedvl import __version__
 from monai_unimedvl.atomic import write
+from monai_unimedvl.packages import needed
 from monai_unimedvl.provenance.dicom import MAKER, SERIES_NUMBER, Source, origin, stamp, taking_over, to_bytes
 from monai_unimedvl.provenance.facts import Facts, write_marked
 from monai_unimedvl.provenance.files import ending
@@ -74,11 +74,7 @@ def write_segmentation(
     Raises:
         ValueError: highdicom is missing, no label is set, labels beyond the legend, no such source.
     """
-    hd, found = optional_import("highdicom")
-    if not found:
-        raise ValueError(
-            "DICOM SEG needs highdicom, which is not installed: pip install 'monai-unimedvl[dicom]'."
-        )
+    hd = needed("highdicom", "DICOM SEG", "dicom")
     path = ending(path, (".dcm",), "a segmentation")
     if kind not in ("BINARY", "LABELMAP"):
         raise ValueError(f"kind {kind!r} came, but 'BINARY' or 'LABELMAP' is expected.")
@@ -108,11 +104,7 @@ def reviewed_segmentation(
     It bears no mark of being synthetic, but says that it was made semi-automatically. Arguments and errors:
     as of `write_segmentation`.
     """
-    hd, found = optional_import("highdicom")
-    if not found:
-        raise ValueError(
-            "DICOM SEG needs highdicom, which is not installed: pip install 'monai-unimedvl[dicom]'."
-        )
+    hd = needed("highdicom", "DICOM SEG", "dicom")
     path = ending(path, (".dcm",), "a segmentation")
     made = _segmentation(
         hd, labels, path, origin(source, True).headers, legend, affine, None, "BINARY",

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
-from monai.utils import optional_import
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import BasicTextSRStorage, EnhancedSRStorage, generate_uid
 
 from monai_unimedvl import __version__
+from monai_unimedvl.packages import needed
 from monai_unimedvl.provenance.dicom import MAKER, SERIES_NUMBER, Source, origin, stamp, taking_over, to_bytes
 from monai_unimedvl.provenance.facts import NOTICE, Facts, write_marked
 from monai_unimedvl.provenance.files import ending
@@ -58,11 +58,7 @@ def write_report(
     Raises:
         ValueError: highdicom is missing, nothing is said, an unknown kind, no such source.
     """
-    hd, found = optional_import("highdicom")
-    if not found:
-        raise ValueError(
-            "DICOM SR needs highdicom, which is not installed: pip install 'monai-unimedvl[dicom]'."
-        )
+    hd = needed("highdicom", "DICOM SR", "dicom")
     path = ending(path, (".dcm",), "a report")
     if kind not in CLASSES:
         raise ValueError(f"kind {kind!r} came, but 'basic' or 'enhanced' is expected.")

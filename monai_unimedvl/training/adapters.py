@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from monai_unimedvl.atomic import into_folder
 from monai_unimedvl.networks.unimedvl import UniMedVL
+from monai_unimedvl.packages import needed
 
 _EXPERT = r"decoder\.layers\.\d+\.(attention\.(q|k|v|out)\.{0}|mlp\.{0}\.(gate|up|down))"
 TARGETS = {  # patterns over names of linear layers
@@ -203,11 +204,7 @@ def quantise(network: UniMedVL, kind: str = "int8") -> UniMedVL:
         if isinstance(layer, nn.Linear) and name.startswith("decoder.layers.")
     ]  # fmt: skip
     if kind == "int8":
-        torchao, there = optional_import("torchao.quantization")
-        if not there:
-            raise ValueError(
-                "int8 needs torchao, which is not installed: pip install 'monai-unimedvl[quant]'."
-            )
+        torchao = needed("torchao.quantization", "int8", "quant")
         chosen = {layer for _, layer in layers}
         torchao.quantize_(
             network, torchao.Int8WeightOnlyConfig(), filter_fn=lambda layer, name: layer in chosen
@@ -307,7 +304,4 @@ def _put(network: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 def _peft() -> Any:
-    peft, there = optional_import("peft")
-    if not there:
-        raise ValueError("Adapters need peft, which is not installed: pip install 'monai-unimedvl[train]'.")
-    return peft
+    return needed("peft", "An adapter", "train")

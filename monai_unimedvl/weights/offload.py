@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from monai.utils import optional_import
 
 from monai_unimedvl.networks.unimedvl import UniMedVL
+from monai_unimedvl.packages import needed
 from monai_unimedvl.weights.source import Source
 
 WHOLE = ["Layer", "VisionLayer"]  # modules whose weights stay together
@@ -35,11 +35,7 @@ class Offload:
     def __init__(
         self, network: UniMedVL, device_map: str | Mapping[str, Any], dtype: torch.dtype | None
     ) -> None:
-        self.accelerate, there = optional_import("accelerate")
-        if not there:
-            raise ValueError(
-                "device_map needs accelerate, which is not installed: pip install monai-unimedvl[train]."
-            )
+        self.accelerate = needed("accelerate", "device_map", "train")
         if device_map == "auto":
             device_map = self.accelerate.infer_auto_device_map(
                 network, no_split_module_classes=WHOLE, dtype=dtype

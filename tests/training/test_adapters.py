@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -207,8 +208,7 @@ def test_what_cannot_be_quantised_gets_one_line(monkeypatch: pytest.MonkeyPatch)
         quantise(add_adapters(tiny_network()))
     with pytest.raises(ValueError, match="nf4 needs bitsandbytes and a CUDA device, found"):
         quantise(tiny_network(), "nf4")
-    missing = "monai_unimedvl.training.adapters.optional_import"
-    monkeypatch.setattr(missing, lambda name: (None, False))
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(ValueError, match="int8 needs torchao, which is not installed"):
         quantise(tiny_network(), "int8")
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from monai.utils import optional_import
 
 from monai_unimedvl.data.facts import Box
+from monai_unimedvl.packages import needed
 
 LEAST = 8  # pixels of a piece that counts as one
 MOST = 64  # boxes of one label; more are counted, not listed
@@ -75,11 +75,7 @@ def side_of(mask: np.ndarray, patient_left: str) -> str:
 
 def _pieces(whole: np.ndarray, instances: np.ndarray | None) -> list[tuple[int, int, int, int, np.ndarray]]:
     """(left, top, right, bottom, outline) of each piece, the largest first."""
-    measure, found = optional_import("skimage.measure")
-    if not found:
-        raise ValueError(
-            "masks need scikit-image, which is not installed: `pip install monai-unimedvl[data]`."
-        )
+    measure = needed("skimage.measure", "A mask", "data")
     numbered = measure.label(whole) if instances is None else np.where(whole, instances, 0)
     pieces = []
     for region in measure.regionprops(numbered):

@@ -13,10 +13,9 @@ import warnings
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 
-from monai.utils import optional_import
-
 from monai_unimedvl.evaluation.predictions import Prediction
 from monai_unimedvl.evaluation.protocols.base import Fault, Protocol, PublicCodeStops
+from monai_unimedvl.packages import needed
 
 SOURCE = "alibaba-damo-academy/MedEvalKit 9b12e3b utils/utils.py, utils/{VQA_RAD,SLAKE,PATH_VQA,OmniMedVQA}"
 FAULTS = (
@@ -246,9 +245,7 @@ def most_similar(texts: list[str], said: str) -> int:
 
 def bleu(said: str, truth: str, n: int) -> float:
     """NLTK's BLEU of one sentence without smoothing, orders up to n, full stops as words of their own."""
-    module, found = optional_import("nltk.translate.bleu_score")
-    if not found:
-        raise ValueError("BLEU needs nltk, which is not installed: `pip install monai-unimedvl[eval]`.")
+    module = needed("nltk.translate.bleu_score", "BLEU", "eval")
     ours, theirs = (text.lower().replace(".", " .").split(" ") for text in (said, truth))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of an order without a match, which every short answer has
