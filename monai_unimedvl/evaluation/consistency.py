@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from monai_unimedvl.data.atlas_tasks import INSTRUCTIONS
 from monai_unimedvl.evaluation.asking import Drawing, Request, ask
 from monai_unimedvl.evaluation.image import psnr, ssim
 from monai_unimedvl.evaluation.text import token_f1
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.tokenizer import Tokenizer
 
-DESCRIBE = "Describe this image."
 CHANGED = 0.02  # mean difference of grey levels in [0, 1], above which a pixel counts as changed
 Score = Callable[[str, str], float]
 
@@ -38,8 +38,8 @@ class Cycle:
 
 def report_cycle(
     network: UniMedVL, tokenizer: Tokenizer, reports: Sequence[str], *, size: tuple[int, int],
-    drawing: Drawing | None = None, prompt: str = DESCRIBE, words: int = 160, seed: int = 0, batch: int = 32,
-    scores: Mapping[str, Score] | None = None,
+    drawing: Drawing | None = None, prompt: str = INSTRUCTIONS["caption"], words: int = 160, seed: int = 0,
+    batch: int = 32, scores: Mapping[str, Score] | None = None,
 ) -> list[Cycle]:  # fmt: skip
     """Report -> image -> report: each text is drawn, and what was drawn is described again.
 

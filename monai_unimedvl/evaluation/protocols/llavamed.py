@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 
 from monai_unimedvl.evaluation.predictions import Prediction
 from monai_unimedvl.evaluation.protocols.base import Fault, Protocol
-from monai_unimedvl.evaluation.protocols.strict import is_bare
+from monai_unimedvl.evaluation.protocols.strict import closed_or_open
 
 SOURCE = (
     "microsoft/LLaVA-Med v1.0 llava/eval/run_eval.py; UCSC-VLAA/MedTrinity-25M 79b1b03 llava/eval/run_eval.py"
@@ -169,9 +169,9 @@ def llavamed(faithful: Collection[str] = (), candidates: Sequence[str] = ()) -> 
     return Protocol(
         "llavamed-v1", "1",
         "Closed: the truth is said, if yes or no is. Open: share of the truth's words that are said.",
-        SOURCE, select=partial(_select, untyped="untyped" in having), split=_kind, read=read, read_truth=read,
-        says=SAYS, closed=closed, open=opened, measures={"closed": "accuracy", "open": "token recall"},
-        details={"open": details}, faults=FAULTS, faithful=having,
+        SOURCE, select=partial(_select, untyped="untyped" in having), split=closed_or_open,
+        read=read, read_truth=read, says=SAYS, closed=closed, open=opened,
+        measures={"closed": "accuracy", "open": "token recall"}, details={"open": details}, faults=FAULTS, faithful=having,
     )  # fmt: skip
 
 
@@ -197,13 +197,3 @@ def _select(row: Prediction, *, untyped: bool) -> str:
     if untyped and not row.answer_type:
         return "its answer_type is neither open nor closed"
     return "" if row.truth.strip() else "its truth is an image"
-
-
-def _kind(row: Prediction) -> str:
-    return (
-        row.answer_type
-        if row.answer_type in ("closed", "open")
-        else "closed"
-        if is_bare(row.truth)
-        else "open"
-    )

@@ -213,7 +213,7 @@ def medevalkit(faithful: Collection[str] = ()) -> Protocol:
 
 @lru_cache(200_000)
 def picks(options: tuple[str, ...], letter: str, said: str, none: bool = True) -> bool:
-    "Whether an answer to a multiple choice picks the option of a letter, as `judge_multi_choice` reads it."
+    """Whether an answer to a multiple choice picks the option of a letter, as `judge_multi_choice` does."""
     alphas = [chr(ord("a") + place) for place in range(len(options))]
     texts = [f"{alpha}. {option}".lower() for alpha, option in zip(alphas, options, strict=True)]
     text, answer = said.lower(), letter.strip().lower()

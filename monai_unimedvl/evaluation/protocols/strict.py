@@ -69,7 +69,7 @@ def tokens(text: str) -> list[str]:
 
 
 def token_f1(one: str, other: str) -> float:
-    "Harmonic mean of precision and recall over tokens, each as often as it occurs; two empty texts agree."
+    """Harmonic mean of precision and recall over tokens, counted as they occur; two empty texts agree."""
     ours, theirs = tokens(one), tokens(other)
     if not ours or not theirs:
         return float(ours == theirs)
@@ -141,6 +141,13 @@ def kind_of(row: Prediction) -> str:
     if row.options or row.answer_type == "choice":
         return "choice"
     return "closed" if not row.answer_type and is_bare(row.truth) else "open"
+
+
+def closed_or_open(row: Prediction) -> str:
+    """The kind of an item for protocols without choices: what the benchmark says, else by its truth."""
+    if row.answer_type in ("closed", "open"):
+        return row.answer_type
+    return "closed" if is_bare(row.truth) else "open"
 
 
 def is_scored(row: Prediction) -> str:

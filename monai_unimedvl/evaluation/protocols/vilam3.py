@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 from monai_unimedvl.evaluation.predictions import Prediction
 from monai_unimedvl.evaluation.protocols.base import Fault, Protocol
-from monai_unimedvl.evaluation.protocols.strict import is_bare
+from monai_unimedvl.evaluation.protocols.strict import closed_or_open
 
 SOURCE = (
     "Project-MONAI/VLM-Radiology-Agent-Framework fc8c5a7 m3/eval/scripts/metric_{radvqa,slakevqa,pathvqa}.py"
@@ -53,7 +53,7 @@ def vila_m3(faithful: Collection[str] = ()) -> Protocol:
     return Protocol(
         "vila-m3", "1",
         "Exact match in lower case; of PathVQA yes/no only, of SLAKE English only, of VQA-RAD closed only.",
-        SOURCE, select=_select, split=_kind, read=read, read_truth=read_truth, says=SAYS,
+        SOURCE, select=_select, split=closed_or_open, read=read, read_truth=read_truth, says=SAYS,
         closed=_same, open=_same,
         measures={"closed": "exact match", "open": "exact match"}, faults=FAULTS, faithful=having,
     )  # fmt: skip
@@ -70,16 +70,6 @@ def _select(row: Prediction) -> str:
         return "no yes/no item, and of PathVQA it takes those only"
     if row.benchmark == "slake" and row.language != "en":
         return "not English, and of SLAKE it takes English only"
-    if row.benchmark == "vqa-rad" and _kind(row) != "closed":
+    if row.benchmark == "vqa-rad" and closed_or_open(row) != "closed":
         return "no closed item, and of VQA-RAD its data preparation takes those only"
     return "" if row.truth.strip() else "its truth is an image"
-
-
-def _kind(row: Prediction) -> str:
-    return (
-        row.answer_type
-        if row.answer_type in ("closed", "open")
-        else "closed"
-        if is_bare(row.truth)
-        else "open"
-    )
