@@ -72,9 +72,8 @@ def build() -> Door:
         said = getattr(error, "msg", None) or str(error)
         return JSONResponse({"detail": " ".join(str(said).split())}, status_code=400)
 
-    origins[:] = json.loads(
-        os.environ.get(ORIGINS, "[]")
-    )  # before the first request; MONAI Label lets all in
+    # before the first request; MONAI Label lets all in
+    origins[:] = json.loads(os.environ.get(ORIGINS, "[]"))
     app.add_exception_handler(ValueError, mend)
     app.add_exception_handler(MONAILabelException, mend)
     return Door(app, os.environ.get(VARIABLE))

@@ -43,10 +43,7 @@ def protect() -> None:
             "MONAI Label is not installed, expected monailabel 0.8.5: run `make label-venv`, or follow"
             " docs/LABEL.md."
         )
-    for name in (
-        "monai.networks.nets",
-        "transformers",
-    ):  # may look for torchvision: better before it is there
+    for name in ("monai.networks.nets", "transformers"):  # they look for torchvision: before it seems there
         importlib.import_module(name)
     with _standing_in():
         convert: Any = importlib.import_module(NEEDERS[0])

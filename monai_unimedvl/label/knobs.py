@@ -80,10 +80,8 @@ class Knob:
             number = float(given)
         except (TypeError, ValueError):
             number = math.nan
-        low, high = (
-            (-math.inf if self.least is None else self.least),
-            (math.inf if self.most is None else self.most),
-        )
+        low = -math.inf if self.least is None else self.least
+        high = math.inf if self.most is None else self.most
         if not low <= number <= high or not math.isfinite(number) or (whole and number != int(number)):
             raise ValueError(f"{name} is {given!r}, expected {kind}{limits}: correct it.")
         return int(number) if whole else number

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from monai.utils import optional_import
 
-from monai_unimedvl.label.writing import new_file, read_nrrd
+from monai_unimedvl.label.writing import read_nrrd, temporary
 from monai_unimedvl.provenance import (
     Facts,
     manifest_path,
@@ -24,10 +24,10 @@ from monai_unimedvl.provenance import (
     sha256,
     write_segmentation,
 )
+from monai_unimedvl.provenance.series import LPS
 from monai_unimedvl.transforms.read import read
 
 GREY = (200, 200, 200)  # of a label without a colour
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 Told = Sequence[Mapping[str, Any]] | None  # [{"name": "spleen", "idx": 1, "color": [r, g, b]}, ...]
 
@@ -43,9 +43,9 @@ def reviewed(series_dir: str, label: str, label_info: Told, file_ext: str = "*",
         ValueError: no label is set, or the label map and its names do not fit.
     """
     labels, affine = _read(label)
-    path = new_file(".dcm")
+    path = temporary(".dcm")
     legend = legend_of(labels, label_info)
-    reviewed_segmentation(_numbered(labels, legend, label_info), path, source=series_dir, legend=legend,
+    reviewed_segmentation(_numbered(labels), path, source=series_dir, legend=legend,
                           affine=affine)  # fmt: skip
     return str(path)
 
@@ -55,11 +55,11 @@ def synthetic(
 ) -> str:
     """A label map that the model has drawn, as a SEG that is marked; arguments as of `reviewed`."""
     labels, affine = _read(label)
-    path = new_file(".dcm")
+    path = temporary(".dcm")
     legend = legend_of(labels, label_info)
     facts = Facts("as MONAI Label was asked", 0, "", "segment", [sha256(series_dir)])
     write_segmentation(
-        _numbered(labels, legend, label_info), path, facts, source=series_dir, legend=legend, affine=affine,
+        _numbered(labels), path, facts, source=series_dir, legend=legend, affine=affine,
         keep_identity=True,
     )  # fmt: skip
     manifest_path(path).unlink(missing_ok=True)
@@ -80,17 +80,20 @@ def to_nifti(label: str, output_ext: str = ".nii.gz") -> str:
     volume = hd.seg.segread(file).get_volume(combine_segments=True, skip_overlap_checks=True)
     values = np.asarray(volume.array).transpose(2, 1, 0).astype(np.uint8)  # columns, rows, slices
     affine = LPS @ volume.affine[:, [2, 1, 0, 3]]
-    out = new_file(".nii.gz")
+    out = temporary(".nii.gz")
     nibabel.save(nibabel.Nifti1Image(values, affine), out)
     return str(out)
 
 
 def legend_of(labels: np.ndarray, label_info: Told) -> dict[str, tuple[int, int, int]]:
-    """Name -> colour of each label that is told, or else that is there; in the order of their numbers."""
+    """Name -> colour of each label that is there, in the order of their numbers; grey where none is told.
+
+    Raises:
+        ValueError: no label is there.
+    """
     told = {_number(one, place): one for place, one in enumerate(label_info or (), 1)}
-    found = {int(n) for n in np.unique(labels) if n}
     legend: dict[str, tuple[int, int, int]] = {}
-    for number in sorted(found | (set(told) & found)):
+    for number in _there(labels):
         one = told.get(number, {})
         red, green, blue = (int(c) for c in list(one.get("color") or GREY)[:3])
         legend[str(one.get("name") or f"label {number}")] = (red, green, blue)
@@ -101,12 +104,17 @@ def legend_of(labels: np.ndarray, label_info: Told) -> dict[str, tuple[int, int,
     return legend
 
 
-def _numbered(labels: np.ndarray, legend: Mapping[str, Any], label_info: Told) -> torch.Tensor:
-    """The labels as 1 to the number of names, as a SEG numbers its segments."""
+def _numbered(labels: np.ndarray) -> torch.Tensor:
+    """The labels as 1 to the number of names, as a SEG numbers its segments: (X, Y, Z) uint8"""
     out = np.zeros(labels.shape, np.uint8)
-    for new, old in enumerate(sorted(int(n) for n in np.unique(labels) if n), 1):
+    for new, old in enumerate(_there(labels), 1):
         out[labels == old] = new
     return torch.from_numpy(out)
+
+
+def _there(labels: np.ndarray) -> list[int]:
+    """The numbers that are set, ascending."""
+    return [int(n) for n in np.unique(labels) if n]
 
 
 def _number(one: Mapping[str, Any], place: int) -> int:

@@ -21,12 +21,12 @@ from monai.utils import optional_import
 from torch import Tensor
 
 from monai_unimedvl.provenance import Facts, manifest_path, save_image, save_text, save_volume
+from monai_unimedvl.provenance.series import LPS
 from monai_unimedvl.transforms.masks import Legend
 
 VOLUMES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd")
 PICTURES = (".png", ".tif", ".tiff")
-FLAT = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS of a picture without a place, as ITK reads one
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+FLAT = LPS  # RAS of a picture without a place, as ITK reads one
 DTYPES = ("uint8", "uint16", "int16", "int32", "float32", "float64")
 
 
@@ -70,7 +70,7 @@ def write_values(
         return write_picture(flat.to(torch.uint8) if legend else _as_colours(flat), facts, extension)
     if extension == ".seg.nrrd" and legend is None:
         raise ValueError("result_extension is '.seg.nrrd', expected labels in it: choose .nrrd or .nii.gz.")
-    path = new_file(extension)
+    path = temporary(extension)
     if extension in (".nii.gz", ".nii"):
         save_volume(values, affine, path, facts)
         manifest_path(path).unlink()
@@ -82,7 +82,7 @@ def write_values(
 
 def write_picture(image: Tensor, facts: Facts, extension: str = ".png") -> str:
     """A picture (3, H, W) in [0, 1], or labels (H, W) uint8, as a file; returns its path."""
-    path = new_file(extension)
+    path = temporary(extension)
     save_image(image, path, facts)
     manifest_path(path).unlink()
     return str(path)
@@ -90,7 +90,7 @@ def write_picture(image: Tensor, facts: Facts, extension: str = ".png") -> str:
 
 def write_words(text: str, facts: Facts) -> str:
     """Words as a JSON file, as a data store keeps them beside an image; returns its path."""
-    path = new_file(".json")
+    path = temporary(".json")
     save_text(text, path, facts)
     return str(path)
 
@@ -172,8 +172,8 @@ def _as_colours(values: Tensor) -> Tensor:
     return ((values.float() - low) / (high - low).clamp_min(1e-12)).expand(3, -1, -1)
 
 
-def new_file(extension: str) -> Path:
-    """A new temporary file of that ending; MONAI Label removes it once it is sent."""
+def temporary(extension: str) -> Path:
+    """A temporary file of that ending; MONAI Label removes it once it is sent."""
     number, name = tempfile.mkstemp(extension, "unimedvl")
     os.close(number)
     return Path(name)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from contextlib import aclosing
@@ -31,7 +30,7 @@ from monai_unimedvl.serve.studies import PICTURE_AFFINE, Study
 from monai_unimedvl.serve.worker import Manner, Worker
 from monai_unimedvl.transforms.geometry import put_back
 from monai_unimedvl.transforms.masks import ColoursToLabels
-from monai_unimedvl.transforms.restack import Restack, empty_volume
+from monai_unimedvl.transforms.restack import Restack
 from monai_unimedvl.transforms.structured import parse_report
 
 _log = logging.getLogger(__name__)
@@ -189,10 +188,9 @@ class Tasks:
         if study.kind == "volume":
             output, part = Labels(LEGENDS[task]), study.prepared(self.service.square)
             affine = part.volume.affine
-            values = empty_volume((1, *part.volume.shape[1:]), np.uint8)
-            back = Restack(values.shape[1:], affine, plane, values=values, mode=output.mode)
+            back = Restack(part.volume.shape[1:], affine, plane, dtype=np.uint8, mode=output.mode)
             back.put(output.seen(drawn, part, 1), picture, last=output.chosen)
-            labels = values[0]
+            labels = back.values[0]
         else:
             flat = ColoursToLabels(LEGENDS[task], threshold=0.5).labels(drawn.cpu().unsqueeze(0))[0]
             shown = put_back(flat.to(torch.uint8), picture).as_subclass(Tensor).numpy()  # (H, W)
@@ -208,10 +206,10 @@ class Tasks:
             "mask.nii.gz",
             lambda path: provenance.save_volume(torch.from_numpy(labels), affine, path, facts),
         )
-        counts = Counter(dict(enumerate(np.bincount(labels.reshape(-1), minlength=1).tolist())))
         volume = abs(float(np.linalg.det(affine[:3, :3]))) / 1000  # ml
         placed = affine is not PICTURE_AFFINE
         names = [*LEGENDS[task], "uncertain"]
+        counts = np.bincount(labels.reshape(-1), minlength=len(names) + 1).tolist()
         colours = [*OVERLAY[: len(names) - 1], UNSURE]
         return {
             "result": result.id, "name": result.name, "task": task,
