@@ -171,7 +171,8 @@ def llavamed(faithful: Collection[str] = (), candidates: Sequence[str] = ()) -> 
         "Closed: the truth is said, if yes or no is. Open: share of the truth's words that are said.",
         SOURCE, select=partial(_select, untyped="untyped" in having), split=closed_or_open,
         read=read, read_truth=read, says=SAYS, closed=closed, open=opened,
-        measures={"closed": "accuracy", "open": "token recall"}, details={"open": details}, faults=FAULTS, faithful=having,
+        measures={"closed": "accuracy", "open": "token recall"}, details={"open": details},
+        faults=FAULTS, faithful=having,
     )  # fmt: skip
 
 
