@@ -34,9 +34,7 @@ DOING = {
     "bundle": ("bundles", "bundle"),
     "consolidate": ("train", "consolidate"),
     "data": ("data_steps", "run"),
-    "evaluate": ("manage", "evaluate"),
     "label-app": ("label_app", "label_app"),
-    "provenance": ("manage", "provenance"),
 }
 
 Result = tuple[list[str], dict[str, Any]]  # lines for people, values for --json

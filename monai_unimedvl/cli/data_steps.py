@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Commands that are no step: name -> (a line about it, module with `add(parser)` and `run(options)`).
 COMMANDS: dict[str, tuple[str, str]] = {
-    "fetch-atlas": ("fetch the public scans that the model was trained on", "monai_unimedvl.cli.manage"),
+    "fetch-atlas": ("fetch the public scans that the model was trained on", "monai_unimedvl.cli.data_fetch"),
     "build": ("sources and steps of one YAML -> shards with their card", "monai_unimedvl.cli.data_build"),
     "prints": ("fingerprints of a benchmark, for decontaminate", "monai_unimedvl.cli.data_prints"),
     "review": ("a form for expert readers, and what they said", "monai_unimedvl.cli.data_review"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs that keep house: evaluate, provenance, and `data fetch-atlas`."""
+"""`unimedvl data fetch-atlas`: the public scans that the model was trained on, with consent."""
 
 from __future__ import annotations
 
@@ -48,44 +48,3 @@ def run(options: Namespace) -> Result:
         "failed": found.failed,
         "ok": bool(found.ready),
     }
-
-
-def evaluate(options: Namespace) -> Result:
-    """Score a model on the atlas benchmark, --out is a folder then; or a prediction file by protocols."""
-    from monai_unimedvl.cli import measuring
-
-    measuring.check(options)
-    if options.against:
-        return measuring.against(options)
-    if options.pictures:
-        return measuring.pictures(options)
-    if options.predictions or options.explain or options.protocols or options.judge:
-        from monai_unimedvl.cli.scoring import evaluate_predictions
-
-        if not options.predictions:
-            raise ValueError("protocols score a prediction file: add --predictions FILE.")
-        return evaluate_predictions(options)
-    if options.benchmark or options.data:
-        from monai_unimedvl.cli.public import evaluate_benchmark
-
-        if not options.benchmark:
-            raise ValueError("--data holds the files of a benchmark: add --benchmark NAME.")
-        return evaluate_benchmark(options)
-    return measuring.measure(options)
-
-
-def provenance(options: Namespace) -> Result:
-    """Which each file is: marked, altered, unmarked, or stripped of a mark that its pixels still bear."""
-    from monai_unimedvl.provenance import examine
-
-    lines, said = [], []
-    for name in options.files:
-        verdict = examine(name)
-        lines.append(f"{name}: {verdict.case}: {verdict.why}")
-        mark = verdict.mark or {}
-        told = ("software", "created", "task", "prompt", "seed", "weights")
-        lines += [f"  {key}: {mark[key]}" for key in told if key in mark]
-        found = verdict.found
-        seen = None if found is None else {"score": round(found.score, 1), "id": found.id}
-        said.append({"file": name, "case": verdict.case, "why": verdict.why, "mark": mark, "invisible": seen})
-    return lines, {"verdicts": said, "ok": all(one["case"] == "marked" for one in said)}
