@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """DICOM: one file or the folder of a series -> a MetaTensor in real-world values, with its place in RAS mm.
 
-Rescale slope and intercept (also per frame) are applied, palettes and YBR become RGB, MONOCHROME1 is turned
-so that bright means bright (not in CT, whose HU have a meaning). The VOI LUT only when asked (PS3.3, C.11.2).
-Of each header only what `deidentify` keeps is ever looked at: no name, date or number of a patient gets in.
+What the stored numbers mean stands in `dicom_values.py`. Of each header only what `deidentify` keeps is ever
+looked at: no name, date or number of a patient gets in. The slices of a series are read one after the other
+into one array, which lies in a file where it is large.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,20 @@ import numpy as np
 import pydicom
 import torch
 from monai.data import MetaTensor
-from PIL import Image
 from pydicom.encaps import generate_fragments
 from pydicom.filereader import read_partial
-from pydicom.pixels import apply_color_lut, apply_modality_lut
 from torch import Tensor
 
-from monai_unimedvl.transforms.deidentify import deidentify, is_dicom
-from monai_unimedvl.transforms.image import MAX_IMAGE_PIXELS, too_large
+from monai_unimedvl.transforms.deidentify import KEPT, deidentify, is_dicom
+from monai_unimedvl.transforms.dicom_values import pixels
+from monai_unimedvl.transforms.restack import empty_volume
 from monai_unimedvl.transforms.video import read_video
 from monai_unimedvl.transforms.volume import nearest_plane, to_display
 
 Header = pydicom.Dataset
-File = tuple[Path, Header]
+File = tuple[Path, Header, Header]  # its name, what is kept of its header, and all of it but its pixels
 FILMS = "1.2.840.10008.1.2.4.10"  # .100 to .108: MPEG-2, MPEG-4 AVC, HEVC
-PIXELS = 0x7FE00010  # the tag of the pixels
+GROUP, PIXELS = 0x7FE00000, 0x7FE00010  # the group of the pixels, and their tag
 EVEN = 0.05  # of the spacing: how far gaps between slices may differ
 
 
@@ -65,37 +64,55 @@ def read_series(folder: Path, files: list[Path], voi: bool = False) -> MetaTenso
     """(1, columns, rows, slices) and its affine; frames (C, H, W, T) where all slices share one place.
 
     Raises:
+        ValueError: as `open_series`.
+    """
+    values, affine, meta = open_series(folder, files, voi)
+    place = None if affine is None else torch.from_numpy(affine)
+    return MetaTensor(torch.from_numpy(values), affine=place, meta=meta)
+
+
+def open_series(
+    folder: Path, files: list[Path], voi: bool = False
+) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
+    """(1, columns, rows, slices), perhaps mapped from a temporary file, its affine (4, 4), and its meta.
+
+    Where slices have no place, or all the same, it is (C, H, W, T) without affine.
+
+    Raises:
         ValueError: several series, slices that differ in size or direction, a gap where slices are missing.
     """
     headers: list[File] = []
     for path in files:
         try:
-            header = deidentify(pydicom.dcmread(path, force=True, stop_before_pixels=True))
+            source = _dataset(path, defer=True)
+            before = source[:GROUP]
+            before.file_meta = source.file_meta
+            header = deidentify(before)
         except Exception as error:  # pydicom raises many kinds for damaged headers
             raise ValueError(
                 f"{path.name} in {folder} cannot be read as DICOM ({error}): copy it again."
             ) from error
         if "Rows" in header and "Columns" in header:
-            headers.append((path, header))
+            headers.append((path, header, source))
     if not headers:
         raise ValueError(
             f"folder {folder} holds no images: its {len(files)} DICOM files have no pixels; "
             "name the folder of an image series."
         )
-    series = {str(header.get("SeriesInstanceUID", "")) for _, header in headers}
+    series = {str(header.get("SeriesInstanceUID", "")) for _, header, _ in headers}
     if len(series) > 1:
         raise ValueError(
             f"folder {folder} holds {len(series)} DICOM series, but one is expected: put each in its own "
             "folder."
         )
     if len(headers) == 1:
-        return _read_slice(*headers[0], voi, alone=True)
-    shapes = {(int(h.Rows), int(h.Columns)) for _, h in headers}
+        return _alone(headers[0][0], voi)
+    shapes = {(int(h.Rows), int(h.Columns)) for _, h, _ in headers}
     if len(shapes) > 1:
         raise ValueError(
             f"slices in {folder} differ in size, {sorted(shapes)}: move the odd ones (scouts) away."
         )
-    places = [_affine(header) for _, header in headers]
+    places = [_affine(header) for _, header, _ in headers]
     if any(place is None for place in places):
         return _stack(headers, list(range(len(headers))), None, voi)
     affines = np.stack([place for place in places if place is not None])  # (N, 4, 4)
@@ -127,25 +144,59 @@ def read_series(folder: Path, files: list[Path], voi: bool = False) -> MetaTenso
     return _stack(headers, order, affine, voi)
 
 
+def _alone(path: Path, voi: bool) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
+    """A folder that holds one picture."""
+    with _reading(path):
+        image = read_file(path, voi)
+    affine = image.affine.numpy() if image.meta.get("placed") else None
+    meta = {key: value for key, value in image.meta.items() if key != "affine"}
+    return image.as_subclass(Tensor).numpy(), affine, meta
+
+
 def _stack(
     headers: list[File], order: list[int], affine: np.ndarray | None, voi: bool
-) -> MetaTensor:  # fmt: skip
-    slices = [_read_slice(*headers[i], voi) for i in order]
-    values = torch.stack([s.as_subclass(Tensor) for s in slices], dim=-1)  # (C, rows, columns, N)
-    meta = {**_described(headers[0][1]), "unit": slices[0].meta["unit"]}
-    if affine is None or values.shape[0] != 1:
-        return MetaTensor(values, meta={**meta, "kind": "frames"})
-    volume = values.transpose(1, 2).contiguous()
-    return MetaTensor(
-        volume, affine=torch.from_numpy(affine), meta={**meta, "kind": "volume", "placed": True}
-    )
+) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
+    """The slices in this order, read one at a time."""
+    stack: np.ndarray | None = None  # (C, columns, rows, N)
+    unit = False
+    for place, number in enumerate(order):
+        path, header, source = headers[number]
+        with _reading(path):
+            one, in_unit = pixels(_with_pixels(header, source), path.name, voi)  # (C, rows, columns)
+        if one.ndim != 3 or stack is not None and len(one) != len(stack):
+            raise ValueError(
+                f"{path.name} has shape {tuple(one.shape)} among the slices of a series, but one picture a "
+                "file is expected: put files of many frames into folders of their own."
+            )
+        values = one.transpose(1, 2).numpy()
+        if stack is None:
+            unit, stack = in_unit, empty_volume((*values.shape, len(order)), values.dtype)
+        elif values.dtype != stack.dtype:
+            stack = stack.astype(np.float32)
+        stack[..., place] = values
+    assert stack is not None
+    meta = {**_described(headers[0][1]), "unit": unit}
+    if affine is None or len(stack) != 1:
+        return stack.transpose(0, 2, 1, 3), None, {**meta, "kind": "frames"}
+    return stack, affine, {**meta, "kind": "volume", "placed": True}
 
 
-def _read_slice(path: Path, header: Header, voi: bool, alone: bool = False) -> MetaTensor:
+def _with_pixels(header: Header, source: Header) -> Header:
+    """What is kept of a header, and its pixels, which are read from their file now."""
+    whole = Header()
+    whole.update(header)
+    whole.file_meta = header.file_meta
+    for tag in source.keys():
+        if tag >= GROUP and tag in KEPT:
+            whole[tag] = source[tag]
+    return whole
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever pydicom raises into one line with the file's name."""
     try:
-        if alone:
-            return read_file(path, voi)
-        values, unit = pixels(deidentify(_dataset(path)), path.name, voi)
+        yield
     except ValueError as error:
         if path.name in str(error):
             raise
@@ -156,7 +207,6 @@ def _read_slice(path: Path, header: Header, voi: bool, alone: bool = False) -> M
         raise ValueError(
             f"{path.name} cannot be read as DICOM ({error}): copy or export it again."
         ) from error
-    return MetaTensor(values, meta={"unit": unit})
 
 
 def series_uids(path: Path) -> list[str]:
@@ -170,8 +220,11 @@ def series_uids(path: Path) -> list[str]:
     return sorted(uids - {""})
 
 
-def _dataset(path: Path) -> Header:
-    """Header and pixels; what some devices pad behind them, thousands of empty elements, is not parsed."""
+def _dataset(path: Path, defer: bool = False) -> Header:
+    """Header and pixels; what some devices pad behind them, thousands of empty elements, is not parsed.
+
+    With `defer` pixels stay in the file until they are asked for.
+    """
     seen: list[int] = []  # the last tag; tags of padding are zero, so the pixels must be remembered
 
     def behind_pixels(tag: int, vr: str | None, length: int) -> bool:
@@ -179,126 +232,7 @@ def _dataset(path: Path) -> Header:
         return len(seen) > 1 and seen.pop(0) == PIXELS
 
     with path.open("rb") as file:
-        return read_partial(file, stop_when=behind_pixels, force=True)
-
-
-def pixels(header: Header, name: str, voi: bool = False) -> tuple[Tensor, bool]:
-    """(C, H, W) or (C, H, W, T), uint8 or float32, and whether the values are in [0, 1] already.
-
-    Raises:
-        ValueError: no pixels, too many, or damaged ones.
-    """
-    if not any(key in header for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        what = header.get("Modality") or "no DICOM header"
-        raise ValueError(f"{name} holds no pixels ({what}), but an image is expected: choose an image file.")
-    rows, columns = int(header.get("Rows", 0)), int(header.get("Columns", 0))
-    if rows * columns > MAX_IMAGE_PIXELS:
-        raise ValueError(too_large(name, f"{columns}x{rows} pixels"))
-    if not hasattr(header, "file_meta") or "TransferSyntaxUID" not in header.file_meta:
-        header.ensure_file_meta()
-        header.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
-    stored = _stored(header)  # ([T,] H, W[, 3]); YBR is RGB already
-    photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
-    if photometric == "PALETTE COLOR":
-        stored = apply_color_lut(stored, header)[..., :3]
-        if stored.dtype != np.uint8:
-            stored = (stored >> 8).astype(np.uint8)
-    colour = photometric == "PALETTE COLOR" or int(header.get("SamplesPerPixel", 1)) == 3
-    frames = stored.ndim == (4 if colour else 3)
-    stored = stored if frames else stored[None]  # (T, H, W[, 3])
-    stored = np.moveaxis(stored, -1, 0) if colour else stored[None]  # (C, T, H, W)
-    unit = False
-    if not colour:
-        unit = voi and _voi(np.zeros(1), header) is not None
-        dark = photometric == "MONOCHROME1" and header.get("Modality") != "CT"
-        values = np.stack(
-            [
-                _by_table(partial(_meant, header=header, index=i, voi=unit), frame)
-                for i, frame in enumerate(stored[0])
-            ]
-        )[None]
-        if dark:
-            values = (1 - values) if unit else (values.max() + values.min() - values)
-        stored = values
-    kept = stored if stored.dtype == np.uint8 else stored.astype(np.float32)
-    result = torch.from_numpy(np.moveaxis(kept, 1, -1))  # (C, H, W, T)
-    return (result if frames else result[..., 0].contiguous()), unit
-
-
-def _stored(header: Header) -> np.ndarray:
-    """([T,] H, W[, 3]) as stored, YBR turned to RGB; that of JPEG by PIL, ten times faster."""
-    syntax = header.file_meta.TransferSyntaxUID
-    jpeg = syntax in (pydicom.uid.JPEGBaseline8Bit, pydicom.uid.JPEGExtended12Bit)
-    if not (jpeg and str(header.get("PhotometricInterpretation", "")).startswith("YBR_FULL")):
-        return header.pixel_array
-    frames = [
-        np.array(Image.fromarray(np.ascontiguousarray(one), "YCbCr").convert("RGB"))
-        for one in pydicom.pixels.iter_pixels(header, raw=True)
-    ]
-    return frames[0] if len(frames) == 1 else np.stack(frames)
-
-
-def _by_table(meaning: Callable[[np.ndarray], np.ndarray], stored: np.ndarray) -> np.ndarray:
-    """`meaning` of each value, worked out once for every number that 8 or 16 bits can hold and looked up."""
-    low, high = int(stored.min()), int(stored.max())
-    if stored.dtype.itemsize > 2 or stored.dtype.kind not in "iu" or stored.size <= high - low:
-        return meaning(stored)
-    numbers = np.arange(low, high + 1).astype(stored.dtype)
-    table = meaning(numbers)
-    if table is numbers:
-        return stored
-    places = stored.view(f"u{stored.itemsize}") - numbers[:1].view(f"u{stored.itemsize}")
-    return np.take(table, places)
-
-
-def _meant(stored: np.ndarray, header: Header, index: int, voi: bool) -> np.ndarray:
-    """Stored numbers -> the maker's unit, or what its window shows."""
-    values = _real_world(stored, header, index)
-    return _voi(values, header) if voi else values  # type: ignore[return-value]
-
-
-def _real_world(frame: np.ndarray, header: Header, index: int) -> np.ndarray:
-    """Stored numbers -> the maker's unit, by the file's LUT or rescale, or by that of the frame's group."""
-    for groups, at in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
-        group = header.get(groups)
-        if group and "PixelValueTransformationSequence" in group[at]:
-            rescale = group[at].PixelValueTransformationSequence[0]
-            return frame * float(rescale.RescaleSlope) + float(rescale.RescaleIntercept)
-    if "ModalityLUTSequence" in header or float(header.get("RescaleSlope") or 1) != 1 \
-            or float(header.get("RescaleIntercept") or 0) != 0:  # fmt: skip
-        return apply_modality_lut(frame, header)
-    return frame
-
-
-def _voi(values: np.ndarray, header: Header) -> np.ndarray | None:
-    """What the file's own LUT or window shows, in [0, 1]; None when it has neither."""
-    table = header.get("VOILUTSequence")
-    if table and "LUTData" in table[0]:
-        count, first, bits = (int(v) for v in table[0].LUTDescriptor)
-        entries = np.frombuffer(table[0].LUTData, np.uint16) if isinstance(table[0].LUTData, bytes) else \
-            np.asarray(table[0].LUTData)  # fmt: skip
-        places = (values.round().astype(np.int64) - first).clip(0, min(count or 65536, len(entries)) - 1)
-        return entries[places].astype(np.float32) / (2**bits - 1)
-    center, width = (_first(header.get(key)) for key in ("WindowCenter", "WindowWidth"))
-    if center is None or width is None:
-        return None
-    function = str(header.get("VOILUTFunction", "LINEAR")).upper()
-    x = values.astype(np.float64)
-    if function == "SIGMOID" and width > 0:
-        return (1 / (1 + np.exp(-4 * (x - center) / width))).astype(np.float32)
-    if function == "LINEAR_EXACT" and width > 0:
-        return ((x - center) / width + 0.5).clip(0, 1).astype(np.float32)
-    if width == 1:
-        return (x > center - 0.5).astype(np.float32)
-    if width < 1:
-        raise ValueError(f"the file's window width is {width:g}, expected 1 or more: read it with voi=False.")
-    return ((x - (center - 0.5)) / (width - 1) + 0.5).clip(0, 1).astype(np.float32)
-
-
-def _first(value: Any) -> float | None:
-    if value is None or value == "":
-        return None
-    return float(value[0]) if isinstance(value, pydicom.multival.MultiValue) else float(value)
+        return read_partial(file, stop_when=behind_pixels, defer_size="4 KB" if defer else None, force=True)
 
 
 def _affine(header: Header) -> np.ndarray | None:

@@ -10,7 +10,7 @@ drawn on the model's grid back to the pixels of the source. All run lazily too (
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -49,7 +49,12 @@ class Box:
         if (self.top, self.left, self.height, self.width) == (0, 0, down, across):
             return values
         right, bottom = self.left + self.width - across, self.top + self.height - down
-        return F.pad(values, (-self.left, right, -self.top, bottom), value=self.fill).contiguous()
+        around = (-self.left, right, -self.top, bottom)
+        padded = F.pad(values, around, value=self.fill).contiguous()
+        if len(values) == 4:  # transparency is pasted on white later; what is padded is not transparent
+            opaque = 255.0 if values.dtype == torch.uint8 else 1.0
+            padded[3:] = F.pad(values[3:], around, value=opaque)
+        return padded
 
     def undo(self, values: Tensor, size: tuple[int, int], nearest: bool) -> Tensor:
         """What lies on the box, (C, h, w) of any size, at its place on a picture (C, *size); 0 around it."""
@@ -186,7 +191,7 @@ class Geometry(InvertibleTransform, LazyTransform):
         plan = self.plan(x, size)
         if not isinstance(x, MetaTensor):
             return plan.apply(x)
-        told = {"geometry": type(plan).__name__.lower(), "mode": "bicubic", **asdict(plan)}
+        told = {"geometry": type(plan).__name__.lower(), "mode": "bicubic", **vars(plan)}
         matrix = torch.from_numpy(_of_rank(plan.to_source(size), x))
         values = x.as_subclass(Tensor) if lazy else plan.apply(x.as_subclass(Tensor))
         result = MetaTensor(values).copy_meta_from(x, copy_attr=True)
@@ -209,7 +214,8 @@ class Geometry(InvertibleTransform, LazyTransform):
 
 def _size(image: Tensor) -> tuple[int, int]:
     """(H, W) once pending operations are carried out."""
-    shape = image.peek_pending_shape() if isinstance(image, MetaTensor) else image.shape[1:]
+    pending = isinstance(image, MetaTensor) and image.pending_operations
+    shape = image.peek_pending_shape() if pending else image.shape[1:]
     return int(shape[0]), int(shape[1])
 
 

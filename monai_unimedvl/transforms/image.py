@@ -75,9 +75,12 @@ def resize(image: Tensor, size: tuple[int, int], limits: tuple[float, float] | N
     if (image.shape[2], image.shape[1]) == tuple(size):
         return image
     exact = image.dtype == torch.uint8
-    planes = np.asarray(image.cpu() if exact else image.cpu().float())
+    plain = image.as_subclass(Tensor).cpu()
+    grey = len(plain) == 3 and torch.equal(plain[0], plain[1]) and torch.equal(plain[0], plain[2])
+    some = plain[:1] if grey else plain
+    planes = np.asarray(some if exact else some.float())
     resized = [np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BICUBIC)) for p in planes]
-    result = torch.from_numpy(np.stack(resized))  # (C, h, w)
+    result = torch.from_numpy(np.stack(resized * 3 if grey else resized))  # (C, h, w)
     if limits is not None:
         result = result.clamp(*limits)
     if not exact and not image.dtype.is_floating_point:
@@ -137,7 +140,8 @@ def too_large(name: str, what: str) -> str:
 
 def as_picture(image: NdarrayOrTensor) -> Tensor:
     """(C, H, W) as a tensor, a MetaTensor where MONAI tracks meta; raises ValueError for other dimensions."""
-    picture = convert_to_tensor(image, track_meta=get_track_meta())
+    tracked = isinstance(image, MetaTensor) and get_track_meta()
+    picture = image if tracked else convert_to_tensor(image, track_meta=get_track_meta())
     if picture.ndim != 3:
         check_picture(picture)
     return picture

@@ -34,7 +34,8 @@ def window(image: Tensor, low: float, high: float) -> Tensor:
         raise ValueError(
             f"window got low={low}, high={high}, but high must be above low: swap or widen them."
         )
-    return ((image.float() - low) / (high - low)).clamp(0, 1)
+    # one new tensor, then in place: memory that was never touched costs more than the arithmetic
+    return image.float().sub(low).div_(high - low).clamp_(0, 1)
 
 
 class Windows(Transform):
@@ -77,16 +78,18 @@ class Windows(Transform):
         x = as_picture(image)
         if meta_of(x, "unit"):
             return x
+        plain = x.as_subclass(Tensor)
         if _on_screen(x):
-            return like(x, x / 255, unit=True)
+            return like(x, _bytes(plain), unit=True)
         if x.shape[0] != 1:
             check_picture(x, channels=(1,))
-        if x.dtype.is_floating_point and bool(((x > 0) & (x < 1)).any() and x.min() >= 0 and x.max() <= 1):
+        if x.dtype.is_floating_point and _fractions(plain):
             raise ValueError(
                 "image holds fractions in [0, 1], but HU are expected here (air is -1000): "
                 "pass HU, or an 8-bit picture that is windowed already."
             )
-        return like(x, torch.cat([window(x, *bounds) for bounds in self.bounds]), unit=True)
+        shown = [window(plain, *bounds) for bounds in self.bounds]
+        return like(x, shown[0] if len(shown) == 1 else torch.cat(shown), unit=True)
 
 
 class ToUnit(Transform):
@@ -99,15 +102,17 @@ class ToUnit(Transform):
         x = as_picture(image)
         if meta_of(x, "unit"):
             return x
+        plain = x.as_subclass(Tensor)
         if x.dtype == torch.uint8:
-            return like(x, x / 255, unit=True)
-        if bool(x.min() < 0):
+            return like(x, _bytes(plain), unit=True)
+        low, high = (float(limit) for limit in plain.aminmax())
+        if low < 0:
             raise ValueError(
-                f"image goes down to {float(x.min()):g}, but light is 0 or more here: "
+                f"image goes down to {low:g}, but light is 0 or more here: "
                 "shift it, or use a recipe for measured values (mri, ct, xray)."
             )
-        x32 = x.float()
-        return like(x, x32 / x32.max() if bool(x32.max() > 1) else x32, unit=True)
+        shown = plain.float()
+        return like(x, shown / shown.max() if high > 1 else shown, unit=True)
 
 
 class PercentileScale(Transform):
@@ -146,11 +151,22 @@ class PercentileScale(Transform):
         if meta_of(x, "unit"):
             return x
         if x.dtype == torch.uint8 and (_on_screen(x) or meta_of(x, "kind") == "frames"):
-            return like(x, x / 255, unit=True)
+            return like(x, _bytes(x.as_subclass(Tensor)), unit=True)
         low, high = self.bounds(x)
         plain = x.as_subclass(Tensor)
         scaled = window(plain, low, high) if high > low else torch.zeros_like(plain, dtype=torch.float32)
         return like(x, scaled, unit=True)
+
+
+def _bytes(image: Tensor) -> Tensor:
+    """uint8 -> float32 in [0, 1], as `image / 255` gives it, in less than half of its time."""
+    return image.float().div_(255)
+
+
+def _fractions(image: Tensor) -> bool:
+    """Whether values lie in [0, 1], and not all at its ends."""
+    low, high = (float(limit) for limit in image.aminmax())
+    return low >= 0 and high <= 1 and bool(((image > 0) & (image < 1)).any())
 
 
 def _on_screen(image: Tensor) -> bool:

@@ -2,7 +2,8 @@
 """Volumes that stay on disk, and a recipe's pictures of them one at a time: memory does not grow with slices.
 
 `prepare(recipe, source)` gives the same pictures as `recipe(source)` with every slice taken, but only when
-they are asked for. NIfTI files are mapped (packed ones through a temporary file); the rest is read at once.
+they are asked for. NIfTI files are mapped by nibabel (large packed ones from a temporary file), DICOM series
+are read slice by slice into an array that lies in a file where it is large; the rest is read at once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import gzip
 import os
 import tempfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,12 +22,14 @@ import nibabel
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from nibabel.volumeutils import array_from_file
 from torch import Tensor
 
 from monai_unimedvl.transforms import Recipe
+from monai_unimedvl.transforms.dicom import open_series
 from monai_unimedvl.transforms.image import check_picture, like
 from monai_unimedvl.transforms.intensity import PercentileScale, ToUnit, Windows, window
-from monai_unimedvl.transforms.read import MAX_VOXELS, NIFTI, Read, read
+from monai_unimedvl.transforms.read import MAX_VOXELS, NIFTI, Read, dicom_files, read
 from monai_unimedvl.transforms.slices import Slices, Volume
 from monai_unimedvl.transforms.volume import SelectSlices
 
@@ -47,10 +51,14 @@ def open_volume(source: Any, *, volume: int | None = None, nonfinite: float | No
     """
     if isinstance(source, Volume):
         return source
-    if isinstance(source, str | os.PathLike) and Path(source).name.lower().endswith(NIFTI):
-        path = Path(source)
-        if path.is_file() and path.stat().st_size:
-            return _nifti(path, volume, nonfinite)
+    path = Path(source) if isinstance(source, str | os.PathLike) else None
+    if path and path.name.lower().endswith(NIFTI) and path.is_file() and path.stat().st_size:
+        return _nifti(path, volume, nonfinite)
+    if path and path.is_dir() and (files := dicom_files(path)):
+        values, affine, meta = open_series(path, files)
+        if affine is not None and values.ndim == 4:
+            told = {**meta, "file": str(path), "filename_or_obj": str(path)}
+            return Volume(values, affine, nonfinite=nonfinite, meta=told)
     if isinstance(source, Tensor) and source.ndim == 4 and source.shape[0] > 1:
         image = source if isinstance(source, MetaTensor) else MetaTensor(source)
     else:
@@ -168,7 +176,7 @@ def _bounds(steps: Sequence[Any], volume: Volume) -> Bounds | None:
 
 def _nifti(path: Path, volume: int | None, nonfinite: float | None) -> Volume:
     try:
-        file: Any = nibabel.load(path)
+        file: Any = nibabel.load(path, mmap="r")
         proxy, shape, kind = file.dataobj, tuple(file.shape), file.get_data_dtype()
     except Exception as error:  # nibabel raises many kinds for damaged headers
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
@@ -190,7 +198,7 @@ def _nifti(path: Path, volume: int | None, nonfinite: float | None) -> Volume:
         raise ValueError(
             f"{path.name} has an affine that cannot be inverted, expected mm per voxel: repair its header."
         )
-    values = _mapped(path, kind, shape, int(proxy.offset))
+    values = _stored(path, proxy).reshape(shape, order="F")
     values = np.moveaxis(values, 3, 0) if len(shape) == 4 else values[None]
     if volume is not None:
         if not 0 <= volume < len(values):
@@ -204,34 +212,22 @@ def _nifti(path: Path, volume: int | None, nonfinite: float | None) -> Volume:
     return Volume(values, affine, slope, inter, nonfinite, meta)
 
 
-def _mapped(path: Path, kind: np.dtype, shape: tuple[int, ...], offset: int) -> np.ndarray:
-    """The stored values of a NIfTI: mapped from its file, or from a temporary one where it is packed."""
-    size = int(np.prod(shape, dtype=float)) * kind.itemsize
-    if not path.name.lower().endswith(".gz"):
-        if path.stat().st_size < offset + size:
-            raise ValueError(
-                f"{path.name} has {path.stat().st_size:,} bytes, but its header promises {offset + size:,}: "
-                "it was cut short; copy it again."
-            )
-        return np.memmap(path, kind, "r", offset, shape, "F")
+def _stored(path: Path, proxy: Any) -> np.ndarray:
+    """The stored values of a NIfTI as nibabel maps them; large packed ones from a temporary file."""
+    left = proxy.offset + int(np.prod(proxy.shape, dtype=float)) * proxy.dtype.itemsize
     try:
+        if left <= IN_MEMORY or not path.name.lower().endswith(".gz"):
+            return np.asanyarray(proxy.get_unscaled())
+        store: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the mapping
         with gzip.open(path) as packed:
-            packed.seek(offset)
-            if size <= IN_MEMORY:
-                values = np.frombuffer(packed.read(size), kind)
-            else:
-                store: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the mapping
-                left = size
-                while left and (part := packed.read(min(left, 2**22))):
-                    store.write(part)
-                    left -= len(part)
-                store.flush()
-                values = np.memmap(store, kind, "r", shape=((size - left) // kind.itemsize,))
-    except (OSError, EOFError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
-        raise ValueError(f"{path.name} cannot be unpacked ({error}): copy or export it again.") from error
-    if values.size * kind.itemsize < size:
+            while left and (part := packed.read(min(left, 2**22))):
+                store.write(part)
+                left -= len(part)
+        store.flush()
+        return array_from_file(proxy.shape, proxy.dtype, store, proxy.offset, "F", mmap="r")
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")[:160]
         raise ValueError(
-            f"{path.name} ends after {values.size:,} values, but its header promises "
-            f"{size // kind.itemsize:,}: it was cut short; copy it again."
-        )
-    return values.reshape(shape, order="F")
+            f"{path.name} cannot be read as NIfTI ({reason}): it may be cut short or damaged; copy or "
+            "export it again."
+        ) from error

@@ -51,12 +51,14 @@ class BlankOutside(Transform):
         if not self.apply or meta_of(x, "blanked") is not None:
             return x
         plain = x.as_subclass(Tensor)
-        brightest = plain if plain.ndim == 3 else plain[..., 0]
-        for frame in plain.unbind(-1)[1:] if plain.ndim == 4 else ():
-            brightest = torch.maximum(brightest, frame)
+        colours = plain[:3]  # without the transparency of a screenshot
+        brightest = colours if plain.ndim == 3 else colours[..., 0].clone()
+        for frame in colours.unbind(-1)[1:] if plain.ndim == 4 else ():
+            torch.maximum(brightest, frame, out=brightest)
         light = brightest.amax(0).float()  # (H, W)
         mask = field_mask(light, self.threshold, meta_of(x, "regions"))
         shown = plain * (mask if plain.ndim == 3 else mask[..., None]).to(plain.dtype)
+        shown[3:] = plain[3:]
         rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
         first, last = (int(rows[0]), int(columns[0])), (int(rows[-1]), int(columns[-1]))
         view = [*first, last[0] - first[0] + 1, last[1] - first[1] + 1]
@@ -108,8 +110,10 @@ def field_mask(light: Tensor, threshold: float, regions: list[list[int]] | None 
         thick = torch.minimum(_grown(thick, 1), joined)
     if float(thick.mean()) < SMALL:
         return allowed if regions else torch.ones(height, width, dtype=torch.bool)
-    rows, columns = thick[0, 0].nonzero(as_tuple=True)
-    corners = [(rows + r, columns + c) for r in (0, 1) for c in (0, 1)]
+    rows = thick[0, 0].amax(1).nonzero().flatten()  # the hull is that of the ends of each row
+    shown = thick[0, 0, rows]
+    ends = shown.argmax(1), size[1] - shown.flip(1).argmax(1)  # edges left of the first and right of the last
+    corners = [(rows + r, end) for r in (0, 1) for end in ends]
     points = torch.cat([torch.stack([c / size[1] * width, r / size[0] * height], 1) for r, c in corners])
     drawn = Image.new("1", (width, height))
     ImageDraw.Draw(drawn).polygon([tuple(p) for p in _hull(points.numpy())], fill=1, outline=1)

@@ -28,12 +28,14 @@ from torch import Tensor
 
 from monai_unimedvl.transforms import dicom
 from monai_unimedvl.transforms.image import MAX_IMAGE_PIXELS, PerKey, check_picture, not_finite, too_large
+from monai_unimedvl.transforms.nrrd import NRRD, read_values
 from monai_unimedvl.transforms.video import VIDEOS, read_video
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 DICOM = (".dcm", ".dicom", ".ima")
 NIFTI = (".nii", ".nii.gz")
-KNOWN = "NIfTI (.nii, .nii.gz), DICOM (.dcm or a folder), PNG, JPEG, TIFF, BMP, GIF, WebP, video or .npy"
+VOLUMES = (*NIFTI, *NRRD)
+KNOWN = "NIfTI (.nii, .nii.gz), NRRD, DICOM (.dcm or a folder), PNG, JPEG, TIFF, BMP, GIF, WebP, video, .npy"
 MAX_VOXELS = 500_000_000  # 2 GB in float32
 
 
@@ -146,6 +148,9 @@ def _open(path: Path, voi: bool, volume: int | None, frames: int | None = None) 
     if path.name.lower().endswith(NIFTI):
         with opening(path, "NIfTI"):
             return _nifti(path, volume)
+    if suffix in NRRD:
+        with opening(path, "NRRD"):
+            return _nrrd(path)
     if suffix in DICOM or dicom.is_dicom(path):
         with opening(path, "DICOM"):
             return dicom.read_file(path, voi, frames)
@@ -164,12 +169,9 @@ def _open(path: Path, voi: bool, volume: int | None, frames: int | None = None) 
 
 
 def _open_folder(folder: Path, voi: bool) -> MetaTensor:
-    files = sorted(
-        (path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")), key=_natural
-    )
-    slices = [path for path in files if dicom.is_dicom(path) and path.name.upper() != "DICOMDIR"]
-    if slices:
+    if slices := dicom_files(folder):
         return dicom.read_series(folder, slices, voi)
+    files = _files(folder)
     pictures = [path for path in files if path.suffix.lower() in PICTURES]
     if not pictures:
         raise ValueError(
@@ -186,6 +188,16 @@ def _open_folder(folder: Path, voi: bool) -> MetaTensor:
         )
     values = torch.stack([frame.as_subclass(Tensor) for frame in frames], dim=-1)
     return MetaTensor(values, meta={"kind": "frames"})
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """The DICOM files of a folder in the order of their names, without its directory file."""
+    return [path for path in _files(folder) if dicom.is_dicom(path) and path.name.upper() != "DICOMDIR"]
+
+
+def _files(folder: Path) -> list[Path]:
+    found = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return sorted(found, key=_natural)
 
 
 def _natural(path: Path) -> list[Any]:
@@ -225,6 +237,17 @@ def _nifti(path: Path, volume: int | None) -> MetaTensor:
             f"{path.name} has an affine that cannot be inverted, expected mm per voxel: repair its header."
         )
     return MetaTensor(tensor_of(values)[None], affine=affine, meta={"kind": "volume", "placed": True})
+
+
+def _nrrd(path: Path) -> MetaTensor:
+    values, place = read_values(path, MAX_VOXELS)
+    if place is not None and (not np.isfinite(place).all() or abs(np.linalg.det(place[:3, :3])) < 1e-12):
+        raise ValueError(
+            f"{path.name} has an affine that cannot be inverted, expected mm per voxel: repair its header."
+        )
+    affine = torch.from_numpy(np.eye(4) if place is None else place)
+    meta = {"kind": "volume", "placed": place is not None}
+    return MetaTensor(tensor_of(values)[None], affine=affine, meta=meta)
 
 
 def _picture(path: Path) -> MetaTensor:

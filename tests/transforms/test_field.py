@@ -9,6 +9,7 @@ from monai.data import MetaTensor
 
 from monai_unimedvl import recipe
 from monai_unimedvl.transforms.field import SquareField
+from monai_unimedvl.transforms.image import ToRGB
 
 
 def picture(height: int, width: int, pixel: float) -> MetaTensor:
@@ -45,6 +46,14 @@ def test_without_pixel_size_or_for_square_the_longer_side_rules() -> None:
 def test_a_width_that_is_none_of_these_is_refused(width: float | str) -> None:
     with pytest.raises(ValueError, match="SquareField got width=.*expected mm above 0"):
         SquareField(width)
+
+
+@pytest.mark.parametrize("opaque", [1.0, 255])
+def test_what_is_padded_is_dark_where_a_picture_is_transparent(opaque: float) -> None:
+    kind = torch.uint8 if opaque == 255 else torch.float32
+    glass = torch.cat([torch.ones(3, 20, 30), torch.zeros(1, 20, 30)]).mul(opaque).to(kind)
+    shown = ToRGB()(SquareField("square")(glass))
+    assert float(shown[:, :5].max()) == 0.0 and float(shown[:, 5:25].min()) == opaque
 
 
 def test_recipes_take_the_field_by_keyword() -> None:

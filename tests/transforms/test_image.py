@@ -64,6 +64,15 @@ def test_float_resize_differs_from_bytes_by_rounding_alone() -> None:
     assert_close(floats, bytes_ / 255.0, atol=1.01 / 255, rtol=0)  # PIL rounds after each of its two passes
 
 
+def test_grey_in_three_channels_is_resized_as_each_of_them() -> None:
+    grey = torch.rand(1, 40, 50)
+    three = resize(grey.expand(3, -1, -1).contiguous(), (14, 21))
+    assert torch.equal(three, resize(grey, (14, 21)).expand(3, -1, -1))
+    colour = torch.rand(3, 40, 50)
+    alone = torch.cat([resize(one[None], (14, 21)) for one in colour])
+    assert torch.equal(resize(colour, (14, 21)), alone)
+
+
 def test_16_bit_values_keep_their_range_through_the_resize() -> None:
     picture = torch.linspace(0, 65535, 64 * 64).view(1, 64, 64)
     fitted = FitToGrid(28, 28, 14)(picture)

@@ -53,6 +53,14 @@ def test_a_run_has_one_field_for_all_its_frames() -> None:
     assert (blanked.numpy()[0, ..., 0][inside] == shown[inside]).mean() > 0.995
 
 
+def test_the_transparency_of_a_screenshot_is_no_light_and_stays() -> None:
+    shown, inside, words = screen("sector")
+    opaque = np.full_like(shown, 255)
+    blanked = BlankOutside()(torch.from_numpy(np.stack([shown, shown, shown, opaque])))
+    assert blanked.meta["blanked"] == pytest.approx(1 - inside.mean(), abs=0.05)
+    assert int(blanked[3].min()) == 255 and int(blanked.numpy()[:3, words].max()) == 0
+
+
 def test_regions_of_the_file_limit_the_field() -> None:
     light = torch.zeros(200, 300)
     light[20:180, 10:140] = 1.0  # tissue

@@ -22,6 +22,7 @@ from pydicom.pixels import apply_windowing
 from pydicom.uid import CTImageStorage, generate_uid
 from torch.testing import assert_close
 
+from monai_unimedvl.transforms.dicom_values import _by_table
 from monai_unimedvl.transforms.read import Read, Readd, read
 
 
@@ -182,6 +183,22 @@ def test_a_voi_table_is_looked_up(tmp_path: Path) -> None:
     header.save_as(tmp_path / "lut.dcm")
     stored = header.pixel_array.clip(0, 4095)
     assert_close(read(tmp_path / "lut.dcm", voi=True).numpy()[0], ((4095 - stored) / 4095).astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.uint16, np.int8, np.uint8])
+def test_what_is_looked_up_is_what_is_worked_out(kind: type) -> None:
+    ends = np.iinfo(kind)
+    stored = np.random.default_rng(0).integers(ends.min, ends.max + 1, (300, 301), dtype=kind)
+    stored[0, :2] = ends.min, ends.max
+
+    def halved(numbers: np.ndarray) -> np.ndarray:
+        seen.append(numbers.size)
+        return numbers.astype(np.float64) * 0.5 - 7
+
+    seen: list[int] = []
+    assert np.array_equal(_by_table(halved, stored), halved(stored))
+    assert seen == [2 ** (8 * stored.itemsize), stored.size]
+    assert _by_table(lambda numbers: numbers, stored) is stored
 
 
 def test_palettes_frames_and_ybr_become_colours() -> None:

@@ -3,17 +3,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import nibabel
 import numpy as np
+import pydicom
 import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
+from pydicom.data import get_testdata_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from monai_unimedvl.transforms import recipe
+from monai_unimedvl.transforms import lazy, recipe, restack
 from monai_unimedvl.transforms.lazy import open_volume, prepare
+from monai_unimedvl.transforms.read import read
 from monai_unimedvl.transforms.restack import Restack, axis_weights, empty_volume, squared_grid
 from monai_unimedvl.transforms.volume import SelectSlices
 
@@ -116,15 +122,26 @@ def test_a_thick_slice_gets_square_pixels_with_the_same_edges() -> None:
     assert_close(finer @ np.array(fine_edge).T, affine @ np.array(edge).T)
 
 
+def series(folder: Path) -> Path:
+    """Five slices of 24 x 16, made of pydicom's CT; slice i holds i - 24 HU."""
+    folder.mkdir()
+    header = pydicom.dcmread(str(get_testdata_file("CT_small.dcm", download=False)))
+    header.Rows, header.Columns = 16, 24
+    for i in range(5):
+        header.SOPInstanceUID = f"1.2.3.{i}"
+        header.ImagePositionPatient = [-40.0, -30.0, 2.5 * i]
+        header.PixelData = np.full((16, 24), i + 1000, np.int16).tobytes()
+        header.save_as(folder / f"{(i * 3) % 5}.dcm")
+    return folder
+
+
 def test_a_large_volume_lies_in_a_file() -> None:
     values = empty_volume((1, 300, 300, 200), np.float32, fill=-5)
     assert isinstance(values, np.memmap) and float(values[0, 299, 299, 199]) == -5
     assert not isinstance(empty_volume((1, 3, 3, 3), np.float32), np.memmap)
 
 
-def test_open_volume_takes_a_series_and_gives_its_times_as_channels(tmp_path) -> None:
-    import nibabel
-
+def test_open_volume_takes_a_series_and_gives_its_times_as_channels(tmp_path: Path) -> None:
     affine = np.diag([2.0, 2, 3, 1])
     values = np.arange(8 * 9 * 10 * 3, dtype=np.int16).reshape(8, 9, 10, 3)
     for name in ("a.nii", "a.nii.gz"):
@@ -140,8 +157,31 @@ def test_open_volume_takes_a_series_and_gives_its_times_as_channels(tmp_path) ->
         open_volume(tmp_path / "a.nii", volume=3)
     whole = (tmp_path / "a.nii").read_bytes()
     (tmp_path / "short.nii").write_bytes(whole[:1000])
-    with pytest.raises(ValueError, match="short.nii has 1,000 bytes, but its header promises"):
+    with pytest.raises(ValueError, match=r"short.nii cannot be read as NIfTI \(Expected 4320 bytes, got"):
         open_volume(tmp_path / "short.nii")
+    packed = (tmp_path / "a.nii.gz").read_bytes()
+    (tmp_path / "short.nii.gz").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(ValueError, match="short.nii.gz .*copy"):
+        open_volume(tmp_path / "short.nii.gz")
+
+
+def test_what_is_large_lies_in_a_file_and_holds_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.arange(8 * 9 * 10, dtype=np.int16).reshape(8, 9, 10)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii.gz")
+    folder = series(tmp_path / "series")
+    small = open_volume(tmp_path / "a.nii.gz").values, open_volume(folder).values
+    assert not any(isinstance(one, np.memmap) for one in small)
+    monkeypatch.setattr(lazy, "IN_MEMORY", 0)
+    monkeypatch.setattr(restack, "IN_MEMORY", 0)
+    large = open_volume(tmp_path / "a.nii.gz"), open_volume(folder)
+    for one, other in zip(small, large, strict=True):
+        assert isinstance(other.values, np.memmap) and np.array_equal(one, other.values)
+        other.release()
+    assert large[1].values[0, 0, 0].tolist() == [-24.0, -23.0, -22.0, -21.0, -20.0]
+    assert_close(torch.from_numpy(large[1].affine), read(folder).affine)
+    assert large[1].meta["file"] == str(folder)
     packed = (tmp_path / "a.nii.gz").read_bytes()
     (tmp_path / "short.nii.gz").write_bytes(packed[: len(packed) // 2])
     with pytest.raises(ValueError, match="short.nii.gz .*copy"):
