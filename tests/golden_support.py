@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from monai_unimedvl.flow import Guidance
+from monai_unimedvl.inferers import Context, Sampling, flow_steps, words
 from monai_unimedvl.networks.layers import patchify
 from monai_unimedvl.networks.unimedvl import UniMedVL, from_config
 from monai_unimedvl.sequence import Canvas, Marks, PackedSequence, Segment, Text, View
@@ -85,6 +87,65 @@ class Golden:
                     renorm_min=run["cfg_renorm_min"],
                 ),
             )
+
+    def context(self, samples: int, network: UniMedVL | None = None) -> Context:
+        """An empty context. The golden cases are ids: marks are all that is needed of a tokenizer."""
+        marked: Any = SimpleNamespace(tokenizer=SimpleNamespace(marks=self.marks))
+        return Context(network or self.network, marked, samples=samples)
+
+    def edited(self) -> list[Segment]:
+        """The prompt of the edit case: the condition's latents, the same image to understand, words."""
+        q = self.model["latent_patch_size"]
+        latent = self["edit.cond_latent"][0]
+        grid = (latent.shape[1] // q, latent.shape[2] // q)
+        return [Canvas(grid, patchify(latent, q)), self.view("edit.vit_img"), self.text("edit.text_ids")]
+
+    def check_answer(self, case: str, network: UniMedVL | None = None) -> None:
+        """The words of the case "text", "vqa" or "edit", one after the other."""
+        prompts: dict[str, Callable[[], list[Segment]]] = {
+            "text": lambda: [self.text("text.ids")],
+            "vqa": lambda: [self.view("vit.img0"), self.view("vit.img1"), self.text("vqa.text_ids")],
+            "edit": self.edited,
+        }
+        context = self.context(1, network)
+        context.read([prompts[case]()])
+        logits = self[f"{case}.decode_logits"]
+        said = [word for (word,) in words(context, Sampling(max_new_tokens=len(logits)))]
+        ids = [word.id for word in said if word.id is not None]
+        assert [self.marks.text_start, *ids][: len(logits)] == self[f"{case}.decode_ids"].tolist()
+        wanted = logits.log_softmax(-1).amax(-1)
+        assert_close(torch.tensor([word.logprob for word in said]), wanted, atol=self.tolerance, rtol=0)
+
+    def check_batch(self, network: UniMedVL | None = None) -> None:
+        """The two answers of the case "batch", decoded together."""
+        context = self.context(2, network)
+        context.read([[self.text("batch.ids0")], [self.text("batch.ids1")]])
+        steps = len(self["batch.decode_ids"])
+        said: list[list[int | None]] = [[self.marks.text_start], [self.marks.text_start]]
+        for spoken in words(context, Sampling(max_new_tokens=steps)):
+            for word in spoken:
+                said[word.sample].append(word.id)
+        assert torch.equal(torch.tensor([ids[:steps] for ids in said]).T, self["batch.decode_ids"])
+
+    def check_drawings(self, case: str, network: UniMedVL | None = None, every: int = 1) -> None:
+        """The latents of the sampler runs of the case "t2i" or "edit", or of every so manieth."""
+        settings = self.cases[case]
+        if case == "t2i":
+            samples = [[self.text("t2i.text_ids")], [], [self.text("t2i.text_ids")]]  # as the reference
+        else:
+            samples = [self.edited(), self.edited()[:2], self.edited()[2:]]
+        context = self.context(3, network)
+        context.read(samples)
+        stride = context.network.canvas_stride
+        height, width = (settings.get(name) or settings[f"target_{name}"] for name in ("height", "width"))
+        for name, guidance in list(self.guidances(case))[::every]:
+            loop = flow_steps(
+                context, [(height // stride, width // stride)], guidance, noise=[self[f"{case}.noise"]],
+                steps=settings["num_timesteps"] - 1, shift=settings["timestep_shift"],
+            )  # fmt: skip
+            *_, (t, (latents,)) = loop
+            assert t == 0
+            self.check(name, latents)
 
     def train_samples(self, dropped: tuple[str, ...] = ()) -> list[list[Segment]]:
         """The samples of the train case; conditions of the `dropped` types are left out."""

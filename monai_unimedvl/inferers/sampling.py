@@ -10,7 +10,7 @@ Both are generators that yield as they go.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,9 +19,8 @@ from torch import Tensor
 
 from monai_unimedvl import flow
 from monai_unimedvl.inferers.context import Context
+from monai_unimedvl.inferers.guided import Guided
 from monai_unimedvl.networks.decoding import NextWord
-from monai_unimedvl.networks.unimedvl import based
-from monai_unimedvl.sequence import Canvas, PackedSequence, pack
 
 
 @dataclass(frozen=True)
@@ -179,8 +178,9 @@ def flow_steps(
 ) -> Iterator[tuple[float, list[Tensor]]]:
     """Draw N pictures from noise: yields, after each step, the time reached and the N latents.
 
-    The branches of guidance are samples of one pack; those that its interval or its scales switch off are not
-    computed. The layout of each pack is built once. The context stays as it was.
+    The branches of guidance are samples of one pack, or of one each where drawings are large (see `Guided`);
+    those that its interval or its scales switch off, and those that repeat another, are not computed. The
+    layout of each pack is built once. The context stays as it was.
 
     Args:
         context: its samples are the N prompts, then the N without their last text, then the N without
@@ -198,38 +198,18 @@ def flow_steps(
         ValueError: fewer than one step, an unknown solver; guidance needs a branch that the context does not
             have.
     """
-    count = len(grids)
     times = flow.schedule(flow.intervals(steps, solver), shift).tolist()
     stepper = flow.Stepper(solver, steps, None if skip is None else skip.fresh())
-    asked = [*times[:-1], *((t + t_next) / 2 for t, t_next in zip(times, times[1:], strict=False))]
-    needed = 1 + max(sum(guidance.uses(t)) for t in (asked if solver == "midpoint" else times[:-1]))
-    if len(context) * together < count * needed:
-        raise ValueError(
-            f"Guidance(text={guidance.text}, image={guidance.image}) compares {needed} contexts a drawing, "
-            f"got {len(context)} for {count // together} drawings: read the branches too, or lower the "
-            "scales to 1."
-        )
+    halves = ((t + t_next) / 2 for t, t_next in zip(times, times[1:], strict=False))
+    asked = [*times[:-1], *(halves if solver == "midpoint" else ())]
     context.close()
+    velocity = Guided(context, grids, guidance, times=asked, together=together, starts=starts)
     weight = context.network.decoder.embed.weight
     lengths = [len(part) for part in noise]
     x = _at_least_float32(torch.cat(list(noise)).to(weight.device))  # (Z, C)
     if weight.dtype == torch.float64:
         x = x.double()
-    packs: dict[int, PackedSequence] = {}
     held = [(i, part.to(x)) for i, part in enumerate(known or ()) if part is not None]
-
-    def velocity(x: Tensor, t: float) -> Tensor:
-        """The guided velocity (Z, C) of all drawings."""
-        branches = 1 + sum(guidance.uses(t))
-        if branches not in packs:
-            packs[branches] = _pack_canvases(context, grids, branches, x, together, starts)
-        latents = torch.cat([x] * branches)  # (branches * Z, C)
-        seq = packs[branches].with_latents(latents, latents.new_full((len(latents),), t, dtype=torch.float32))
-        found = context.network(seq, context.cache, keep=False).velocity.to(x.dtype)
-        parts = [part.split(lengths) for part in found.chunk(branches)]
-        parts += [(None,) * count] * (3 - branches)
-        return torch.cat([guidance.combine(*branch) for branch in zip(*parts, strict=True)])
-
     for t, t_next in zip(times[:-1], times[1:], strict=True):
         x = stepper(velocity, x, t, t_next)
         for i, part in held:
@@ -237,26 +217,6 @@ def flow_steps(
             chance = noise[i].to(x)
             x[first : first + lengths[i]] = flow.add_noise(part, chance, x.new_tensor(t_next))
         yield t_next, list(x.split(lengths))
-
-
-def _pack_canvases(
-    context: Context, grids: Sequence[tuple[int, int]], branches: int, latents: Tensor, together: int,
-    starts: Sequence[Tensor | None] | None,
-) -> PackedSequence:  # fmt: skip
-    """`together` noisy canvases in each sample of the first `branches` branches; the others are left out."""
-    lengths = [h * w for h, w in grids]
-    canvases = [
-        Canvas(grid, part, noisy=True, base=start, joined=i % together > 0)
-        for i, (grid, part, start) in enumerate(
-            zip(grids, latents.split(lengths), starts or [None] * len(grids), strict=True)
-        )
-    ]
-    groups = [canvases[i : i + together] for i in range(0, len(canvases), together)]
-    bare = [[replace(canvas, base=None) for canvas in group] for group in groups]
-    every = (groups + groups + bare)[: branches * len(groups)]  # the branch without images starts from none
-    samples = [based(group, past) for group, past in zip(every, context.bases, strict=False)]
-    samples += [[] for _ in range(len(context) - len(samples))]
-    return pack(samples, context.marks, start=context.positions).to(latents.device)
 
 
 def choose(

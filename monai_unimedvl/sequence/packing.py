@@ -61,7 +61,7 @@ class PackedSequence:
         return len(self.plan.layout.sample)
 
     def with_latents(self, latents: Tensor, times: Tensor) -> PackedSequence:
-        """The same pack with other latents (Z, C) and times (Z,)."""
+        """The same pack with other latents (Z, C) and times (Z,), or (1,) where all have the same."""
         return replace(self, latents=latents, times=times)
 
     def detached(self) -> PackedSequence:

@@ -20,12 +20,12 @@ from monai_unimedvl.inferers import (
     ImageInferer,
     Sampling,
     flow_steps,
-    sampling,
+    guided,
     segments_for,
     words,
 )
+from monai_unimedvl.inferers.sampling import choose
 from monai_unimedvl.networks.decoding import NextWord
-from monai_unimedvl.networks.layers import patchify
 from monai_unimedvl.sequence import Canvas, Text, pack
 
 
@@ -46,71 +46,25 @@ def ids_of(said: list) -> list[int]:
     return [word.id for word in said if word.id is not None]
 
 
-def golden_context(gold, samples: int) -> Context:
-    """The golden cases are ids: marks are all that is needed of a tokenizer."""
-    marked = SimpleNamespace(tokenizer=SimpleNamespace(marks=gold.marks))
-    return Context(gold.network, marked, samples=samples)
-
-
-def edited(gold) -> list:
-    latents = patchify(gold["edit.cond_latent"][0], gold.network.latent_patch)
-    q = gold.network.latent_patch
-    grid = (gold["edit.cond_latent"].shape[2] // q, gold["edit.cond_latent"].shape[3] // q)
-    return [Canvas(grid, latents), gold.view("edit.vit_img"), gold.text("edit.text_ids")]
-
-
 @pytest.mark.parametrize("case", ["text", "vqa", "edit"])
 def test_golden_answers_come_word_by_word(gold, case):
-    prompt = {
-        "text": lambda: [gold.text("text.ids")],
-        "vqa": lambda: [gold.view("vit.img0"), gold.view("vit.img1"), gold.text("vqa.text_ids")],
-        "edit": lambda: edited(gold),
-    }[case]()
-    context = golden_context(gold, 1)
-    context.read([prompt])
-    logits = gold[f"{case}.decode_logits"]
-    said = speak(context, Sampling(max_new_tokens=len(logits)))[0]
-    assert [gold.marks.text_start, *ids_of(said)][: len(logits)] == gold[f"{case}.decode_ids"].tolist()
-    wanted = logits.log_softmax(-1).amax(-1)
-    assert_close(torch.tensor([word.logprob for word in said]), wanted, atol=gold.tolerance, rtol=0)
+    gold.check_answer(case)
 
 
 def test_golden_batch_is_decoded_together(gold):
-    context = golden_context(gold, 2)
-    context.read([[gold.text("batch.ids0")], [gold.text("batch.ids1")]])
-    steps = len(gold["batch.decode_ids"])
-    said = speak(context, Sampling(max_new_tokens=steps))
-    fed = [[gold.marks.text_start, *ids_of(said[s])][:steps] for s in (0, 1)]
-    assert torch.equal(torch.tensor(fed).T, gold["batch.decode_ids"])
+    gold.check_batch()
 
 
 @pytest.mark.parametrize("case", ["t2i", "edit"])
 def test_golden_images_are_drawn_under_every_guidance(gold, case):
-    settings = gold.cases[case]
-    if case == "t2i":
-        samples = [[gold.text("t2i.text_ids")], [], [gold.text("t2i.text_ids")]]  # as the reference: no image
-    else:
-        samples = [edited(gold), edited(gold)[:2], edited(gold)[2:]]
-    context = golden_context(gold, 3)
-    context.read(samples)
-    stride = gold.network.canvas_stride
-    sides = [settings.get(name) or settings[f"target_{name}"] for name in ("height", "width")]
-    grid = (sides[0] // stride, sides[1] // stride)
-    for name, guidance in gold.guidances(case):
-        loop = flow_steps(
-            context, [grid], guidance, steps=settings["num_timesteps"] - 1, shift=settings["timestep_shift"],
-            noise=[gold[f"{case}.noise"]],
-        )  # fmt: skip
-        *_, (t, (latents,)) = loop
-        assert t == 0
-        gold.check(name, latents)
+    gold.check_drawings(case)
 
 
 def test_golden_edit_comes_out_of_branches_as_a_picture(gold):
     name, guidance = next(pair for pair in gold.guidances("edit") if pair[0] == "edit.final_text_channel_img")
     marked = SimpleNamespace(tokenizer=SimpleNamespace(marks=gold.marks))
     branches = Branches(gold.network, marked, prompts=1, guidance=guidance)
-    branches.read([edited(gold)])
+    branches.read([gold.edited()])
     assert branches.context.cache.lengths == [46, 36, 10] and branches.context.positions == [12, 2, 10]
     grid = (3, 4)
     *_, (_, (latents,)) = flow_steps(
@@ -233,7 +187,7 @@ def test_the_coldest_and_narrowest_choices_are_greedy(tiny, segments, options):
 def test_words_are_drawn_as_often_as_likely(tiny):
     logits = torch.tensor([[0.0, 1.0, 2.0, -math.inf, 1.0]])
     count, chance = 20_000, seeded(3)[0]
-    drawn = sampling.choose(
+    drawn = choose(
         logits.expand(count, -1), Sampling(temperature=2.0), torch.empty(count, 0), [chance] * count
     )
     shares = torch.bincount(drawn, minlength=5) / count
@@ -246,7 +200,7 @@ def test_a_word_without_probability_is_not_drawn_even_at_the_edge(monkeypatch):
     for chance in (0.0, 1 - 2**-53):
         edge = torch.tensor([chance], dtype=torch.float64)
         monkeypatch.setattr(torch, "rand", lambda *_, edge=edge, **__: edge)
-        drawn = sampling.choose(logits, Sampling(temperature=1.0), torch.empty(1, 0), seeded(0))
+        drawn = choose(logits, Sampling(temperature=1.0), torch.empty(1, 0), seeded(0))
         assert drawn.item() == 1
 
 
@@ -290,6 +244,9 @@ GUIDANCES = {
     "text": Guidance(text=3.0, interval=(0.3, 1.0)),
     "both": Guidance(text=3.0, image=2.0, renorm="text_channel", interval=(0.3, 0.95)),
 }
+
+
+ALWAYS = replace(GUIDANCES["both"], interval=(0.0, 1.0))
 
 
 def drawn_apart(network, segments, samples, grid, guidance, noise, steps, shift):
@@ -369,12 +326,60 @@ def test_branches_that_are_switched_off_are_not_computed_and_layouts_are_built_o
     monkeypatch.setattr(
         tiny, "forward", lambda seq, *a, **k: computed.append(len(seq)) or forward(seq, *a, **k)
     )
-    monkeypatch.setattr(sampling, "pack", lambda *a, **k: built.append(1) or pack(*a, **k))
+    monkeypatch.setattr(guided, "pack", lambda *a, **k: built.append(1) or pack(*a, **k))
     noise = [numbers(6, 12)] * 2
     list(flow_steps(branches.context, [(2, 3)] * 2, guidance, steps=8, shift=1.0, noise=noise))
     times = flow.schedule(8).tolist()[:-1]
     assert computed == [2 * 8 * (3 if 0.3 < t <= 0.95 else 1) for t in times]
     assert len(set(computed)) == len(built) == 2
+
+
+def test_branches_apart_draw_what_they_draw_together(tiny, segments, image, other, monkeypatch):
+    guidance, noise = ALWAYS, [numbers(6, 12, seed=1), numbers(16, 12, seed=2)]
+    branches = Branches(tiny, segments, prompts=2, guidance=guidance)
+    prompts = [[image, "axial"], ["plane", other, "is"]]
+    branches.read(tiny.encode([segments(prompt, draw=True) for prompt in prompts]))
+    forward, drawn, rows = tiny.forward, [], {}
+    for most in (3 * 22, 2 * 22 + 1, 22, 1):
+        monkeypatch.setattr(guided, "TOGETHER", most)
+        seen = rows[most] = []
+        monkeypatch.setattr(
+            tiny, "forward", lambda seq, *a, seen=seen, **k: seen.append(len(seq)) or forward(seq, *a, **k)
+        )
+        loop = flow_steps(branches.context, [(2, 3), (4, 4)], guidance, steps=3, shift=2.0, noise=noise)
+        *_, (_, latents) = loop
+        drawn.append(torch.cat(latents))
+    for latents in drawn[1:]:
+        assert_close(latents, drawn[0], atol=1e-12, rtol=0)
+    each = 22 + 4  # two drawings of 6 and 16 tokens, two marks each
+    assert list(rows.values()) == [[3 * each] * 3, [2 * each, each] * 3, [each] * 9, [each] * 9]
+
+
+def test_a_branch_that_repeats_another_is_not_computed(tiny, segments, image, monkeypatch):
+    parts = tiny.encode([segments([image, "axial"], draw=True)])[0]
+    context = Context(tiny, segments, samples=3)
+    context.read([parts, parts[:-1], parts])  # the third is the first, as the reference draws from words
+    computed, forward = [], tiny.forward
+    monkeypatch.setattr(
+        tiny, "forward", lambda seq, *a, **k: computed.append(len(seq)) or forward(seq, *a, **k)
+    )
+    options = {"steps": 3, "shift": 2.0, "noise": [numbers(6, 12)]}
+    *_, (_, (latents,)) = flow_steps(context, [(2, 3)], ALWAYS, **options)
+    assert computed == [2 * 8] * 3
+    apart = drawn_apart(tiny, segments, [parts, parts[:-1], parts], (2, 3), ALWAYS, numbers(6, 12), 3, 2.0)
+    assert_close(latents, apart, atol=1e-12, rtol=0)
+
+
+def test_branches_that_start_from_different_images_are_all_computed(tokenizer, image):
+    network = tiny_network(prediction="image", decoder={"vocab_size": len(tokenizer)}).eval()
+    segments = segments_for(network, tokenizer)
+    parts = network.encode([segments([image, "axial"], draw=True)])[0]
+    context = Context(network, segments, samples=3)
+    context.read([parts, parts[:-1], parts])
+    made = [guided.Guided(context, [(2, 3)], ALWAYS, times=[1.0])]
+    context.bases = [{}, {}, {}]
+    made.append(guided.Guided(context, [(2, 3)], ALWAYS, times=[1.0]))
+    assert [one.first for one in made] == [[0, 1, 2], [0, 1, 0]]
 
 
 def test_flow_steps_tell_the_time_reached_and_change_with_the_image_guidance(tiny, segments, image):
