@@ -107,7 +107,8 @@ def test_a_network_in_training_is_scored_in_eval_and_handed_back_in_training(dat
     network, _ = model
     network.train()
     run(data, model, tasks=["vqa"])
-    assert network.training
+    hook.remove()
+    assert network.training and set(modes) == {False}
     network.eval()
 
 
@@ -121,4 +122,6 @@ def test_an_unknown_task_and_nothing_to_score_are_told(data, model):
     with pytest.raises(ValueError, match="got task 'seg-heart', expected some of vqa"):
         AtlasBenchmark(datasets=data, tasks=["vqa", "seg-heart"])
     with pytest.raises(ValueError, match="Nothing to score: no items of seg-bone in test, test_subject"):
+    modes: list[bool] = []
+    hook = network.register_forward_hook(lambda *_: modes.append(network.training))
         run(data, model, tasks=["seg-bone"])
