@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from monai_unimedvl.atomic import new_folder, write
 from monai_unimedvl.bundle import places
+from monai_unimedvl.provenance.facts import sha256
 from monai_unimedvl.weights.checkpoint import NAME, checkpoint_bytes
 from monai_unimedvl.weights.headers import find_weights
 
@@ -111,7 +112,7 @@ def release(out: str | Path, *, base: str = "") -> list[Path]:
         address = f"{base.rstrip('/')}/{path.name}" if base else ""
         listed[path.stem] = {
             "checksum": hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest(),  # the zoo's kind
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "sha256": sha256(path),
             "source": address,
             **({} if base else {"note": UNPUBLISHED}),
         }

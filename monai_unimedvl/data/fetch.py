@@ -11,7 +11,6 @@ Cache layout: `ROOT/downloads/FILE` as it came, `ROOT/NAME-VERSION/` the files t
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import io
 import json
 import lzma
@@ -29,6 +28,8 @@ from pathlib import Path
 from typing import IO
 
 from tqdm import tqdm
+
+from monai_unimedvl.provenance.facts import sha256
 
 __all__ = ["FetchReport", "Source", "default_root", "fetch_atlas", "licence_of", "licences", "sources"]
 
@@ -198,7 +199,7 @@ def _fetch_one(root: Path, source: Source, from_folder: Path | None) -> None:
                 came = _download(source, Path(scratch))
             if not _matches(came, source):
                 raise ValueError(
-                    f"{source.name}: {came.name} has sha256 {_sha256(came)}, expected "
+                    f"{source.name}: {came.name} has sha256 {sha256(came)}, expected "
                     f"{source.files.get(came.name, 'a file named ' + next(iter(source.files)))}: "
                     "it is not the pinned file, so it was thrown away; fetch again or check your mirror."
                 )
@@ -271,13 +272,8 @@ def _private_apt(scratch: Path) -> list[str]:
     ]
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _matches(path: Path, source: Source) -> bool:
-    return source.files.get(path.name) == _sha256(path)
+    return source.files.get(path.name) == sha256(path)
 
 
 def _extract(archive: Path, target: Path, source: Source) -> None:

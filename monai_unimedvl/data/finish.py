@@ -8,7 +8,6 @@ card.md, croissant.json, report.html
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -27,6 +26,7 @@ from monai_unimedvl.data.plan import Pipeline
 from monai_unimedvl.data.record import Reject
 from monai_unimedvl.data.run_report import report_page
 from monai_unimedvl.data.shards import FORMAT, MANIFEST
+from monai_unimedvl.provenance.facts import sha256
 
 PAPERS = ("card.md", "croissant.json", "report.html", REJECTS)
 
@@ -71,7 +71,7 @@ def finish(
     write(out / "croissant.json", json.dumps(croissant(manifest, told), indent=2, ensure_ascii=False) + "\n")
     write(out / "report.html", report_page(manifest, told, out))
     manifest["papers"] = {
-        name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for name in PAPERS if (path := out / name).is_file()
     }  # fmt: skip
     for name in ("characters", "sides", "examples"):

@@ -25,6 +25,7 @@ from monai.utils import optional_import
 from monai_unimedvl.data.dialogue import embed
 from monai_unimedvl.data.record import ImageFile, InvalidRecord, Message, Record, Reject, write_jsonl
 from monai_unimedvl.packages import needed
+from monai_unimedvl.provenance.facts import sha256
 
 FORMAT = "unimedvl-shards 1"
 MANIFEST = "manifest.json"
@@ -106,7 +107,7 @@ def check_shards(folder: str | Path, check: Literal["sha256", "sizes"] = "sha256
                 f"{path} has {path.stat().st_size:,} bytes, the manifest says {shard['bytes']:,}: copy it "
                 "again from where the corpus was built."
             )
-        if check == "sha256" and (digest := _sha256(path)) != shard["sha256"]:
+        if check == "sha256" and (digest := sha256(path)) != shard["sha256"]:
             raise ValueError(
                 f"{path} has sha256 {digest[:12]}..., the manifest says {shard['sha256'][:12]}...: a byte "
                 "has changed, so copy it again from where the corpus was built."
@@ -197,7 +198,7 @@ def write_shard(records: Sequence[Record], folder: Path, name: str) -> dict[str,
             writer.write_table(table, row_group_size=len(group))
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
-    return {"name": name, "rows": len(records), "bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return {"name": name, "rows": len(records), "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _groups(records: Sequence[Record]) -> Iterator[list[Record]]:
@@ -284,11 +285,6 @@ def record_of(row: dict[str, Any]) -> Record:
 def digest_of(manifest: dict[str, Any]) -> str:
     """16 hex digits of the bytes of all shards."""
     return hashlib.sha256(" ".join(shard["sha256"] for shard in manifest["shards"]).encode()).hexdigest()[:16]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def parquet() -> Any:

@@ -8,7 +8,6 @@ its name and the hash of its weights into the report, because a distance without
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,13 @@ from monai.utils import optional_import
 from torch import Tensor, nn
 
 from monai_unimedvl.evaluation.asking import weights_hash
+from monai_unimedvl.provenance.facts import sha256
 
 RAD_DINO = "microsoft/rad-dino"
 BIOMEDCLIP = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
 XRAY = "densenet121-res224-all"
 INCEPTION = "inception-2015-12-05"
+OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # mean, std of CLIP
 Features = Callable[[Tensor], Tensor]
 
 
@@ -113,7 +114,7 @@ def inception(path: str | Path) -> Encoder:
     grey, span = (128 / 255,) * 3, (128 / 255,) * 3  # (8-bit - 128) / 128
     return Encoder(
         f"Inception {INCEPTION}, resized as clean-fid", layers, 299, grey, span, eight_bit=True,
-        weights=_file_hash(path),
+        weights=sha256(path),
     )  # fmt: skip
 
 
@@ -204,11 +205,8 @@ def clip(folder: str | Path, *, download: bool = False) -> ImageText:
 
     network = _pretrained(CLIPModel, folder, download)
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=not download)
-    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's
-    side, longest = (
-        network.config.vision_config.image_size,
-        network.config.text_config.max_position_embeddings,
-    )
+    side = network.config.vision_config.image_size
+    longest = network.config.text_config.max_position_embeddings
 
     def see(x: Tensor) -> Tensor:
         return network.visual_projection(network.vision_model(pixel_values=x).pooler_output)
@@ -219,7 +217,7 @@ def clip(folder: str | Path, *, download: bool = False) -> ImageText:
         found: Tensor = network.text_projection(network.text_model(**asked).pooler_output)
         return found
 
-    eyes = Encoder(f"CLIP {_last(folder)}", see, side, mean, std, crop=True, weights=weights_hash(network))
+    eyes = Encoder(f"CLIP {_last(folder)}", see, side, *OPENAI, crop=True, weights=weights_hash(network))
     return ImageText(f"CLIP {_last(folder)}", eyes, read)
 
 
@@ -247,9 +245,8 @@ def biomedclip(folder: str | Path | None = None, *, download: bool = False) -> I
     name = f"hf-hub:{BIOMEDCLIP}" if folder is None else f"local-dir:{folder}"
     network, _ = package.create_model_from_pretrained(name)
     tokenizer = package.get_tokenizer(name)
-    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     eyes = Encoder(
-        "BiomedCLIP", network.eval().encode_image, 224, mean, std, crop=True, weights=weights_hash(network)
+        "BiomedCLIP", network.eval().encode_image, 224, *OPENAI, crop=True, weights=weights_hash(network)
     )
 
     @torch.no_grad()
@@ -279,8 +276,3 @@ def _there(path: str | Path, what: str) -> Path:
 def _last(folder: str | Path) -> str:
     """The last part of a path: no machine's folders go into a report."""
     return Path(folder).name
-
-
-def _file_hash(path: str | Path) -> str:
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
