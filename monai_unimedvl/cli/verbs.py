@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ from monai_unimedvl.cli.writing import (
 )
 from monai_unimedvl.data.atlas_tasks import INSTRUCTIONS, LEGENDS
 from monai_unimedvl.evaluation.asking import DRAWING, EDITING
-from monai_unimedvl.evaluation.image import labels_from_colours
 from monai_unimedvl.flow import Guidance
 from monai_unimedvl.inferers import ImageInferer, TextInferer
 from monai_unimedvl.inferers.outputs import Grey, Labels
@@ -43,6 +41,7 @@ from monai_unimedvl.provenance import Facts
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.transforms.dicom import series_uids
 from monai_unimedvl.transforms.geometry import put_back
+from monai_unimedvl.transforms.masks import UNCERTAIN, ColoursToLabels
 from monai_unimedvl.transforms.pruning import PruneTokens
 from monai_unimedvl.transforms.structured import parse_report
 
@@ -154,7 +153,7 @@ def edit(options: Namespace, model: Model) -> Result:
 
 
 def segment(options: Namespace, model: Model) -> Result:
-    """A mask: labels, and of a single slice the colours as drawn."""
+    """A mask: labels, and of a single slice the colours as drawn; far from every colour is "uncertain"."""
     task = f"seg-{options.task}"
     (path,) = outputs(options)
     legend, made = LEGENDS[task], [path]
@@ -164,16 +163,18 @@ def segment(options: Namespace, model: Model) -> Result:
     else:
         reading, drawn, facts = _edited(options, model, prompt_of(options), task)
         picture, said = reading.pictures[0], _told(reading)
-        drawn_labels = labels_from_colours(drawn.unsqueeze(0), legend)[0]
+        drawn_labels = ColoursToLabels(legend).labels(drawn.cpu())  # (h, w)
         shown = put_back(drawn_labels, picture, until="SquarePixels").to(torch.uint8)  # (H, W)
         labels = put_back(drawn_labels, picture).to(torch.uint8)
         made.append(path.with_name(f"{path.name.removesuffix(ending_of(options))}-colours.png"))
         write_labels(shown, labels, path, facts, options, legend)
         provenance.save_image(put_back(drawn, picture, until="SquarePixels"), made[1], facts)
         labels = shown if path.suffix == ".png" else labels
-    counted = Counter(labels.flatten().tolist())
-    numbers = {name: n for n, name in enumerate(legend, 1)}
-    pixels = {name: counted.get(n, 0) for name, n in numbers.items()}
+    plain = labels.as_subclass(Tensor)
+    numbers = {name: n for n, name in enumerate([*legend, UNCERTAIN], 1)}
+    pixels = {name: int((plain == n).sum()) for name, n in numbers.items()}
+    if not pixels[UNCERTAIN]:
+        del pixels[UNCERTAIN], numbers[UNCERTAIN]
     unit = "voxels" if options.whole else "px"
     lines = [wrote(one) for one in made]
     lines.append("labels: " + ", ".join(f"{n} {name} ({pixels[name]} {unit})" for name, n in numbers.items()))
