@@ -9,13 +9,18 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from itertools import permutations
 from typing import Any
 
+import numpy as np
 import torch
+from monai.utils import optional_import
 from torch import Tensor
 
 from monai_unimedvl.data.atlas import LEGENDS
-from monai_unimedvl.evaluation.image import dice, paint
+from monai_unimedvl.evaluation.image import dice, paint, standardised
+from monai_unimedvl.evaluation.text import token_f1
 
 Item = Mapping[str, Any]  # as `AtlasDataset` gives them
 Draw = Callable[[Item], Tensor]  # an item -> the image (3, H, W) that a baseline would have drawn
@@ -27,13 +32,20 @@ def fit(task: str, items: Sequence[Item]) -> dict[str, Draw]:
     """Name -> baseline of a drawing task; those that learn are left out where there are no training items."""
     if task == "sr4":
         return {"bicubic": lambda item: item["baseline"]}
+    if task == "text-to-image":
+        if not items:
+            return {}
+        return {"nearest training image": nearest_words(items), "mean image": mean_image(items, kind_of)}
     if task in LEGENDS:
         legend = LEGENDS[task]
         maps: dict[str, Draw] = {}
         if len(legend) > 1 and items:
             maps = {
                 "lookup": label_lookup(items, len(legend)), "usual place": label_place(items, len(legend)),
+                "nearest slice": nearest_slice(items),
             }  # fmt: skip
+        if task == "seg-tissue" and items and optional_import("skimage.filters")[1]:
+            maps["threshold"] = otsu(items, len(legend))
         if len(legend) == 1:
             maps["empty mask"] = lambda item: torch.zeros(item["truth"].shape[1:], dtype=torch.long)
             maps |= {"threshold": threshold(items)} if items else {}
@@ -89,6 +101,11 @@ def plane_of(item: Item) -> str:
     return str(item["plane"])
 
 
+def kind_of(item: Item) -> str:
+    """Key: contrast and plane of an item."""
+    return f"{item['contrast']} {item['plane']}"
+
+
 def label_lookup(items: Iterable[Item], count: int) -> Callable[[Item], Tensor]:
     """Each pixel gets the label most frequent at its grey level, by source: item -> labels (H, W)"""
     sums = Keyed(source_of)
@@ -117,9 +134,67 @@ def threshold(items: Iterable[Item]) -> Callable[[Item], Tensor]:
     return lambda item: (_grey(item) >= sums.of(item).argmax()).long()
 
 
-def mean_image(items: Iterable[Item]) -> Callable[[Item], Tensor]:
-    """The mean true image, by plane: item -> (3, H, W)"""
-    sums = Keyed(plane_of)
+def nearest_slice(items: Sequence[Item]) -> Callable[[Item], Tensor]:
+    """The mask of the training picture that correlates most with the one given: item -> labels (H, W)"""
+    bank = standardised(torch.stack([shown(item) for item in items]))  # (M, H*W)
+
+    def copy(item: Item) -> Tensor:
+        nearest = int((bank @ standardised(shown(item).unsqueeze(0))[0]).argmax())
+        mask: Tensor = items[nearest]["mask"].long()
+        return mask
+
+    return copy
+
+
+def otsu(items: Iterable[Item], count: int) -> Callable[[Item], Tensor]:
+    """Background and `count` ranges of grey by Otsu's thresholds of each picture: item -> labels (H, W)
+
+    No atlas and no place: training only says, by contrast, which range is called what.
+    """
+    cut = optional_import("skimage.filters", name="threshold_multiotsu")[0]
+
+    def ranges(item: Item) -> Tensor:
+        grey = _grey(item)
+        if len(grey.unique()) <= count:  # too few greys to be cut
+            return torch.zeros_like(grey)
+        edges = cut(grey.numpy(), classes=count + 1, nbins=LEVELS)
+        return torch.from_numpy(np.digitize(grey.numpy(), edges, right=True))
+
+    sums = Keyed(lambda item: str(item["contrast"]))
+    for item in items:
+        cells = ranges(item).flatten() * (count + 1) + item["mask"].long().flatten()
+        sums.add(item, torch.bincount(cells, minlength=(count + 1) ** 2).view(count + 1, count + 1))
+
+    def name(item: Item) -> Tensor:
+        seen = sums.of(item)  # (ranges, labels)
+        orders = list(permutations(range(1, count + 1)))
+        best = max(orders, key=lambda order: int(sum(seen[k + 1, label] for k, label in enumerate(order))))
+        return torch.tensor([0, *best])[ranges(item)]
+
+    return name
+
+
+def words_of(item: Item) -> str:
+    """The words of a prompt."""
+    return str(item["turns"][0].parts[-1])
+
+
+def nearest_words(items: Sequence[Item]) -> Draw:
+    """The training image whose words are most alike (token F1), of several the first: item -> (3, H, W)"""
+    first: dict[str, Item] = {}
+    for item in items:
+        first.setdefault(words_of(item), item)
+
+    @cache
+    def nearest(words: str) -> str:
+        return max(first, key=lambda known: token_f1(words, known))
+
+    return lambda item: first[nearest(words_of(item))]["truth"]
+
+
+def mean_image(items: Iterable[Item], key: Callable[[Item], str] = plane_of) -> Callable[[Item], Tensor]:
+    """The mean true image, by plane or another key: item -> (3, H, W)"""
+    sums = Keyed(key)
     for item in items:
         truth = item["truth"].double()
         sums.add(item, torch.cat([truth, torch.ones_like(truth[:1])]))

@@ -10,10 +10,9 @@ real training items (baselines, the judge of drawings) is then fitted once.
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from monai_unimedvl.data.atlas import TASKS, AtlasDataset
 from monai_unimedvl.evaluation import baselines as trivial
-from monai_unimedvl.evaluation import drawn_sets, examples
+from monai_unimedvl.evaluation import drawn_sets, examples, volumes
 from monai_unimedvl.evaluation.asking import EDITING, Drawing, Engine, Kept, Made, Request, here, weights_hash
 from monai_unimedvl.evaluation.atlas_scores import (
     NEAR_COPY,
@@ -36,8 +35,9 @@ from monai_unimedvl.evaluation.atlas_scores import (
     truths,
 )
 from monai_unimedvl.evaluation.baselines import Draw, Item
-from monai_unimedvl.evaluation.classifier import Judge, train_judge
+from monai_unimedvl.evaluation.classifier import Judges, train_judges
 from monai_unimedvl.evaluation.image import nearest_correlation
+from monai_unimedvl.evaluation.items import WORDS, asked, digest, plans, prompt, record
 from monai_unimedvl.evaluation.publishing import publish
 from monai_unimedvl.evaluation.report import Report, explain, summarise
 from monai_unimedvl.evaluation.tables import ALL
@@ -46,7 +46,6 @@ from monai_unimedvl.tokenizer import Tokenizer
 
 SECTIONS = ("test", "test_subject")
 SMOOTHED = ("spmEPI", "spmPET", "spmSPECT")  # templates smoothed by 8 mm: little is left to sharpen
-WORDS = {"vqa": 24, "caption": 160}  # new tokens at most
 EDIT_STEPS = (EDITING.steps, 1)  # the first is what the bundle ships
 BENCHMARK = "atlas-v1"
 
@@ -156,17 +155,22 @@ class AtlasBenchmark:
         out: str | Path | None = None,
         weights: str = "",
         engine: Engine | None = None,
+        only: Collection[str] | None = None,
     ) -> Report:
         """Score one network; the arguments are those of `evaluate`.
+
+        Args:
+            only: ids of the items to score, in place of `limit`.
 
         Raises:
             ValueError: no item to score; `out` holds answers of another run.
         """
         steps = (steps,) if isinstance(steps, int) else tuple(steps)
         drawing = drawing or Drawing()
-        chosen = {
-            (s, t): found for s in self.sections for t in self.tasks if (found := self.choose(s, t, limit))
-        }
+        named = {(s, t): self.choose(s, t, limit) for s in self.sections for t in self.tasks}
+        if only is not None:
+            named = {key: [item for item in found if item["id"] in only] for key, found in named.items()}
+        chosen = {key: found for key, found in named.items() if found}
         if not chosen:
             raise ValueError(
                 f"Nothing to score: no items of {', '.join(self.tasks)} in {', '.join(self.sections)}; "
@@ -175,15 +179,15 @@ class AtlasBenchmark:
         about = {
             "benchmark": BENCHMARK, "sections": self.sections, "tasks": self.tasks, "limit": limit,
             "seed": self.seed, "edit_steps": steps, "drawing": str(drawing), "batch": batch,
-            "weights": weights or weights_hash(network), "items": _digest(chosen),
+            "weights": weights or weights_hash(network), "items": digest(chosen),
             "torch": torch.__version__.split("+")[0],
         }  # fmt: skip
-        plans = {(s, t): _plans(t, steps, drawing) for s, t in chosen}
+        drawn_by = {(s, t): plans(t, steps, drawing) for s, t in chosen}
         was_training = network.training
         network.eval()
         try:
             made = self._made(
-                chosen, plans, batch, Kept(out, about), engine or here(network, tokenizer), progress
+                chosen, drawn_by, batch, Kept(out, about), engine or here(network, tokenizer), progress
             )
             predictions: list[dict[str, Any]] = []
             images: dict[str, Tensor] = {}
@@ -191,7 +195,7 @@ class AtlasBenchmark:
                 if task in WORDS:
                     predictions += self._score_words(task, items, made[section, task, None])
                 score = self._judge_drawings if task == "text-to-image" else self._score_edits
-                for plan in plans[section, task]:
+                for plan in drawn_by[section, task]:
                     if plan is None:
                         continue
                     name = f"{section}/{task}/{plan}"
@@ -199,7 +203,7 @@ class AtlasBenchmark:
                         [one.images for one in made[section, task, plan] if one.images is not None]
                     )
                     for place, one in enumerate(score(network, task, items, drawn.float() / 255)):
-                        if plan is not plans[section, task][0]:
+                        if plan is not drawn_by[section, task][0]:
                             one["groups"] = [group for group in one["groups"] if group.startswith(ALL)]
                         predictions.append(one | {"setting": str(plan), "image": [name, place]})
         finally:
@@ -212,29 +216,40 @@ class AtlasBenchmark:
         rows = summarise(predictions, seed=self.seed)
         if any(task == "text-to-image" for _, task in chosen):
             rows += drawn_sets.measure(
-                images, chosen, truths(self._items["train", "text-to-image"]), self.judge, about
-            )
+                images, chosen, truths(self._items["train", "text-to-image"]), self.judge.kind, about,
+                self._baselines("text-to-image"),
+            )  # fmt: skip
+        for (section, task), items in chosen.items():
+            if task == volumes.TASK:
+                first = str(plans(task, steps, drawing)[0])
+                same = [one for one in predictions if (one["section"], one["task"]) == (section, task)]
+                rows += volumes.measure(
+                    network, tokenizer, items,
+                    {one["id"]: one["scores"]["Dice"] for one in same if one["setting"] == first},
+                    section=section, setting=first, steps=steps[0], baselines=self._baselines(task),
+                    seed=self.seed,
+                )  # fmt: skip
         about["notes"] = explain(about)
         known = {item["id"]: item for found in chosen.values() for item in found}
         return Report(rows, predictions, about, images, examples.choose(predictions, known, images))
 
     def _made(
         self, chosen: Mapping[tuple[str, str], Sequence[Item]],
-        plans: Mapping[tuple[str, str], Sequence[Drawing | None]], batch: int, kept: Kept, engine: Engine,
+        drawn_by: Mapping[tuple[str, str], Sequence[Drawing | None]], batch: int, kept: Kept, engine: Engine,
         progress: bool,
     ) -> dict[tuple[str, str, Drawing | None], list[Made]]:  # fmt: skip
         """What the network made of all items, in their order: from the disk what is there, the rest asked."""
         parts = {
             f"{section}/{task}/{plan or 'words'}/{start:06d}": (section, task, plan, start)
             for (section, task), items in chosen.items()
-            for plan in plans[section, task]
+            for plan in drawn_by[section, task]
             for start in range(0, len(items), batch)
         }
 
         def build(name: str) -> Request:
             section, task, plan, start = parts[name]
             part = chosen[section, task][start : start + batch]
-            prompts = [_prompt(item) for item in part]
+            prompts = [prompt(item) for item in part]
             if plan is None:
                 return Request(prompts, words=WORDS[task])
             height, width = part[0]["truth"].shape[1:]
@@ -273,17 +288,16 @@ class AtlasBenchmark:
         found = {}
         for section in self.sections:
             if items := self._items[section, "text-to-image"]:
-                named = self.judge.name(truths(items))
-                right = [pair == kind_of(item) for pair, item in zip(named, items, strict=True)]
+                named = self.judge.kind.name(truths(items))
+                right = [pair == kind_of(item)[:2] for pair, item in zip(named, items, strict=True)]
                 found[section] = sum(right) / len(right)
         return found
 
     @cached_property
-    def judge(self) -> Judge:
-        """The classifier of plane and contrast, trained on the real training images."""
+    def judge(self) -> Judges:
+        """The classifiers of contrast, plane and level, trained on the real training images."""
         items = self._items["train", "text-to-image"]
-        kinds = [kind_of(item) for item in items]
-        return train_judge(truths(items), [k for k, _ in kinds], [p for _, p in kinds], seed=self.seed)
+        return train_judges(truths(items), [kind_of(item) for item in items], seed=self.seed)
 
     def _score_words(
         self, task: str, items: Sequence[Item], made: Sequence[Made]
@@ -294,8 +308,8 @@ class AtlasBenchmark:
             guess, truth = blind.get(item["question"], ""), item["truth"]
             scores, guesses = (text_scores(task, text, item) for text in (said.text, guess))
             yield (
-                _record(item, groups=[item["question"]] if item["question"] else [])
-                | {"setting": "", "asked": _words(item), "said": said.text, "truth": truth, "scores": scores}
+                record(item, groups=[item["question"]] if item["question"] else [])
+                | {"setting": "", "asked": asked(item), "said": said.text, "truth": truth, "scores": scores}
                 | {"logprob": said.logprob, "tokens": said.tokens, "stop_reason": said.stop_reason}
                 | {"baselines": {metric: {"blind": score} for metric, score in guesses.items()}}
                 | {"ceiling": {}, "question_type": item["question"], "seed": self.seed}
@@ -316,8 +330,8 @@ class AtlasBenchmark:
             if task == "sr4":
                 smooth = item["source"] in SMOOTHED
                 groups = ["all, smoothed templates" if smooth else "all, not smoothed", *groups]
-            yield _record(item, groups) | {
-                "asked": _words(item), "seed": self._number(item),
+            yield record(item, groups) | {
+                "asked": asked(item), "seed": self._number(item),
                 "scores": {metric: float(values[n]) for metric, values in scores.items()},
                 "ceiling": {metric: float(values[n]) for metric, values in ceiling.items()},
                 "baselines": {
@@ -333,15 +347,19 @@ class AtlasBenchmark:
         named, real = self.judge.name(drawn), self.judge.name(truth)
         near, real_near = nearest_correlation(drawn, bank), nearest_correlation(truth, bank)
         kinds = [kind_of(item) for item in self._items["train", task]]
-        usual = max(sorted(set(kinds)), key=kinds.count)
+        guessed = {"usual kind": [max(sorted(set(kinds)), key=kinds.count)] * len(items)}
+        for name, draw in self._baselines(task).items():
+            guessed[name] = self.judge.name(torch.stack([draw(item) for item in items]))
         for n, item in enumerate(items):
             scores = kind_scores(named[n], kind_of(item)) | {"near copy": float(near[n] > NEAR_COPY)}
+            told = {name: kind_scores(guess[n], kind_of(item)) for name, guess in guessed.items()}
             guesses = {
-                metric: {"usual kind": score} for metric, score in kind_scores(usual, kind_of(item)).items()
-            }
+                metric: {name: each[metric] for name, each in told.items()}
+                for metric in scores if metric != "near copy"
+            }  # fmt: skip
             guesses["near copy"] = {"held-out real images": float(real_near[n] > NEAR_COPY)}
-            yield _record(item, [item["contrast"]]) | {
-                "asked": _words(item), "seed": self._number(item),
+            yield record(item, [item["contrast"]]) | {
+                "asked": asked(item), "seed": self._number(item),
                 "named": list(named[n]), "nearest": float(near[n]),
                 "scores": scores, "baselines": guesses, "ceiling": kind_scores(real[n], kind_of(item)),
             }  # fmt: skip
@@ -354,32 +372,3 @@ class AtlasBenchmark:
 
     def _number(self, item: Item) -> int:
         return zlib.crc32(f"{self.seed} {item['id']}".encode())
-
-
-def _plans(task: str, steps: Sequence[int], drawing: Drawing) -> list[Drawing | None]:
-    """How a task's images are drawn, one way after the other; None for words."""
-    if task in WORDS:
-        return [None]
-    return [drawing] if task == "text-to-image" else [Drawing(count, 1.0) for count in steps]
-
-
-def _digest(chosen: Mapping[tuple[str, str], Sequence[Item]]) -> str:
-    """sha256 of the ids of all items, in their order."""
-    lines = [f"{section} {task} {item['id']}" for (section, task), items in chosen.items() for item in items]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _prompt(item: Item) -> list[Any]:
-    return list(item["turns"][0].parts)
-
-
-def _words(item: Item) -> str:
-    """The prompt as it was sent; an image is `<image>`."""
-    return " ".join("<image>" if isinstance(part, Tensor) else str(part) for part in _prompt(item))
-
-
-def _record(item: Item, groups: Sequence[str]) -> dict[str, Any]:
-    names = ("id", "task", "section", "source", "contrast", "plane", "modality", "subject")
-    place = item["id"].split("/")[1:]  # vqa/SOURCE/PLANE/SLICE/QUESTION, or without the question
-    picture = "/".join(place[:-1] if item["question"] else place)
-    return {name: item[name] for name in names} | {"groups": list(groups), "picture": picture}

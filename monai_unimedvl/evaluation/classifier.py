@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small judge of drawn images: which contrast, which plane. It learns from real training slices alone.
+"""A small judge of drawn images: which contrast, plane and level. It learns from real training slices alone.
 
 It says whether a drawing carries what its words asked for, no more; its own accuracy on held-out real slices
 is printed beside every score it gives.
@@ -8,6 +8,7 @@ is printed beside every score it gives.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,27 @@ class Judge(nn.Module):
             kinds, planes = (scores.argmax(1).tolist() for scores in self(part))
             named += [(self.contrasts[k], self.planes[p]) for k, p in zip(kinds, planes, strict=True)]
         return named
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Two judges, one of contrast and plane, one of the level: each learns better alone."""
+
+    kind: Judge
+    level: Judge
+
+    def name(self, images: Tensor) -> list[tuple[str, str, str]]:
+        """(contrast, plane, level) of each image (N, 3, H, W)."""
+        both = zip(self.kind.name(images), self.level.name(images), strict=True)
+        return [(contrast, plane, level) for (contrast, plane), (level, _) in both]
+
+
+def train_judges(images: Tensor, kinds: Sequence[tuple[str, str, str]], *, seed: int = 0) -> Judges:
+    """Both judges, trained on real images (N, 3, H, W) and their contrasts, planes and levels."""
+    contrasts, planes, levels = ([kind[n] for kind in kinds] for n in range(3))
+    return Judges(
+        train_judge(images, contrasts, planes, seed=seed), train_judge(images, levels, planes, seed=seed)
+    )
 
 
 def train_judge(

@@ -17,25 +17,26 @@ from torch import Tensor
 
 from monai_unimedvl.evaluation.atlas_scores import truths
 from monai_unimedvl.evaluation.audit import Audit, audit
-from monai_unimedvl.evaluation.baselines import Item
+from monai_unimedvl.evaluation.baselines import Draw, Item
 from monai_unimedvl.evaluation.classifier import Judge
 from monai_unimedvl.evaluation.distances import NEIGHBOURS, SetScores, compare_sets
 from monai_unimedvl.evaluation.encoders import Encoder
 from monai_unimedvl.evaluation.tables import ALL, Row
 
-NAMES = {"Frechet": "Frechet distance", "kernel": "kernel distance"}
+NAMES = {"Frechet": "Frechet distance", "kernel": "MMD"}
 REAL = "random training images"
 
 
 def measure(
     images: Mapping[str, Tensor], chosen: Mapping[tuple[str, str], Sequence[Item]], training: Tensor,
-    judge: Judge, about: dict[str, Any],
+    judge: Judge, about: dict[str, Any], baselines: Mapping[str, Draw] | None = None,
 ) -> list[Row]:  # fmt: skip
     """The rows of all drawings from words; their audits and warnings go into `about`.
 
     Args:
         images: "section/task/setting" -> (N, 3, H, W) uint8. chosen: (section, task) -> their items.
         training: (M, 3, H, W) in [0, 1]. about: of the report, with its seed.
+        baselines: name -> what draws without a model; their sets stand beside.
     """
     rows: list[Row] = []
     about["audits"], about["warnings"] = {}, []
@@ -44,7 +45,9 @@ def measure(
         if task != "text-to-image":
             continue
         sets, encoder = (drawn.float() / 255, truths(chosen[section, task]), training), encoder_of(judge)
-        found, told = set_rows(task, section, setting, *sets, encoder, seed=about["seed"])
+        items = chosen[section, task]
+        guesses = {name: torch.stack([draw(x) for x in items]) for name, draw in (baselines or {}).items()}
+        found, told = set_rows(task, section, setting, *sets, encoder, seed=about["seed"], guesses=guesses)
         rows += found
         about["warnings"] += told
         if found:
@@ -59,24 +62,28 @@ def encoder_of(judge: Judge) -> Encoder:
 
 def set_rows(
     task: str, section: str, setting: str, drawn: Tensor, real: Tensor, training: Tensor, encoder: Encoder, *,
-    seed: int = 0,
+    seed: int = 0, guesses: Mapping[str, Tensor] | None = None,
 ) -> tuple[list[Row], list[str]]:  # fmt: skip
     """One row a measure, beside as many training images; and the warnings. Too few images give none.
 
     Args:
         drawn, real, training: (N, 3, H, W), (K, 3, H, W), (M, 3, H, W) in [0, 1].
+        guesses: name -> (N, 3, H, W), sets to stand beside as well.
     """
     fewest = min(len(drawn), len(real), len(training))
     if fewest <= NEIGHBOURS:
         return [], [f"{task}, {section}: {fewest} images are too few for a distance between sets."]
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))
-    seen = [encoder(x) for x in (drawn, real, training[order[: len(drawn)]])]
-    ours = compare_sets(seen[0], seen[1], encoder=encoder.name, seed=seed)
-    theirs = compare_sets(seen[2], seen[1], encoder=encoder.name, seed=seed, resamples=20)
+    wanted = encoder(real)
+    ours = compare_sets(encoder(drawn), wanted, encoder=encoder.name, seed=seed)
+    theirs = {
+        name: compare_sets(encoder(images), wanted, encoder=encoder.name, seed=seed, resamples=20)
+        for name, images in {REAL: training[order[: len(drawn)]], **(guesses or {})}.items()
+    }
     rows = [
         Row(
             task, section, ALL, setting, NAMES.get(name, name), len(drawn), one.value, one.low, one.high,
-            {REAL: theirs.scores[name].value},
+            {guess: other.scores[name].value for guess, other in theirs.items()},
         )
         for name, one in ours.scores.items()
     ]  # fmt: skip

@@ -8,6 +8,7 @@ They are chosen by score, not by eye, and say so.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +78,57 @@ def choose(
             places = {"worst": 0, "middle": len(ranked) // 2, "best": len(ranked) - 1}
             found += [_said(ranked[at], why, items) for why, at in _apart(places)]
     return found
+
+
+def worst_of(predictions: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """task -> the worst item of each of its sources, the worst first; of the default setting of each task.
+
+    Drawings go by the distance to the baseline that is best over the task, answers by how sure a wrong one
+    was, descriptions by their labels, drawings from words by how much of contrast, plane and level is right.
+    """
+    default: dict[str, str] = {}
+    by_task: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for one in predictions:
+        if one["setting"] == default.setdefault(one["task"], one["setting"]):
+            by_task[one["task"]].append(one)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for task, some in by_task.items():
+        name = _best_baseline(some)
+        each: dict[str, dict[str, Any]] = {}
+        for one in some:
+            rank = _rank(one, name)
+            if rank is not None and rank < each.get(one["source"], {"rank": math.inf})["rank"]:
+                metric = next(iter(one["scores"]))
+                told = {"metric": metric, "score": one["scores"][metric], "rank": round(rank, 6)}
+                each[one["source"]] = {key: one[key] for key in ("id", "section", "source")} | told
+        found[task] = sorted(each.values(), key=lambda one: float(one["rank"]))
+    return found
+
+
+def _best_baseline(some: Sequence[Mapping[str, Any]]) -> str:
+    """The name of the baseline that is best over some items by their first metric, or ""."""
+    metric = next(iter(some[0]["scores"]))
+    sums: dict[str, float] = defaultdict(float)
+    for one in some:
+        for name, score in one["baselines"].get(metric, {}).items():
+            sums[name] += 0.0 if score is None or math.isnan(score) else score
+    return max(sums, key=lambda name: sums[name]) if sums else ""
+
+
+def _rank(one: Mapping[str, Any], baseline: str) -> float | None:
+    """How good an item is, less is worse; None for what is no failure, or no number."""
+    scores = one["scores"]
+    metric, score = next(iter(scores.items()))
+    if one["task"] == "vqa":
+        return None if score or one["logprob"] is None else -math.exp(one["logprob"])
+    if one["task"] == "caption":
+        return float(scores.get("label F1", score))
+    if one["task"] == "text-to-image":
+        return float(sum(value for name, value in scores.items() if name != "near copy"))
+    if score is None or math.isnan(score):
+        return None
+    other = one["baselines"].get(metric, {}).get(baseline)
+    return float(score - other) if other is not None and not math.isnan(other) else float(score)
 
 
 def difference(drawn: Tensor, truth: Tensor, most: float = 0.5) -> Tensor:

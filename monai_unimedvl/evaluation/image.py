@@ -190,10 +190,11 @@ def paint(labels: Tensor, legend: Mapping[str, tuple[int, int, int]]) -> Tensor:
 
 def nearest_correlation(images: Tensor, bank: Tensor) -> Tensor:
     """Highest correlation of each grey image with any of the bank: (N, 3, H, W), (M, 3, H, W) -> (N,)"""
-    return (_standard(images) @ _standard(bank).T).amax(1)
+    return (standardised(images) @ standardised(bank).T).amax(1)
 
 
-def _standard(images: Tensor) -> Tensor:
+def standardised(images: Tensor) -> Tensor:
+    """Grey images without their mean, of length 1, so that a product is a correlation: (N, H*W)"""
     flat = images.float().mean(1).flatten(1)  # (N, H*W)
     flat = flat - flat.mean(1, keepdim=True)
     return flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-12)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 ALL = "all"
 UNITS = {  # how a metric is printed; others as {:.3f}
-    "PSNR": "{:.2f}", "HD95": "{:.1f}", "Frechet distance": "{:.2f}", "kernel distance": "{:.4f}",
+    "PSNR": "{:.2f}", "HD95": "{:.1f}", "Frechet distance": "{:.2f}", "MMD": "{:.4f}",
 }  # fmt: skip
-LOWER = ("near copy", "Frechet distance", "kernel distance", "HD95")  # the less the better
-LONG = ("kernel distance", "precision", "recall", "density", "coverage")  # not in the short table
+LOWER = ("near copy", "Frechet distance", "MMD", "HD95")  # the less the better
+LONG = ("precision", "recall", "density", "coverage")  # not in the short table
 # groups that the short table shows too: (task, metric) -> which of them, None for all
 SHOWN: dict[tuple[str, str], tuple[str, ...] | None] = {
     ("vqa", "exact match"): ("contrast", "plane"), ("sr4", "PSNR"): None, ("sr4", "SSIM"): (),

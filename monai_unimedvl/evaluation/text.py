@@ -35,6 +35,12 @@ def token_f1(said: str, truth: str) -> float:
     return 2 * shared / (len(ours) + len(theirs))
 
 
+def named_level(caption: str) -> str:
+    """The level that a caption names, such as "the thalamus", or ""."""
+    found = re.search(r"at the level of (the [\w -]+)", caption)
+    return found[1].strip() if found else ""
+
+
 def named_kind(caption: str) -> tuple[str, str]:
     """(contrast, plane) that a caption names, "" for what it does not."""
     text = f" {normalise(caption)} "

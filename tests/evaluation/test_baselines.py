@@ -83,7 +83,8 @@ def test_a_colour_map_recovers_an_affine_map():
     "task, names",
     [
         ("sr4", ["bicubic"]),
-        ("seg-tissue", ["lookup", "usual place"]),
+        ("seg-tissue", ["lookup", "usual place", "nearest slice", "threshold"]),
+        ("seg-lobes", ["lookup", "usual place", "nearest slice"]),
         ("seg-tumour", ["empty mask", "threshold"]),
         ("t1-to-t2", ["identity", "mean", "lookup"]),
         ("h-to-he", ["identity", "mean", "linear colours"]),
@@ -99,6 +100,46 @@ def test_every_drawing_task_has_its_baselines_and_they_are_images(task, names):
     if task in LEGENDS:
         labels = labels_from_colours(fitted[names[0]](one).unsqueeze(0), LEGENDS[task])
         assert labels.max() <= len(LEGENDS[task])
+
+
+def test_the_nearest_slice_lends_its_mask():
+    images = torch.rand(3, 16, 16)
+    masks = torch.randint(0, 4, (3, 16, 16))
+    train = [item(image, mask=mask) for image, mask in zip(images, masks, strict=True)]
+    near = item(0.5 * images[1] + 0.1 + 0.02 * torch.rand(16, 16))  # another gain and offset, a little noise
+    assert torch.equal(trivial.nearest_slice(train)(near), masks[1])
+
+
+def test_the_tissue_threshold_knows_no_atlas_but_the_order_of_greys():
+    """Four greys; in T1 the brightest is white matter, in T2 fluid; the place says nothing."""
+
+    def scan(contrast):
+        mask = torch.randint(0, 4, (16, 16))
+        greys = {"T1": [0.0, 0.5, 0.8, 0.3], "T2": [0.0, 0.5, 0.3, 0.9]}[contrast]
+        image = torch.tensor(greys)[mask] + 0.02 * torch.rand(16, 16)
+        return item(image, mask=mask, contrast=contrast)
+
+    draw = trivial.otsu([scan(name) for name in ("T1", "T2") for _ in range(3)], 3)
+    for contrast in ("T1", "T2"):
+        other = scan(contrast)
+        assert torch.equal(draw(other), other["mask"])
+    assert not draw(item(torch.full((16, 16), 0.3))).any(), "one grey cannot be cut"
+
+
+def test_words_choose_a_training_image_and_a_mean():
+    def asked(words, plane, image):
+        one = item(image, image, plane=plane)
+        return {**one, "turns": [Turn("user", [words])]}
+
+    pictures = torch.rand(3, 16, 16)
+    words = ("Axial T1 MRI of the head.", "Axial T1 MRI of the head.", "Coronal T1 MRI of the thalamus.")
+    train = [asked(*row) for row in zip(words, ("axial", "axial", "coronal"), pictures, strict=True)]
+    fitted = trivial.fit("text-to-image", train)
+    wanted = asked("Coronal T1 MRI at the level of the thalamus.", "coronal", torch.rand(16, 16))
+    assert torch.equal(fitted["nearest training image"](wanted), train[2]["truth"])
+    mean = fitted["mean image"](train[0])
+    assert (mean - pictures[:2].mean(0)).abs().max() < 1e-6
+    assert trivial.fit("text-to-image", []) == {}
 
 
 def test_without_training_items_only_what_needs_none_is_left():

@@ -31,7 +31,11 @@ def test_every_item_is_scored_once_in_each_setting(report):
 def test_the_rows_that_are_promised_are_there_with_baseline_and_ceiling(report):
     for task, metric, baseline, ceiling in (
         ("vqa", "exact match", "blind", False), ("caption", "token F1", "blind", False),
-        ("caption", "contrast and plane", "blind", False), ("sr4", "PSNR", "bicubic", True),
+        ("caption", "contrast and plane", "blind", False), ("caption", "label F1", "blind", False),
+        ("text-to-image", "contrast, plane and level", "nearest training image", True),
+        ("text-to-image", "contrast and plane", "mean image", True),
+        ("seg-tissue", "Dice", "nearest slice", True), ("seg-tissue", "Dice", "threshold", True),
+        ("sr4", "PSNR", "bicubic", True),
         ("sr4", "SSIM", "bicubic", True), ("seg-tissue", "Dice", "lookup", True),
         ("seg-tissue", "Dice white matter", "usual place", True), ("h-to-he", "PSNR", "linear colours", True),
         ("text-to-image", "contrast and plane", "usual kind", True),
@@ -52,6 +56,17 @@ def test_the_rows_that_are_promised_are_there_with_baseline_and_ceiling(report):
             "sr4", "PSNR", group="ch2", setting="1 step"
         )  # sources are told apart in the default setting only
     assert report.about["judge"].keys() == {"test", "test_subject"}
+
+
+def test_named_items_alone_are_scored_as_in_the_whole_run(data, model, report):
+    names = {one["id"] for one in report.predictions if one["section"] == "test"} - {"vqa/test/0/plane"}
+    few = [name for name in sorted(names) if name.startswith(("sr4", "vqa"))][:3]
+    again = run(data, model, steps=2, only=few)
+    assert {one["id"] for one in again.predictions} == set(few)
+    for one in again.predictions:
+        same = next(p for p in report.predictions if (p["id"], p["setting"]) == (one["id"], one["setting"]))
+        for metric, score in one["scores"].items():
+            assert score == pytest.approx(same["scores"][metric], abs=0.05)
 
 
 def test_the_same_call_gives_the_same_numbers(data, model, report):
@@ -106,6 +121,8 @@ def test_a_limit_takes_the_same_few_of_every_task_and_question(data, model):
 def test_a_network_in_training_is_scored_in_eval_and_handed_back_in_training(data, model):
     network, _ = model
     network.train()
+    modes: list[bool] = []
+    hook = network.register_forward_hook(lambda *_: modes.append(network.training))
     run(data, model, tasks=["vqa"])
     hook.remove()
     assert network.training and set(modes) == {False}
@@ -122,6 +139,4 @@ def test_an_unknown_task_and_nothing_to_score_are_told(data, model):
     with pytest.raises(ValueError, match="got task 'seg-heart', expected some of vqa"):
         AtlasBenchmark(datasets=data, tasks=["vqa", "seg-heart"])
     with pytest.raises(ValueError, match="Nothing to score: no items of seg-bone in test, test_subject"):
-    modes: list[bool] = []
-    hook = network.register_forward_hook(lambda *_: modes.append(network.training))
         run(data, model, tasks=["seg-bone"])

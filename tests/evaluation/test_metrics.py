@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from monai_unimedvl.data.atlas import LEGENDS
+from monai_unimedvl.evaluation.atlas_scores import caption_labels, label_f1
 from monai_unimedvl.evaluation.image import (
     IDENTICAL,
     dice,
@@ -19,7 +20,7 @@ from monai_unimedvl.evaluation.image import (
     psnr,
     ssim,
 )  # fmt: skip
-from monai_unimedvl.evaluation.text import exact_match, named_kind, normalise, token_f1
+from monai_unimedvl.evaluation.text import exact_match, named_kind, named_level, normalise, token_f1
 
 
 @pytest.fixture
@@ -135,3 +136,42 @@ def test_every_caption_of_the_installed_atlas_names_its_own_kind(tmp_path):
     assert len(data) > 20
     for item in data:
         assert named_kind(item["truth"]) == (item["contrast"], item["plane"]), item["truth"]
+
+
+@pytest.mark.parametrize(
+    "caption, labels",
+    [
+        (
+            "Coronal T1 MRI at the level of the parieto-occipital sulcus, skull-stripped average. Visible: "
+            "insula, temporal lobe.",
+            {"contrast: T1", "plane: coronal", "level: the parieto-occipital sulcus", "region: insula",
+             "kind: skull-stripped average", "region: temporal lobe"},
+        ),
+        (
+            "Axial T1 with contrast MRI of the head. Tumour in the left hemisphere, about 28 mm.",
+            {"contrast: T1 with contrast", "plane: axial", "body: head", "tumour: tumour", "side: left",
+             "diameter: above 20 mm"},
+        ),
+        (
+            "Axial CT of the chest. No tumour.",
+            {"contrast: CT", "plane: axial", "body: chest", "tumour: no tumour"},
+        ),
+        (
+            "Axial CT of the head, bone window.",
+            {"contrast: CT", "plane: axial", "body: head", "window: bone"},
+        ),
+        ("Histology of skin, H&E stain.", {"contrast: H&E", "tissue: skin"}),
+        ("Fluorescence microscopy, 8 or 9 nuclei.", {"contrast: fluorescence", "nuclei: 8 or 9"}),
+        ("", set()),
+    ],
+)  # fmt: skip
+def test_a_caption_is_decoded_into_its_labels(caption, labels):
+    assert caption_labels(caption) == labels
+
+
+def test_label_f1_counts_what_is_right_missing_and_made_up():
+    truth = "Axial T1 MRI at the level of the thalamus, whole head. Visible: putamen, thalamus."
+    said = "Axial T2 MRI at the level of the thalamus, whole head. Visible: putamen."
+    assert label_f1(truth, truth) == 1.0 and label_f1("", "") == 1.0 and label_f1("", truth) == 0.0
+    assert label_f1(said, truth) == pytest.approx(2 * 4 / (5 + 6))
+    assert named_level(truth) == "the thalamus" and named_level("Axial CT of the head.") == ""

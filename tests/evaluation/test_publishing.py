@@ -104,10 +104,11 @@ def test_the_worst_and_the_best_are_shown_by_score(report):
 
 def test_the_drawings_as_a_set_have_rows_and_an_audit(report):
     rows = {row.metric: row for row in report.rows if "random training images" in row.baselines}
-    assert set(rows) == {"Frechet distance", "kernel distance", "precision", "recall", "density", "coverage"}
+    assert set(rows) == {"Frechet distance", "MMD", "precision", "recall", "density", "coverage"}
     assert rows["coverage"].n == 8 and report.about["audits"]["test"]["verdict"] in ("undecided", "failed")
     assert any("judge of contrast and plane: 8 images" in line for line in report.about["warnings"])
-    assert "kernel distance" in report.table() and "kernel distance" not in report.table(groups=False)
+    assert "| recall" in report.table() and "| recall" not in report.table(groups=False)
+    assert "| MMD" in report.table(groups=False)
 
 
 def test_the_model_card_is_filled_from_the_run(folder, report):
