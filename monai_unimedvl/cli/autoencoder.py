@@ -17,7 +17,7 @@ def autoencoder(options: Namespace) -> Result:
     from monai_unimedvl import bundle, weights
     from monai_unimedvl.training import autoencoder as room
     from monai_unimedvl.transforms import recipe
-    from monai_unimedvl.transforms.dicom import is_dicom
+    from monai_unimedvl.transforms.dicom import holds_dicom
 
     if not options.out:
         raise ValueError("--out is missing, expected a folder for the result: add it.")
@@ -25,7 +25,7 @@ def autoencoder(options: Namespace) -> Result:
     images: list[Tensor] = []
     for path in map(Path, options.images):
         files = [path] if path.is_file() or not path.is_dir() else sorted(path.iterdir())
-        series = path.is_dir() and any(is_dicom(file) for file in files if file.is_file())
+        series = path.is_dir() and holds_dicom(path)
         for file in [path] if series else [file for file in files if not file.name.startswith(".")]:
             images += read(file)
     if len(images) < 2:

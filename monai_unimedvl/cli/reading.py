@@ -19,11 +19,17 @@ from torch import Tensor
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.provenance import sha256
 from monai_unimedvl.transforms import Recipe
-from monai_unimedvl.transforms.choosing import Choice, choose, knows_only_squares, place, volume_chain
-from monai_unimedvl.transforms.dicom import is_dicom, series_uids
+from monai_unimedvl.transforms.choosing import (
+    Choice,
+    choose,
+    knows_only_squares,
+    place,
+    usual_count,
+    volume_chain,
+)
+from monai_unimedvl.transforms.dicom import holds_dicom, series_uids
 
 __all__ = ["Reading", "device", "holds_dicom", "place", "read_images", "volume_recipe"]
-SHORT_CONTEXT = 4096  # tokens; a model below that gets one slice of a volume, not eight
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,7 @@ def read_images(paths: Sequence[str], options: Namespace, network: UniMedVL, *, 
     notes: list[str] = []
     if one and (options.count or 1) > 1:
         raise ValueError(f"--count {options.count} came, but one slice is edited at a time: use --slice.")
-    few = one or network.decoder.max_context < SHORT_CONTEXT
-    choice = _choice(options, network, 1 if few else 8)
+    choice = _choice(options, network, 1 if one else usual_count(network))
     for number, path in enumerate(map(Path, paths), 1):
         found, said = choose(path, choice)
         pictures += found
@@ -87,14 +92,6 @@ def volume_recipe(path: str, options: Namespace, network: UniMedVL) -> tuple[Rec
         ValueError: as `read_images`.
     """
     return volume_chain(Path(path), _choice(options, network, 1))
-
-
-def holds_dicom(path: str | Path) -> bool:
-    """Whether a path is a DICOM file, or a folder with one in it."""
-    path = Path(path)
-    if path.is_dir():
-        return any(is_dicom(file) for file in path.iterdir() if file.is_file())
-    return path.is_file() and is_dicom(path)
 
 
 def _choice(options: Namespace, network: UniMedVL, count: int) -> Choice:

@@ -16,15 +16,14 @@ from monai.data import MetaTensor
 from monai_unimedvl.label.knobs import Knob
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.transforms import modalities
-from monai_unimedvl.transforms.choosing import Choice, choose, knows_only_squares, modality_of
-from monai_unimedvl.transforms.dicom import is_dicom
+from monai_unimedvl.transforms.choosing import Choice, choose, knows_only_squares, modality_of, usual_count
+from monai_unimedvl.transforms.dicom import holds_dicom
 from monai_unimedvl.transforms.lazy import open_volume
 from monai_unimedvl.transforms.read import NIFTI
 from monai_unimedvl.transforms.slices import display_of
 
 AUTO = "auto"
 PLANES = ("axial", "coronal", "sagittal")
-SHORT_CONTEXT = 4096  # tokens; a model below that gets one slice of a volume, not eight
 
 
 def reading_knobs() -> dict[str, Knob]:
@@ -47,18 +46,17 @@ def source_of(path: str | Path) -> Path:
     for ending in NIFTI:
         if path.name.endswith(ending):
             folder = path.with_name(path.name.removesuffix(ending))
-            if folder.is_dir() and any(is_dicom(file) for file in folder.iterdir() if file.is_file()):
+            if folder.is_dir() and holds_dicom(folder):
                 return folder
     return path
 
 
 def choice_of(values: Mapping[str, Any], network: UniMedVL) -> Choice:
     """What of a file is read, by the settings of a request."""
-    few = network.decoder.max_context < SHORT_CONTEXT
     said = {key: values[key] if values[key] not in (AUTO, "") else None for key in values}
     return Choice(
         modality=said["modality"], plane=said["plane"], slice=said["slice"],
-        count=values["count"] or (1 if few else 8), window=said["window"],
+        count=values["count"] or usual_count(network), window=said["window"],
         square=knows_only_squares(network),
     )  # fmt: skip
 

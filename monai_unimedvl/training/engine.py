@@ -28,7 +28,7 @@ from monai_unimedvl.sequence import Marks, Prompt, Segment, Turn, count_tokens
 from monai_unimedvl.training.objective import VALIDATION, Losses, Objective, pack_generator
 from monai_unimedvl.training.replay import Guard
 from monai_unimedvl.transforms import recipe
-from monai_unimedvl.transforms.dicom import is_dicom
+from monai_unimedvl.transforms.dicom import holds_dicom
 from monai_unimedvl.transforms.image import meta_of, resize
 from monai_unimedvl.transforms.read import DICOM, NIFTI, PICTURES
 
@@ -351,14 +351,11 @@ def list_images(folder: str | Path) -> list[dict[str, str]]:
         raise ValueError(f"dataset_dir {folder} does not exist, expected a folder of images: check the path.")
     found = [folder] if folder.is_file() else sorted(folder.iterdir())
     known = (*PICTURES, *NIFTI, *DICOM)
-    kept = [path for path in found if path.name.lower().endswith(known) or _is_series(path)]
+    series = [path for path in found if path.is_dir() and holds_dicom(path)]
+    kept = [path for path in found if path.name.lower().endswith(known) or path in series]
     if not kept:
         raise ValueError(f"dataset_dir {folder} holds no image, expected {', '.join(known)}: add some.")
     return [{CommonKeys.IMAGE: str(path)} for path in kept]
-
-
-def _is_series(path: Path) -> bool:
-    return path.is_dir() and any(file.is_file() and is_dicom(file) for file in path.iterdir())
 
 
 def _sources(images: Any) -> list[tuple[Path | None, int]]:

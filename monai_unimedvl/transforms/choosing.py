@@ -22,6 +22,7 @@ from monai_unimedvl.transforms.read import PICTURES
 from monai_unimedvl.transforms.slide import SLIDES
 from monai_unimedvl.transforms.volume import SelectSlices
 
+SHORT_CONTEXT = 4096  # tokens
 FROM_DICOM = {
     "MR": "mri",
     "CT": "ct",
@@ -115,6 +116,11 @@ def knows_only_squares(network: UniMedVL) -> bool:
 
 class _Chosen:
     """Some of the slices that `select` gives: the one named, or some evenly spread."""
+def usual_count(network: UniMedVL) -> int:
+    """How many slices of a volume a model is shown where nobody says: one where the context is short."""
+    return 1 if network.decoder.max_context < SHORT_CONTEXT else 8
+
+
 
     def __init__(self, select: SelectSlices, index: str | None, count: int) -> None:
         self.select, self.index, self.count = select, index, count

@@ -34,6 +34,14 @@ GROUP, PIXELS = 0x7FE00000, 0x7FE00010  # the group of the pixels, and their tag
 EVEN = 0.05  # of the spacing: how far gaps between slices may differ
 
 
+def holds_dicom(path: str | Path) -> bool:
+    """Whether a path is a DICOM file, or a folder with one in it."""
+    path = Path(path)
+    if path.is_dir():
+        return any(is_dicom(file) for file in path.iterdir() if file.is_file())
+    return path.is_file() and is_dicom(path)
+
+
 def read_file(path: Path, voi: bool = False, frames: int | None = None) -> MetaTensor:
     """(C, H, W), turned to radiological display where the file knows its orientation, or (C, H, W, T).
 
