@@ -46,6 +46,7 @@ EXTRAS = {
         "mlcroissant>=1.0",
         "highdicom>=0.27,<0.29",
         "SimpleITK>=2.4",
+        "duckdb>=1.4",
         "build>=1.2",
         "setuptools>=77",
         "ruff>=0.14",
@@ -68,6 +69,7 @@ EXTRAS = {
         "tifffile>=2025.1",
         "scikit-image>=0.25",
         "scikit-learn>=1.6",  # agreement of readers
+        "pynrrd>=1.1",
     ],
     "near": ["faiss-cpu>=1.11"],  # near-duplicates by the vectors of a model
     "dicom": ["highdicom>=0.27,<0.29", "pylibjpeg>=2.1", "pylibjpeg-openjpeg>=2.5"],

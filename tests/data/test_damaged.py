@@ -82,6 +82,20 @@ def patched(offset: int, content: bytes) -> Made:
     return write
 
 
+PLACED = "(5,0,0) (0,5,0) (0,0,5)"
+
+
+def nrrd(
+    *, values: bytes = bytes(2 * 15 * 20 * 20), sizes: str = "15 20 20", encoding: str = "raw",
+    dimension: int = 3, kinds: str = "domain domain domain", directions: str = PLACED, more: str = "",
+) -> Made:  # fmt: skip
+    """An NRRD of 16 bits, its header as it is said."""
+    header = f"NRRD0004\ntype: short\nspace: left-posterior-superior\ndimension: {dimension}\n"
+    header += f"sizes: {sizes}\nspace directions: {directions}\nkinds: {kinds}\n"
+    header += f"endian: little\nencoding: {encoding}\n"
+    return written("bad.nrrd", f"{header}space origin: (0,0,0)\n{more}\n".encode() + values)
+
+
 def holed() -> np.ndarray:
     values = block()
     values[3, 3, 3] = np.nan
@@ -272,6 +286,18 @@ DAMAGED: dict[str, tuple[str, Made, str]] = {
     "nifti: four dimensions": ("nifti", volume(np.zeros((30, 40, 20, 3), np.float32)), "wrong-dimensions"),
     "nifti: affine of zeros": ("nifti", patched(280, struct.pack("<4f", 0, 0, 0, 0)), "bad-affine"),
     "nifti: affine of NaN": ("nifti", patched(280, struct.pack("<4f", *[float("nan")] * 4)), "bad-affine"),
+    "nrrd: no NRRD": ("nifti", written("bad.nrrd", "plain words"), "image-damaged"),
+    "nrrd: cut short": ("nifti", nrrd(values=bytes(100)), "image-damaged"),
+    "nrrd: 0 bytes": ("nifti", written("bad.nrrd", b""), "empty-file"),
+    "nrrd: terabytes by its header": ("nifti", nrrd(sizes="30000 40000 20000"), "too-large"),
+    "nrrd: a bomb": ("nifti", nrrd(encoding="gzip", values=gzip.compress(bytes(2_000_000))), "too-large"),
+    "nrrd: values in another file": ("nifti", nrrd(more="data file: /etc/hostname\n"), "path-outside"),
+    "nrrd: two layers": (
+        "nifti",
+        nrrd(dimension=4, sizes="2 15 20 20", kinds="list domain domain domain", directions="none " + PLACED),
+        "wrong-dimensions",
+    ),
+    "nrrd: a flat place": ("nifti", nrrd(directions="(1,0,0) (0,1,0) (0,2,0)"), "bad-affine"),
     "nifti: slices of 4 x 4": ("nifti", volume(np.ones((4, 4, 4), np.float32)), "too-small"),
     "nifti: unknown number format": ("nifti", patched(70, struct.pack("<h", 9999)), "image-damaged"),
     # pictures

@@ -114,7 +114,7 @@ def test_a_pattern_or_a_folder_that_does_not_fit_is_one_sentence(tmp_path: Path)
         volumes(tmp_path, patient_in="sub")
     with pytest.raises(ValueError, match="has no modality, expected one of ct, dermoscopy"):
         volumes(tmp_path, modality="")
-    with pytest.raises(ValueError, match="holds no .nii or .nii.gz"):
+    with pytest.raises(ValueError, match="holds no .nii, .nii.gz or .nrrd"):
         volumes(tmp_path).parts()
     with pytest.raises(ValueError, match="holds no file"):
         pictures(tmp_path).parts()

@@ -96,3 +96,34 @@ def test_two_contrasts_of_one_brain_lie_on_each_other(tmp_path: Path) -> None:
         there.output_img[0].height,
     )
     assert there.facts["pair"] == {"from": "T1", "to": "T2"}
+
+
+def test_the_tumour_of_a_pyradiomics_case_is_where_and_as_large_as_is_known(tmp_path: Path) -> None:
+    pytest.importorskip("nrrd", reason="pynrrd is of the extra 'data'")
+    folder = atlas("pyradiomics-3.0.1")
+    for kind, to in (("image", "images"), ("label", "masks")):
+        (tmp_path / "in" / to).mkdir(parents=True)
+        shutil.copyfile(folder / f"brain1_{kind}.nrrd", tmp_path / "in" / to / "brain1.nrrd")
+    (tmp_path / "in" / "labels.json").write_text('{"tumour": 1}')
+    records = ingest(
+        tmp_path, "masks", tmp_path / "in", modality="mri", containing="label", organ="brain", slices=40
+    )
+    assert 7 <= len(records) <= 9 and {record.facts["side"] for record in records} == {"left"}
+    sizes = [each["value"] for record in records for each in record.facts["measurements"]
+             if each["name"] == "diameter"]  # fmt: skip
+    assert 28 <= max(sizes) <= 45  # mm; as a circle it would have 28
+
+
+@pytest.mark.slow
+def test_the_reports_of_open_i_are_all_there_with_their_licence(tmp_path: Path) -> None:
+    source = package("torchxrayvision", "data") / "NLMCXR_reports.tgz"
+    tally = Tally()
+    given = {"path": str(source), "root": str(tmp_path), "dataset": "open-i", "public": True}
+    items = list(make({"step": "ingest", "kind": "reports", **given})((), tally))
+    records = [item for item in items if isinstance(item, Record)]
+    assert tally.taken == 3955 == tally.kept + tally.rejected
+    said = [record.facts.get("report", {}) for record in records]
+    assert sum("findings" in each for each in said) == 3425
+    assert sum("impression" in each for each in said) == 3419  # the others have no findings to go by
+    assert tally.reasons == {"no-label": 502, "empty-report": 28}
+    assert {record.licence for record in records} == {"CC-BY-NC-ND-4.0"}

@@ -23,6 +23,7 @@ from monai_unimedvl.cli.train import MORE
 from monai_unimedvl.data import corpus as corpus_module
 from monai_unimedvl.data.atlas import AtlasDataset
 from monai_unimedvl.data.atlas_records import atlas_records
+from monai_unimedvl.data.card import OPEN
 from monai_unimedvl.data.corpus import Corpus, _Source
 from monai_unimedvl.data.dialogue import dialogue, pixels
 from monai_unimedvl.data.loader import PackLoader
@@ -95,6 +96,20 @@ def test_datasets_and_pandas_open_them(folder: Path, records: list[Record], tmp_
     assert row["message"][0] == records[0].message[0].to_json()
     frame = pandas.concat(map(pandas.read_parquet, sorted(folder.glob("*.parquet"))))
     assert list(frame["id"]) == [r.id for r in records]
+
+
+def test_duckdb_opens_them_with_the_query_of_the_card(folder: Path, records: list[Record]) -> None:
+    duckdb = pytest.importorskip("duckdb", reason="needs the extra 'test'")
+    query = OPEN.split("```sql\n")[1].split(";")[0]
+    with duckdb.connect() as database:
+        rows = database.sql(query.replace("shard-*.parquet", str(folder / "shard-*.parquet"))).fetchall()
+        shown = database.sql(
+            f"SELECT id, input_img[1].bytes FROM '{folder / 'shard-*.parquet'}' WHERE len(input_img) > 0"
+        ).fetchall()
+    counted = Counter((r.split, r.modality, r.sub_task_type) for r in records)
+    assert {(split, modality, task): count for split, modality, task, count in rows} == counted
+    known = {r.id: r.input_img[0].content for r in records if r.input_img}
+    assert dict(shown) == known
 
 
 def test_rejects_are_counted_and_kept_and_a_second_of_an_id_is_one(

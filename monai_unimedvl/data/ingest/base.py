@@ -26,6 +26,7 @@ from torch import Tensor
 
 from monai_unimedvl.atomic import new_file
 from monai_unimedvl.data.dialogue import pixels
+from monai_unimedvl.data.ingest.large import cut
 from monai_unimedvl.data.ingest.words import code_of, without_identifiers, without_names
 from monai_unimedvl.data.record import ImageFile, InvalidRecord, Record, Reject, pseudonym, stable_id
 from monai_unimedvl.data.step import Item, Source, option
@@ -86,19 +87,21 @@ class Ingest(Source):
         wanted = {"count": self.slices, "policy": self.policy, "plane": self.plane, **more}
         return _recipe(modality, tuple(sorted(wanted.items())), tuple(sorted((self.settings or {}).items())))
 
-    def pictures(self, source: Any, modality: str = "", **more: Any) -> list[MetaTensor]:
+    def pictures(self, source: Any, modality: str = "", **more: Any) -> Sequence[MetaTensor]:
         """What a recipe makes of a file or a tensor; all slices where there are fewer than wanted.
+
+        Of a large volume each picture is made when it is asked for.
 
         Raises:
             ValueError: it cannot be read.
         """
         chain = self.chain(modality or self.modality, **more)
         try:
-            return chain(source)
+            return cut(chain, source)
         except ValueError as error:
             if "lower count or use policy" not in str(error):
                 raise
-            return self.chain(modality or self.modality, **{**more, "policy": "all"})(source)
+            return cut(self.chain(modality or self.modality, **{**more, "policy": "all"}), source)
 
     def save(self, picture: MetaTensor, *, folder: str = "images") -> ImageFile:
         """Write a picture (3, H, W) in [0, 1] as PNG, and say where it was cut from."""
@@ -324,8 +327,8 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def stem(path: Path) -> str:
-    """The name without its endings, also of .nii.gz."""
-    return re.sub(r"(\.nii\.gz|\.[^.]+)$", "", path.name, flags=re.IGNORECASE)
+    """The name without its endings, also of .nii.gz and .seg.nrrd."""
+    return re.sub(r"(\.nii\.gz|\.seg\.nrrd|\.[^.]+)$", "", path.name, flags=re.IGNORECASE)
 
 
 @functools.lru_cache(maxsize=64)

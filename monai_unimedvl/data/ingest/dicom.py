@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pydicom
-from monai.data import MetaTensor
 
 from monai_unimedvl.data.ingest.base import Ingest, patient_left
 from monai_unimedvl.data.record import InvalidRecord, Reject, stable_id
@@ -118,8 +117,7 @@ class IngestDicom(Ingest):
         """A record for each picture of a file, or of the stack of a series."""
         number = part.paths.index(str(path))
         try:
-            pictures: list[MetaTensor] = self.pictures(load(), known["modality"])
-            for place, picture in enumerate(pictures):
+            for place, picture in enumerate(self.pictures(load(), known["modality"])):
                 facts = {**known["facts"], "patient_left": patient_left(picture)}
                 image = self.save(picture)
                 yield self.record(

@@ -15,7 +15,7 @@ from typing import ClassVar
 from monai_unimedvl.data.ingest.base import Ingest, digest_of, patient_left
 from monai_unimedvl.data.ingest.nifti import check_pattern, who_of
 from monai_unimedvl.data.step import Item, option
-from monai_unimedvl.transforms.read import DICOM, NIFTI, PICTURES
+from monai_unimedvl.transforms.read import DICOM, PICTURES, VOLUMES
 
 SPLITS = {
     "train": "train",
@@ -73,7 +73,7 @@ class IngestImages(Ingest):
     @functools.cached_property
     def classes(self) -> set[str]:
         """The labels of all files that look like pictures."""
-        known = (*PICTURES, *NIFTI, *DICOM)
+        known = (*PICTURES, *VOLUMES, *DICOM)
         found = {self.meaning(Path(path))[1] for path in self.order if path.lower().endswith(known)}
         return found - {""}
 

@@ -113,16 +113,16 @@ class IngestMasks(Ingest):
                 maps.as_subclass(Tensor)[:1], meta=dict(maps.meta)
             )  # a grey mask saved as colours
         who, digest = who_of(self, path, self.patient_in), digest_of(path, mask)
-        found = [(picture, *self._labelled(maps, picture)) for picture in pictures]
-        if self.containing == "label":
-            found = [one for one in found if one[1].any()]
-            if not found:
-                raise InvalidRecord(
-                    "no-label", "no slice of the volume has a label, expected some: check values."
-                )
-            step = [(2 * n + 1) * len(found) // (2 * self.slices) for n in range(self.slices)]
-            found = found if len(found) <= self.slices else [found[n] for n in step]
-        for place, (picture, label_map, instances) in enumerate(found):
+        found = [(n, *labelled) for n, labelled in enumerate(self._labelled(maps, one) for one in pictures)
+                 if self.containing == "any" or labelled[0].any()]  # fmt: skip
+        if not found:
+            raise InvalidRecord(
+                "no-label", "no slice of the volume has a label, expected some: check values."
+            )
+        if self.containing == "label" and len(found) > self.slices:
+            found = [found[(2 * n + 1) * len(found) // (2 * self.slices)] for n in range(self.slices)]
+        for place, (number, label_map, instances) in enumerate(found):
+            picture = pictures[number]
             image = self.save(picture)
             key = (digest, image.place.get("plane", ""), image.place.get("index", place))
             facts = {**who["facts"], **self._facts(picture, label_map, instances)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of NIfTI volumes as records: slices by a stated policy, each with its place in mm.
+"""A folder of NIfTI or NRRD volumes as records: slices by a stated policy, each with its place in mm.
 
 Names after BIDS say what is shown: `sub-01_ses-2_T2w.nii.gz` is subject 01, session 2, T2-weighted.
 """
@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from monai_unimedvl.data.ingest.base import Ingest, digest_of, patient_left
 from monai_unimedvl.data.step import Item, option
-from monai_unimedvl.transforms.read import NIFTI
+from monai_unimedvl.transforms.read import VOLUMES
 
 SUFFIXES = {
     "t1w": "T1-weighted MRI", "t2w": "T2-weighted MRI", "flair": "FLAIR MRI", "pdw": "PD-weighted MRI",
@@ -22,14 +22,15 @@ SUFFIXES = {
     "angio": "MR angiography", "pet": "PET", "ct": "CT",
 }  # fmt: skip
 LABELS = re.compile(r"(?:^|[_.-])(?:mask|seg|dseg|label|labels|probseg)$", re.IGNORECASE)
+ENDINGS = re.compile(r"(\.nii(\.gz)?|\.nrrd)$")
 
 
 @dataclass(frozen=True, kw_only=True)
 class IngestNifti(Ingest):
-    """NIfTI volumes of any depth; label maps (..._mask, ..._seg, ..._dseg) are left to ingest-masks."""
+    """NIfTI and NRRD volumes of any depth; label maps (..._mask, ..._seg, ...) are left to ingest-masks."""
 
     name: ClassVar[str] = "ingest-nifti"
-    about: ClassVar[str] = "NIfTI folder: slices by a stated policy, each with its place in mm"
+    about: ClassVar[str] = "NIfTI or NRRD folder: slices by a stated policy, each with its place in mm"
     example: ClassVar[str] = "scans/ --out corpus --dataset ours --modality mri --slices 8 --public"
     patient_in: str = option(
         r"sub-([A-Za-z0-9]+)", "pattern that finds the patient in a path; else each file is one"
@@ -43,14 +44,14 @@ class IngestNifti(Ingest):
         _ = self.secret
 
     def files(self) -> list[Path]:
-        """The .nii and .nii.gz that are no label maps."""
-        found = [path for path in super().files() if path.name.lower().endswith(NIFTI)]
-        return [path for path in found if not LABELS.search(re.sub(r"\.nii(\.gz)?$", "", path.name.lower()))]
+        """The .nii, .nii.gz and .nrrd that are no label maps."""
+        found = [path for path in super().files() if path.name.lower().endswith(VOLUMES)]
+        return [path for path in found if not LABELS.search(ENDINGS.sub("", path.name.lower()))]
 
     def parts(self) -> Sequence[str]:
         """The volumes."""
         if not self.order:
-            raise ValueError(f"{self.path} holds no .nii or .nii.gz, expected volumes: check the path.")
+            raise ValueError(f"{self.path} holds no .nii, .nii.gz or .nrrd, expected some: check the path.")
         return list(self.order)
 
     def each(self, part: str) -> Iterable[Item]:

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from monai.data import MetaTensor
 
@@ -113,13 +113,13 @@ class IngestPairs(Ingest):
     def _pair(self, case: dict[str, Path], first: str, second: str) -> Iterator[Item]:
         pictures = self.pictures(case[first], self.shown[first][0])
         others = self.pictures(case[second], self.shown[second][0], **WHOLE)
+        where = [place_of(other).get("position_mm") for other in others]
         digest = digest_of(case[first], case[second])
         who = who_of(self, case[first], self.patient_in)
         said = {"from": self.shown[first][1], "to": self.shown[second][1]}
         for place, picture in enumerate(pictures):
-            target = MetaTensor(
-                picture_onto(nearest(picture, others, place), picture), meta=dict(picture.meta)
-            )
+            other = others[nearest(picture, where, place)]
+            target = MetaTensor(picture_onto(other, picture), meta=dict(picture.meta))
             target.affine = picture.affine
             shown, drawn = self.save(picture), self.save(target)
             facts = {
@@ -136,25 +136,25 @@ class IngestPairs(Ingest):
             )  # fmt: skip
 
 
-def nearest(picture: MetaTensor, others: Sequence[MetaTensor], place: int) -> MetaTensor:
-    """Of other slices the one that lies nearest to a picture; without places the one of its number.
+def nearest(picture: MetaTensor, where: Sequence[Sequence[float] | None], place: int) -> int:
+    """The number of the slice that lies nearest to a picture; without places the one of its number.
+
+    Args:
+        where: (x, y, z) in mm of the middles of the others.
 
     Raises:
         InvalidRecord: there is none of its number.
     """
     position = place_of(picture).get("position_mm")
-    placed = [(place_of(other).get("position_mm"), other) for other in others]
-    if position is not None and all(at is not None for at, _ in placed):
+    placed = [(at, number) for number, at in enumerate(where) if at is not None]
+    if position is not None and placed and len(placed) == len(where):
         plane = (picture.meta.get("source") or {}).get("plane")
         axis = {"sagittal": 0, "coronal": 1, "axial": 2}.get(str(plane), 2)
-        near: list[tuple[float, Any]] = [
-            (abs(at[axis] - position[axis]), other) for at, other in placed if at
-        ]
-        return min(near, key=lambda one: one[0])[1]
-    index = (picture.meta.get("source") or {}).get("index", place)
-    if index >= len(others):
+        return min(placed, key=lambda one: abs(one[0][axis] - position[axis]))[1]
+    index: int = (picture.meta.get("source") or {}).get("index", place)
+    if index >= len(where):
         raise InvalidRecord(
             "geometry-differs",
-            f"picture {index + 1} has no partner among {len(others)}, expected as many: check the pair.",
+            f"picture {index + 1} has no partner among {len(where)}, expected as many: check the pair.",
         )
-    return others[index]
+    return index

@@ -11,6 +11,8 @@ REMOVED = "[removed]"
 # What a reader's sentence says -> the code of the reject; the first that fits.
 REASONS = (
     ("is empty \\(0 bytes\\)", "empty-file"),
+    ("in another file", "path-outside"),
+    ("unpacks to more", "too-large"),
     ("pixels|voxels|too many frames", None),  # see below: several things are said of pixels
     ("share places", "series-overlap"),
     ("differ in size|differ in direction", "series-mixed"),
@@ -49,7 +51,7 @@ CODES = {
     "geometry-differs": "images of a pair, or a mask and its image, that do not lie on each other",
     "modality-unknown": "a header that names no modality with a recipe",
     "burned-in": "text in the pixels, by the header",
-    "path-outside": "a table that names a file outside of its folder",
+    "path-outside": "a table that names a file outside of its folder, or a header that names another file",
     "bad-encoding": "bytes that are no UTF-8",
     "bad-xml": "no report, or one with entities",
     "bad-row": "a row of a table that does not fit",
