@@ -19,8 +19,8 @@ from monai_unimedvl.data.ingest.base import Ingest, patient_left
 from monai_unimedvl.data.record import InvalidRecord, Reject, stable_id
 from monai_unimedvl.data.step import Item, option
 from monai_unimedvl.transforms.choosing import FROM_DICOM
-from monai_unimedvl.transforms.deidentify import deidentify, hashed_uid
-from monai_unimedvl.transforms.dicom import is_dicom, read_series
+from monai_unimedvl.transforms.deidentify import deidentify, hashed_uid, is_dicom
+from monai_unimedvl.transforms.dicom import read_series
 
 VOLUMES = ("mri", "ct")  # their series are stacks of slices; of other recipes each file is a picture
 SCREENS = ("US", "IVUS", "ES", "XC", "SC", "OT", "DMS", "GM")  # pictures of a screen often have text in them
