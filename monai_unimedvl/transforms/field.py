@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
 from monai.data import MetaTensor
 from torch import Tensor
 
 from monai_unimedvl.transforms.geometry import Box, Geometry, GeometryPerKey, Plan, bright_box
 from monai_unimedvl.transforms.image import MIN_SIDE, meta_of
-
-BRIGHT = 0.1  # of the maximum, in 2 % of a row or column: the patient, and not the air around
+from monai_unimedvl.transforms.slices import BRIGHT
 
 
 class SquareField(Geometry):
@@ -24,12 +24,14 @@ class SquareField(Geometry):
         width: None leaves pictures as they are. A number is the side of the field in mm, for pictures whose
             source says how large a pixel is. "square" is the side `square`. A picture without pixel size is
             padded to its longer side.
-        centre: of a field in mm: "middle" of the picture, or of the box around what is "bright" in it.
+        centre: of a field in mm: "middle" of the picture; of the box around what is "bright" in it; or of
+            that around what is bright in the whole "series", so that the slices lie on each other as they do
+            on a workstation (`SelectSlices(centre="series")` notes it; a lone picture is its own series).
         square: what "square" means: mm as above, or None for the longer side, which cuts nothing.
         fill: what is padded with, in [0, 1].
     """
 
-    centres: ClassVar = ("middle", "bright")
+    centres: ClassVar = ("middle", "bright", "series")
 
     def __init__(
         self, width: float | str | None = None, centre: str = "middle", square: float | None = None,
@@ -68,8 +70,14 @@ class SquareField(Geometry):
         if width is not None and known and isinstance(image, MetaTensor):
             pixel = float(image.peek_pending_affine()[:3, 1].norm())  # mm; SquarePixels made both sides equal
             side = max(MIN_SIDE, round(float(width) / pixel))
-            shown = image.as_subclass(Tensor).amax(0)  # (H, W)
-            box = bright_box(shown > BRIGHT * float(shown.max()), 0.02) if self.centre == "bright" else None
+            body = meta_of(image, "body") if self.centre == "series" else None
+            box = None
+            if body is not None:
+                row, column, *_ = np.linalg.inv(image.peek_pending_affine().numpy()) @ [*body, 1.0]
+                box = Box(round(row), round(column), 1, 1)
+            elif self.centre != "middle":
+                shown = image.as_subclass(Tensor).amax(0)  # (H, W)
+                box = bright_box(shown > BRIGHT * float(shown.max()), 0.02)
             if box is not None:
                 top, left, bottom, right = box.top, box.left, box.top + box.height, box.left + box.width
         return Box((top + bottom - side) // 2, (left + right - side) // 2, side, side, self.fill)

@@ -13,7 +13,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -132,13 +132,16 @@ def prepare(recipe: Recipe, source: Any) -> list[Prepared]:
             "SelectSlices among its steps."
         )
     before, after = list(recipe.steps[:at]), list(recipe.steps[at + 1 :])
+    noted = recipe.steps[at].noted
     options: dict[str, Any] = {}
     if before and type(before[0]) is Read:
         options = {"volume": before[0].volume, "nonfinite": before[0].nonfinite}
         before = before[1:]
     whole = open_volume(source, **options)
     parts = [whole.channel(c) for c in range(whole.shape[0])]
-    return [_prepared(recipe.name, before, after, part) for part in parts]
+    made = [_prepared(recipe.name, before, after, part) for part in parts]
+    seen = [None if part.scale is None else part.bounds for part in made]
+    return [replace(part, volume=noted(part.volume, bounds)) for part, bounds in zip(made, seen, strict=True)]
 
 
 def _prepared(name: str, before: Sequence[Any], after: Sequence[Any], volume: Volume) -> Prepared:

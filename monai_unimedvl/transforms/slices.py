@@ -25,7 +25,10 @@ from torch import Tensor
 # plane -> where rows, columns and slices lead in the patient: Right, Left, Anterior, Posterior, Superior, ...
 PLANES = {"sagittal": "IPR", "coronal": "ILA", "axial": "PLS"}
 PROJECTIONS = ("mean", "max", "min")
-KEPT = ("file", "filename_or_obj", "modality", "unit", "blanked", "view")  # of the meta of a volume or run
+BRIGHT = 0.1  # of the range of values: the patient, and not the air around
+OCCUPIED = 0.02  # of a slice; with less of it bright it shows nothing
+# of the meta of a volume or run
+KEPT = ("file", "filename_or_obj", "modality", "unit", "blanked", "view", "body")
 
 
 def check_plane(plane: str) -> str:
@@ -137,6 +140,25 @@ class Volume:
         step = max(1, math.ceil((count / most) ** (1 / 3) - 1e-9))
         return self.true(self.values[:, ::step, ::step, ::step])
 
+    def around_body(self, bounds: tuple[float, float] | None = None) -> Volume:
+        """The same volume, whose pictures know the middle of the box around what is bright in all of it.
+
+        It is `meta["body"]`, in RAS mm, for a `SquareField` that is the same for all slices.
+
+        Args:
+            bounds: the values that will be shown as black and white, where they are known.
+        """
+        sample = self.sample(1_000_000)[0]
+        low, high = (0.0, 1.0) if self.meta.get("unit") else bounds or _range(sample)
+        bright = (sample > low + BRIGHT * (high - low)).float()
+        middle = []
+        for axis in range(3):
+            share = bright.mean([other for other in range(3) if other != axis])
+            found = (share >= OCCUPIED).nonzero().flatten().tolist() or [0, len(share) - 1]
+            middle.append((found[0] + found[-1] + 1) / 2 * self.shape[1 + axis] / len(share) - 0.5)
+        place = self.affine @ [*middle, 1.0]
+        return replace(self, meta={**self.meta, "body": place[:3].round(4).tolist()})
+
     def release(self) -> None:
         """Let the system drop the pages that were read from disk; they come back when needed."""
         release(self.values)
@@ -191,14 +213,13 @@ class Slices(Sequence[MetaTensor]):
             one.meta["source"] |= {"slab": [first, last], "project": project}
         return one
 
-    def occupied(self, share: float = 0.02) -> list[int]:
+    def occupied(self, share: float = OCCUPIED) -> list[int]:
         """Slices of which at least `share` of the pixels is above a tenth of the range of values."""
-        sample = self.volume.sample(1_000_000)
-        low, high = float(sample.min()), float(np.percentile(sample.numpy(), 99.5))
+        low, high = _range(self.volume.sample(1_000_000))
         thin = max(1, min(self.size) // 64)
         found = []
         for index in range(self.number):
-            bright = self._cut(index, index)[:, ::thin, ::thin] > low + 0.1 * (high - low)
+            bright = self._cut(index, index)[:, ::thin, ::thin] > low + BRIGHT * (high - low)
             if float(bright.float().mean()) >= share:
                 found.append(index)
         return found
@@ -213,6 +234,11 @@ class Slices(Sequence[MetaTensor]):
         part = self.volume.true(self.volume.values[(slice(None), *where)])
         shown: Tensor = self.display.shown(part)
         return shown
+
+
+def _range(sample: Tensor) -> tuple[float, float]:
+    """The darkest value, and one that hardly any exceeds."""
+    return float(sample.min()), float(np.percentile(sample.numpy(), 99.5))
 
 
 def picture(

@@ -86,6 +86,8 @@ class SelectSlices(Transform):
         every: mm from slice to slice, for policy "mm".
         slab: thickness in mm of which each picture is the projection; 0 for single slices.
         project: "mean", "max" (MIP) or "min" of a slab.
+        centre: "series" notes the middle of what is bright in all of the volume, for a `SquareField` of that
+            name; others are left to it.
 
     Raises:
         ValueError: a setting that is not known, `every` without policy "mm" or the other way round.
@@ -95,7 +97,7 @@ class SelectSlices(Transform):
 
     def __init__(
         self, count: int = 8, policy: str = "uniform", plane: str = "axial", every: float | None = None,
-        slab: float = 0.0, project: str = "mean",
+        slab: float = 0.0, project: str = "mean", centre: str | None = None,
     ) -> None:  # fmt: skip
         if policy not in POLICIES:
             raise ValueError(f"policy {policy!r} is not known: use one of {', '.join(POLICIES)}.")
@@ -115,7 +117,7 @@ class SelectSlices(Transform):
                 f"{', '.join(PROJECTIONS)}: change it."
             )
         self.count, self.policy, self.plane = count, policy, plane
-        self.every, self.slab, self.project = every, slab, project
+        self.every, self.slab, self.project, self.centre = every, slab, project, centre
 
     def __call__(self, image: NdarrayOrTensor) -> list[MetaTensor]:
         """(1, X, Y, Z), (C, H, W, T) frames or (C, H, W) -> list of (C, H, W), each with `meta["source"]`."""
@@ -192,8 +194,13 @@ class SelectSlices(Transform):
         if 1 in volume.shape[1:]:  # one slice thick: there is one way to look at it
             thin = volume.shape[1:].index(1)
             plane = nearest_plane(affine[:3, thin])
-        slices = Slices(Volume(volume.as_subclass(Tensor), affine, meta=volume.meta), plane)
-        return self.of(slices)
+        return self.of(
+            Slices(self.noted(Volume(volume.as_subclass(Tensor), affine, meta=volume.meta)), plane)
+        )
+
+    def noted(self, volume: Volume, bounds: tuple[float, float] | None = None) -> Volume:
+        """The volume with what its pictures have to know; `bounds` as `Volume.around_body` takes them."""
+        return volume.around_body(bounds) if self.centre == "series" else volume
 
     def of(self, slices: Slices) -> list[MetaTensor]:
         """The chosen ones of `slices`, (1, H, W) each."""

@@ -10,6 +10,7 @@ from monai.data import MetaTensor
 from monai_unimedvl import recipe
 from monai_unimedvl.transforms.field import SquareField
 from monai_unimedvl.transforms.image import ToRGB
+from monai_unimedvl.transforms.lazy import prepare
 
 
 def picture(height: int, width: int, pixel: float) -> MetaTensor:
@@ -46,6 +47,37 @@ def test_without_pixel_size_or_for_square_the_longer_side_rules() -> None:
 def test_a_width_that_is_none_of_these_is_refused(width: float | str) -> None:
     with pytest.raises(ValueError, match="SquareField got width=.*expected mm above 0"):
         SquareField(width)
+
+
+@pytest.mark.parametrize("modality", ["mri", "ct"])
+@pytest.mark.parametrize("plane", ["axial", "coronal"])
+def test_the_slices_of_a_series_lie_on_each_other(modality: str, plane: str) -> None:
+    values = torch.full((1, 40, 50, 30), -1000.0)
+    for z in range(4, 26):  # a leaning cylinder, 4 mm further back in each slice
+        values[:, 10:22, z : z + 14, z] = torch.linspace(10, 300, 14)
+    affine = torch.diag(torch.tensor([-4.0, -4.0, 4.0, 1.0], dtype=torch.float64))
+    affine[:3, 3] = torch.tensor([80.0, 90.0, -60.0])
+    volume = MetaTensor(values, affine=affine)
+    chain = recipe(modality, field=200.0, centre="series", policy="all", plane=plane)
+    shown = [one for one in chain(volume) if float(one.max()) > 0]
+    across = {"axial": 2, "coronal": 1}[plane]  # the mm that change from slice to slice
+    corners = torch.stack([one.affine[:3, 3] for one in shown])
+    assert {one.shape for one in shown} == {(3, 50, 50)} and len(shown) > 10
+    assert corners.std(0)[[axis for axis in range(3) if axis != across]].max() < 1e-6
+    middle = shown[0].affine[:3] @ torch.tensor([24.5, 24.5, 0.0, 1.0], dtype=torch.float64)
+    body = affine[:3] @ torch.tensor([15.5, 21.0, 14.5, 1.0], dtype=torch.float64)
+    seen = [axis for axis in range(3) if axis != across]
+    assert (middle - body)[seen].abs().max() <= 4.0  # a pixel
+    one = recipe(modality, field=200.0, centre="series", count=1, policy="center", plane=plane)(volume)[0]
+    same = [other for other in chain(volume) if other.meta["source"]["index"] == one.meta["source"]["index"]]
+    assert torch.equal(one.as_tensor(), same[0].as_tensor()), "whichever slices are taken"
+    (part,) = prepare(chain, volume)
+    slices = part.slices(plane)
+    for n, other in enumerate(chain(volume)):
+        assert torch.equal(part.picture(slices[n]).as_tensor(), other.as_tensor())
+    bright = recipe(modality, field=200.0, policy="all", plane=plane)(volume)
+    if plane == "axial":
+        assert len({tuple(one.affine[:2, 3].tolist()) for one in bright}) > 10, "each by itself otherwise"
 
 
 @pytest.mark.parametrize("opaque", [1.0, 255])
