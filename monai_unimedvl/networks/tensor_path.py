@@ -5,7 +5,8 @@
 
 The instruction is fixed, the picture is the only input: it is read as a canvas and a view, then the words,
 and a noisy canvas is drawn after them. The numbers are those of `ImageInferer`.
-`torch.jit.script` gets the same numbers as one traced graph for pictures of one size; ONNX does not work.
+`torch.jit.script` gets the same numbers as one traced graph for pictures of one size; `torch.export` and
+`torch.onnx.export` too, by way of `straight`.
   N pictures   H rows   W columns   Z latent tokens of all drawings   C numbers a latent token
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import torch
@@ -23,6 +25,7 @@ from torch.nn.functional import interpolate
 from monai_unimedvl import flow
 from monai_unimedvl.networks.decoder import KVCache
 from monai_unimedvl.networks.layers import patchify
+from monai_unimedvl.networks.straight import Plan, draw
 from monai_unimedvl.networks.unimedvl import UniMedVL, based, bases
 from monai_unimedvl.sequence import Canvas, Marks, Segment, Text, View, pack
 
@@ -59,8 +62,7 @@ class TensorPath(nn.Module):
         self.steps, self.seed, self.reads = steps, seed, reads
         self.shift = network.timestep_shift if shift is None else shift
         self.guidance = flow.Guidance(text=guidance)
-        words = torch.as_tensor(instruction, dtype=torch.long)
-        self.register_buffer("instruction", words, persistent=False)  # (n,)
+        self.instruction = torch.as_tensor(instruction, dtype=torch.long).cpu()  # (n,); no weight
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` compiles: this path, traced for square pictures of the largest canvas."""
@@ -80,9 +82,13 @@ class TensorPath(nn.Module):
             )
         weight = self.network.decoder.embed.weight
         height, width = _grid(image, 1)
-        source = image.as_subclass(Tensor).to(weight).expand(-1, 3, -1, -1).clamp(0, 1)  # (N, 3, H, W)
-        canvases = self._resized(source, self._fitted("canvas", height, width)) * 2 - 1
-        views = self._resized(source, self._fitted("view", height, width)) * 2 - 1
+        exporting = torch.compiler.is_exporting()
+        source = image if exporting else image.as_subclass(Tensor)  # no MetaTensor, but what exporters put
+        source = source.to(weight).expand(-1, 3, -1, -1).clamp(0, 1)  # (N, 3, H, W)
+        if exporting:
+            return draw(self, source, self._planned((height, width))).to(image.dtype)
+        canvases = self._resized(source, self.fitted("canvas", height, width)) * 2 - 1
+        views = self._resized(source, self.fitted("view", height, width)) * 2 - 1
         samples = [self._read(canvas, view) for canvas, view in zip(canvases, views, strict=True)]
         if self.guidance.text > 1:  # the same without words
             samples += [[part for part in parts if not isinstance(part, Text)] for parts in samples]
@@ -111,7 +117,7 @@ class TensorPath(nn.Module):
         branches = 2 if self.guidance.text > 1 else 1
         weight, tokens = self.network.decoder.embed.weight, grid[0] * grid[1]
         count = len(cache.lengths) // branches
-        noise = _noise(tokens, self.network.latent_size, self.seed)
+        noise = self.noise(grid)
         precise = torch.promote_types(weight.dtype, torch.float32)
         x = noise.to(weight.device, precise).repeat(count, 1)  # (Z, C)
         blank = [based([Canvas(grid, noise, noisy=True)], bases(segments)) for segments in samples]
@@ -128,7 +134,17 @@ class TensorPath(nn.Module):
             x = flow.step(x, velocity, t, t_next)
         return x.split(tokens)
 
-    def _fitted(self, use: str, height: int, width: int) -> tuple[int, int]:
+    def noise(self, grid: tuple[int, int]) -> Tensor:
+        """Where each drawing starts: (h*w, C)"""
+        return _noise(grid[0] * grid[1], self.network.latent_size, self.seed)
+
+    def _planned(self, size: tuple[int, int]) -> Plan:
+        """The plan for pictures of a size, worked out in a thread of its own, as what an exporter puts in
+        the place of tensors holds for the thread that it began in."""
+        with ThreadPoolExecutor(1) as aside:
+            return aside.submit(Plan.of, self, size).result()
+
+    def fitted(self, use: str, height: int, width: int) -> tuple[int, int]:
         """The size that the network's rule for "canvas" or "view" gives: (height, width) -> (h, w)."""
         longest, shortest, stride = self.network.grids[use]
         scale = max(min(longest / max(height, width), 1.0), shortest / min(height, width))
