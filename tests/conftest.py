@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every test may count on: no network, one torch thread, the same seeds, and the golden numbers."""
+"""What every test may count on: no network, one torch thread, the same seeds and examples, golden numbers."""
 
 from __future__ import annotations
 
 import os
 import random
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported 
 import numpy as np
 import pytest
 import torch
+
+with suppress(ModuleNotFoundError):  # MONAI Label's environment goes without
+    from hypothesis import settings
+
+    settings.register_profile("same", derandomize=True, deadline=None)
+    settings.load_profile("same")
 
 if TYPE_CHECKING:
     from golden_support import Golden

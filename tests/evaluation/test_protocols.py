@@ -11,12 +11,13 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from monai_unimedvl.evaluation.predictions import Prediction
 from monai_unimedvl.evaluation.protocols import PROTOCOLS, protocol, score
 from monai_unimedvl.evaluation.protocols.strict import (
+    ARTICLE,
     chosen,
     is_bare,
     kind_of,
@@ -223,7 +224,9 @@ def test_strict_never_falls_when_an_answer_becomes_the_truth_and_counts_every_it
 @settings(max_examples=30, deadline=None)
 @given(TEXTS, TEXTS)
 def test_a_shared_word_more_never_lowers_f1(one, other):
-    assert token_f1(f"{one} zzz", f"{other} zzz") >= token_f1(one, other) - 1e-12 or not one or not other
+    leads = any(ARTICLE.match(f"{normalise(text)} zzz") for text in (one, other))
+    assume(one and other and not leads)  # an article alone is a word; before another one it is none
+    assert token_f1(f"{one} zzz", f"{other} zzz") >= token_f1(one, other) - 1e-12
 
 
 def test_kinds_come_from_the_benchmark_else_from_the_truth():
