@@ -102,4 +102,6 @@ def _report(path: Path) -> str:
             raise ValueError(
                 f"{path.name} holds no 'text': give what `unimedvl report --out` wrote."
             ) from error
+    if not str(text).strip():
+        raise ValueError(f"{path.name} holds no word, but a prior report is expected: leave it out.")
     return str(text)

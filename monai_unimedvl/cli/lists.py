@@ -13,11 +13,13 @@ import csv
 import io
 import json
 import sys
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
+
+from monai_unimedvl.cli.options import seed
 
 READ = ("modality", "plane", "slice", "window")
 BESIDE = ("history", "indication", "labs", "prior_report", "prior_image", "box")  # of ask and report
@@ -193,8 +195,6 @@ def _request(
 
 def _seed(where: str, value: Any) -> int:
     try:
-        if isinstance(value, bool | float):
-            raise ValueError
-        return int(value)
-    except (TypeError, ValueError) as error:
+        return seed(str(value))
+    except ArgumentTypeError as error:
         raise ValueError(f"{where}: seed is {value!r}, but a whole number is expected.") from error

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -84,7 +85,7 @@ def add(verbs: Any, name: str, about: str, example: str, model: bool = True) -> 
         verb.add_argument(
             "--model", default="unimedvl_nano", help="bundle or folder of weights (default: %(default)s)"
         )
-        verb.add_argument("--seed", type=int, default=0, help="of the chance in sampling (default: 0)")
+        verb.add_argument("--seed", type=seed, default=0, help="of the chance in sampling (default: 0)")
         verb.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
     return verb
 
@@ -100,7 +101,13 @@ def reading(verb: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--slice", help="its number from 0, or 'middle'")
     group.add_argument("--count", type=whole(1), help="that many slices, evenly spread")
-    group.add_argument("--window", help="of a CT: brain, lung, bone, abdomen ... (default: abdomen)")
+    group.add_argument(
+        "--window", help="of a CT: brain, lung, bone, abdomen ..., [low, high] (default: abdomen)"
+    )
+    group.add_argument(
+        "--settings", type=setting, action="append", metavar="KEY=VALUE",
+        help="another setting of the recipe, as volume=0 (of four dimensions); may be given again",
+    )  # fmt: skip
     verb.epilog = (
         f"{verb.epilog}\n\nWithout --modality a DICOM file's own modality is used, and 8-bit pictures are"
         " taken as they are;\nother files need it. Of a volume a model of short context gets the middle"
@@ -233,6 +240,17 @@ def whole(least: int) -> Callable[[str], int]:
     return number
 
 
+def seed(text: str) -> int:
+    """A converter for argparse: a whole number that a generator of torch takes."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 2**63
+    if not -(2**63) <= value < 2**63 - 1_000_000:  # --count adds to it
+        raise argparse.ArgumentTypeError(f"{text!r} came, but a whole number of 64 bits is expected")
+    return value
+
+
 def share(text: str) -> float:
     """A converter for argparse: a number between 0 and 1."""
     try:
@@ -242,6 +260,22 @@ def share(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} came, but a share between 0 and 1 is expected, as 0.55")
     return value
+
+
+def value(text: str) -> Any:
+    """What a word says, as JSON does: 0, [-100, 200], true; anything else is the word itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """A converter for argparse: volume=0 -> ("volume", 0)"""
+    key, equals, said = text.partition("=")
+    if not (key and equals and said):
+        raise argparse.ArgumentTypeError(f"{text!r} came, but KEY=VALUE is expected, as volume=0")
+    return key, value(said)
 
 
 def size(text: str) -> tuple[int, int]:

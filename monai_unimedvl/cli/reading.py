@@ -16,6 +16,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
+from monai_unimedvl.cli.options import value
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.provenance import sha256
 from monai_unimedvl.transforms import Recipe
@@ -63,7 +64,7 @@ def read_images(paths: Sequence[str], options: Namespace, network: UniMedVL, *, 
     """Everything that the paths name, as pictures.
 
     Args:
-        options: of the command line: modality, plane, slice, count, window.
+        options: of the command line: modality, plane, slice, count, window, settings.
         one: only a single picture makes sense; of a volume the middle slice is taken.
 
     Raises:
@@ -96,8 +97,8 @@ def volume_recipe(path: str, options: Namespace, network: UniMedVL) -> tuple[Rec
 
 def _choice(options: Namespace, network: UniMedVL, count: int) -> Choice:
     return Choice(
-        options.modality, options.plane, options.slice, options.count or count, options.window,
-        knows_only_squares(network),
+        options.modality, options.plane, options.slice, options.count or count,
+        options.window and value(options.window), knows_only_squares(network), dict(options.settings or ()),
     )  # fmt: skip
 
 

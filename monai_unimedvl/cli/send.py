@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from monai_unimedvl.cli.command import Result
-from monai_unimedvl.delivery.destination import Trust
+from monai_unimedvl.delivery.destination import Trust, destination
 from monai_unimedvl.delivery.outbox import Outbox, check, instances
+from monai_unimedvl.packages import needed
 
 LONGEST = 60.0  # seconds between looks at the queue
 
@@ -27,6 +28,9 @@ def send(options: Namespace) -> Result:
         )
     if options.to and not options.files:
         raise ValueError("--to came without files: name DICOM files or folders, or leave it out to go on.")
+    if options.to:  # before anything is copied
+        web = destination(options.to).web
+        needed("dicomweb_client" if web else "pynetdicom", "STOW-RS" if web else "C-STORE", "delivery")
     outbox = Outbox(options.queue)
     trust = Trust(
         *(Path(name) if name else None for name in (options.ca, options.certificate, options.token_file))

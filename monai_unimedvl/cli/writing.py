@@ -6,6 +6,7 @@ Pictures are (3, H, W) in [0, 1] and label maps (H, W), rows downwards; DICOM an
 
 from __future__ import annotations
 
+import os
 import shutil
 from argparse import Namespace
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from torch import Tensor
 from monai_unimedvl import provenance
 from monai_unimedvl.cli.options import FORMATS
 from monai_unimedvl.cli.reading import holds_dicom
+from monai_unimedvl.packages import needed
 from monai_unimedvl.provenance import Facts, manifest_path
 from monai_unimedvl.transforms.structured import StructuredReport
 
@@ -61,7 +63,7 @@ def ending_of(options: Namespace) -> str:
 
 
 def outputs(options: Namespace) -> list[Path]:
-    """Where to write: --out, numbered where there are several; else a name that is free.
+    """Where to write: --out, numbered where there are several; in a folder, or without it, a free name.
 
     Raises:
         ValueError: an ending of another format, or a file that is an input.
@@ -69,13 +71,13 @@ def outputs(options: Namespace) -> list[Path]:
     format = format_of(options)
     name, endings = NAMES[options.verb], FORMATS[options.verb][format]
     count = options.count if options.verb == "draw" else 1
-    if options.out is None:
-        free = (Path(f"{name}{i or ''}{endings[0]}") for i in range(10_000))
-        first = next(path for path in free if not path.exists())
-    else:
-        first = Path(options.out)
-        if first.is_dir() and (endings[0] or any(first.iterdir())) and not manifest_path(first).exists():
-            first = first / f"{name}{endings[0]}"
+    first = Path(options.out or ".")
+    inside = endings[0] or any(first.iterdir()) if first.is_dir() else False
+    if options.out is None or (inside and not manifest_path(first).exists()):
+        free = (first / f"{name}{i or ''}{endings[0]}" for i in range(10_000))
+        first = next(
+            path for path in free if not any(one.exists() for one in _numbered(path, count, endings[0]))
+        )
     ending = next((end for end in endings if first.name.lower().endswith(end)), None)
     others = [end for each in FORMATS[options.verb].values() for end in each if end and not endings[0]]
     if ending is None or first.name.lower().endswith(tuple(others)):
@@ -88,13 +90,32 @@ def outputs(options: Namespace) -> list[Path]:
                     f"a SEG refers to the DICOM images it was drawn on, and {Path(image).name} is none:"
                     " use --format nifti."
                 )
+    _writable(first)
+    if format == "dicom" and endings[0]:  # before the work, and not after it
+        needed("highdicom", "DICOM SEG" if options.verb == "segment" else "DICOM SR", "dicom")
     if any(Path(source).exists() and first.resolve() == Path(source).resolve() for source in options.images):
         raise ValueError(
             f"--out {first.name} is the input itself, which is never overwritten: choose another name."
         )
-    if count == 1:
-        return [first]
-    return [first.with_name(f"{first.name.removesuffix(ending)}-{i}{ending}") for i in range(count)]
+    return _numbered(first, count, ending)
+
+
+def _numbered(path: Path, count: int, ending: str) -> list[Path]:
+    """x.png; of several x-0.png, x-1.png ..."""
+    stem = path.name.removesuffix(ending)
+    return [path] if count == 1 else [path.with_name(f"{stem}-{i}{ending}") for i in range(count)]
+
+
+def _writable(path: Path) -> None:
+    """Said before the work and not after it.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        why = "may not be written to" if above.is_dir() else "is no folder"
+        raise ValueError(f"--out {path} cannot be written, as {above.name} {why}: choose another place.")
 
 
 def write_answer(report: StructuredReport, text: str, path: Path, facts: Facts, options: Namespace) -> None:

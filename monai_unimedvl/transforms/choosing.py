@@ -8,7 +8,7 @@ same file and settings give the same pictures everywhere.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Choice:
         count: how many slices.
         window: of a CT.
         square: pictures are framed as squares, for a model that knows nothing else.
+        others: further settings of the recipe, such as {"volume": 0} of a file of four dimensions.
     """
 
     modality: str | None = None
@@ -58,11 +59,12 @@ class Choice:
     count: int = 1
     window: str | None = None
     square: bool = False
+    others: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
         """The settings of the recipe."""
         wanted = {"field": "square" if self.square else None, "plane": self.plane, "window": self.window}
-        return {"policy": "all", **{key: value for key, value in wanted.items() if value}}
+        return {"policy": "all", **{key: value for key, value in wanted.items() if value}, **self.others}
 
 
 def choose(path: Path, choice: Choice) -> tuple[list[MetaTensor], str]:
@@ -88,7 +90,7 @@ def volume_chain(path: Path, choice: Choice) -> tuple[Recipe, str]:
         ValueError: as `choose`; a modality that has no slices.
     """
     modality, guessed = modality_of(path, choice.modality)
-    chain = recipe(modality, **Choice(window=choice.window, square=choice.square).settings())
+    chain = recipe(modality, **replace(choice, plane=None).settings())
     if not any(type(step) is SelectSlices for step in chain.steps):
         raise ValueError(
             f"{path.name} is read as {modality}, which is no volume of slices: ask for a single "
@@ -114,13 +116,13 @@ def knows_only_squares(network: UniMedVL) -> bool:
     return all(rule[0] == rule[1] for rule in network.grids.values())
 
 
-class _Chosen:
-    """Some of the slices that `select` gives: the one named, or some evenly spread."""
 def usual_count(network: UniMedVL) -> int:
     """How many slices of a volume a model is shown where nobody says: one where the context is short."""
     return 1 if network.decoder.max_context < SHORT_CONTEXT else 8
 
 
+class _Chosen:
+    """Some of the slices that `select` gives: the one named, or some evenly spread."""
 
     def __init__(self, select: SelectSlices, index: str | None, count: int) -> None:
         self.select, self.index, self.count = select, index, count
@@ -156,10 +158,19 @@ def modality_of(path: Path, named: str | None = None) -> tuple[str, str]:
         return "histopathology", " (colours as they are)"
     if file.is_file() and file.suffix.lower() in SLIDES:
         return "histopathology", " (read as histopathology, as its suffix says)"
+    if file.is_file() and not file.stat().st_size:
+        raise ValueError(
+            f"{file.name} is empty (0 bytes), but an image is expected: copy or export it again."
+        )
     if file.is_file() and is_dicom(file):
-        tag = str(pydicom.dcmread(file, force=True, stop_before_pixels=True).get("Modality", ""))
+        header = pydicom.dcmread(file, force=True, stop_before_pixels=True)
+        tag = str(header.get("Modality", ""))
         if tag in FROM_DICOM:
             return FROM_DICOM[tag], f" (read as {FROM_DICOM[tag]}, as its header says {tag})"
+        if tag and "Rows" not in header:
+            raise ValueError(
+                f"{file.name} is DICOM of modality {tag} and holds no image: name the images it is about."
+            )
     elif not path.exists():
         raise ValueError(f"{path} does not exist, but a file or folder is expected: check the path.")
     elif path.is_dir() and file == path:

@@ -134,7 +134,7 @@ def check_folder(folder: Path) -> None:
     if folder.is_file():
         refuse_pickle(folder)
         raise ValueError(
-            f"{folder.name} is a file, expected the folder that it lies in: pass {folder.parent.name}/."
+            f"{folder.name} is a file, expected a folder: pass {folder.parent}, if the model lies there."
         )
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}: check the path.")

@@ -135,6 +135,12 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "five.npy", np.zeros((5, 32, 32), np.float32))
     (folder / "words.txt").write_text("no image")
     (folder / "nothing.png").write_bytes(b"")
+    (folder / "nothing.dcm").write_bytes(b"")
+    plan = pydicom.Dataset()
+    plan.Modality, plan.SOPClassUID, plan.SOPInstanceUID = "RTPLAN", "1.2.840.10008.5.1.4.1.1.481.5", "1.2.3"
+    plan.file_meta = pydicom.dataset.FileMetaDataset()
+    plan.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    plan.save_as(folder / "plan.dcm", enforce_file_format=True)
     return folder
 
 

@@ -38,6 +38,7 @@ def known(tmp_path, picture):
     """Files of what is known."""
     (tmp_path / "labs.csv").write_text("name,value,unit,high\nCRP,110,mg/L,5\n")
     (tmp_path / "prior.txt").write_text("Clear lungs.\n")
+    (tmp_path / "nothing.txt").write_text("\n")
     return tmp_path
 
 
@@ -132,6 +133,7 @@ BAD = [
     (["--box", "1,2,3mm"], "no place in mm: give regions in pixels"),
     (["--labs", "{0}/absent.csv"], "absent.csv does not exist"),
     (["--labs", "{0}/prior.txt"], "prior.txt holds no row with a name"),
+    (["--prior-report", "{0}/nothing.txt"], "nothing.txt holds no word"),
     (["--prior-report", "{0}/absent.txt"], "absent.txt does not exist"),
     (["--prior-report", "{0}/stain.png"], "stain.png is no text in UTF-8"),
     (["--prior-image", "{0}/absent.png"], "absent.png does not exist"),

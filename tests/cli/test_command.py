@@ -77,12 +77,16 @@ BAD = [
     (["ask", "{bad}/cut.nii", "?", "--modality", "mri"], "cut.nii cannot be read as NIfTI"),
     (["ask", "{bad}/cut.nii.gz", "?", "--modality", "mri"], "cut.nii.gz cannot be read as NIfTI"),
     (["ask", "{bad}/nothing.png", "?"], "nothing.png is empty"),
+    (["ask", "{bad}/nothing.dcm", "?"], "nothing.dcm is empty"),
+    (["ask", "{bad}/plan.dcm", "?"], "plan.dcm is DICOM of modality RTPLAN and holds no image"),
     (["ask", "{bad}/words.txt", "?", "--modality", "mri"], "words.txt has an unknown suffix"),
     (["ask", "{bad}/empty", "?", "--modality", "mri"], "holds no images"),
     (["ask", "{bad}/empty", "?"], "add its modality|holds no images"),
     (["ask", "{bad}/absent.png", "?"], "absent.png does not exist"),
     (["ask", "{scan}", "?", "--modality", "mri", "--slice", "99"], "slice '99' came, but .* from 0 to 19"),
     (["ask", "{scan}", "?", "--modality", "ct", "--window", "heart"], "window 'heart' is not known"),
+    (["ask", "{scan}", "?", "--modality", "ct", "--window", "[5, 1]"], "low=5.*high must be above low"),
+    (["ask", "{scan}", "?", "--modality", "mri", "--settings", "time=1"], "no setting 'time'"),
     (["ask", "{picture}", "?", "--device", "quantum"], "--device quantum cannot be used"),
     (["ask", "{picture}", "?", "--temperature", "-1"], "temperature is -1"),
     (["ask", "{picture}", "?", "--out", "{made}/answer.txt"], "answer.txt.*a name in .json or .dcm"),
@@ -115,7 +119,7 @@ def test_bad_input_is_one_line_and_exit_code_2(words, message, command, bad, sca
 @pytest.mark.parametrize(
     "words",
     [["segment", "x.png", "--task", "heart"], ["draw", "T1", "--count", "0"], ["draw", "T1", "--size", "big"],
-     ["paint"], []],
+     ["ask", "x.png", "?", "--settings", "volume"], ["draw", "T1", "--seed", "9" * 20], ["paint"], []],
 )  # fmt: skip
 def test_unknown_words_are_refused_with_exit_code_2(words, capsys):
     with pytest.raises(SystemExit, match="2"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 
 import nibabel
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from cli.conftest import NAME, volume
 
 from monai_unimedvl import provenance
+from monai_unimedvl.cli import verbs, writing
 from monai_unimedvl.transforms.read import read
 
 TRUTH = volume() > 0  # the bright block of `scan`
@@ -108,6 +110,29 @@ def test_a_report_as_dicom(command, series, tmp_path, monkeypatch):
     code, said, err = command("report", series, "--max-words", "5", "--out", out)
     assert code == 0, err
     assert provenance.read_report(out).findings.split() == said.splitlines()[0].split()
+
+
+def test_a_report_as_dicom_is_refused_before_the_work_where_highdicom_is_missing(
+    command, series, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    monkeypatch.setattr(verbs, "read_images", lambda *words, **more: pytest.fail("it was begun"))
+    code, _, err = command("report", series, "--out", tmp_path / "report.dcm")
+    assert code == 2 and re.search("needs highdicom, which is not installed: pip install", err)
+
+
+def test_nothing_is_copied_into_a_queue_that_cannot_be_sent_from(command, series, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynetdicom", None)
+    words = ("--to", "dicom://A@localhost:1", "--queue", tmp_path / "queue", "--unmarked")
+    code, _, err = command("send", series, *words, own_model=True)
+    assert code == 2 and "C-STORE needs pynetdicom" in err and not (tmp_path / "queue").exists()
+
+
+def test_a_folder_that_may_not_be_written_to_is_told_before_the_work(command, scan, tmp_path, monkeypatch):
+    monkeypatch.setattr(writing.os, "access", lambda *words: False)
+    monkeypatch.setattr(verbs, "read_images", lambda *words, **more: pytest.fail("it was begun"))
+    code, _, err = command("edit", scan, "Go.", "--modality", "mri", "--out", tmp_path / "new" / "a.png")
+    assert code == 2 and "a.png cannot be written, as" in err and not (tmp_path / "new").exists()
 
 
 def test_an_answer_for_each_slice(command, scan, tmp_path):

@@ -51,6 +51,12 @@ def test_a_series_folder_is_one_thing(command, tmp_path):
     assert code == 0 and "marked: 3 files, synthetic" in out
 
 
+def test_one_of_several_that_cannot_be_told_hides_none(command, files, tmp_path):
+    code, out, err = command("provenance", tmp_path / "absent.png", files["marked.png"])
+    assert code == 2 and err == ""
+    assert "absent.png: unknown: " in out and "does not exist" in out and "marked.png: marked: " in out
+
+
 def test_what_cannot_be_told_is_one_line(command, tmp_path):
     (tmp_path / "x.docx").write_text("x")
     for name, message in (

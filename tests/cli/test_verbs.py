@@ -122,11 +122,16 @@ def test_everything_that_is_written_is_marked(command, picture, tmp_path):
         assert code == 0 and "marked: synthetic and as it was made" in said
 
 
-def test_without_out_a_free_name_is_taken(command, tmp_path, monkeypatch):
+def test_without_out_and_in_a_folder_a_free_name_is_taken(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "made").mkdir()
     for _ in range(2):
         assert command("draw", "T1", "--steps", "1")[0] == 0
-    assert {path.name for path in tmp_path.glob("*.png")} == {"drawn.png", "drawn1.png"}
+        assert command("draw", "T1", "--steps", "1", "--out", tmp_path / "made")[0] == 0
+        assert command("draw", "T1", "--steps", "1", "--count", "2")[0] == 0
+    several = {"drawn-0.png", "drawn-1.png", "drawn1-0.png", "drawn1-1.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {"drawn.png", "drawn1.png", *several}
+    assert {path.name for path in (tmp_path / "made").glob("*.png")} == {"drawn.png", "drawn1.png"}
 
 
 def test_a_brain_is_framed_in_the_field_of_the_training_images(model, scan):
@@ -134,6 +139,23 @@ def test_a_brain_is_framed_in_the_field_of_the_training_images(model, scan):
     options = parser().parse_args(["ask", str(scan), "?", "--modality", "mri"])
     reading = read_images([str(scan)], options, network)
     assert reading.images[0].shape == (3, round(192 / 5), round(192 / 5))
+
+
+def test_of_four_dimensions_one_is_chosen_by_a_setting(model, bad):
+    network, _ = bundle.load(model)
+    path, read = str(bad / "series.nii"), ["ask", "x", "?", "--modality", "mri"]
+    first, last = (
+        read_images([path], parser().parse_args([*read, "--settings", f"volume={n}"]), network) for n in (0, 2)
+    )
+    assert len(first.images) == len(last.images) == 1 and first.notes == last.notes
+    windows = (
+        ["--modality", "ct", "--window", "[0, 100]"],
+        ["--modality", "ct", "--settings", "window=[0,100]"],
+    )
+    wide = [
+        read_images([str(bad / "whole.nii")], parser().parse_args([*read[:3], *w]), network) for w in windows
+    ]
+    assert torch.equal(wide[0].images[0], wide[1].images[0])
 
 
 def test_a_large_network_gets_eight_slices_as_they_are(model, scan):
