@@ -7,6 +7,10 @@ from importlib import import_module
 from types import ModuleType
 
 
+class MissingPackage(ValueError):
+    """A package is not installed: no fault of the file that was read, so the run stops."""
+
+
 def needed(module: str, job: str, extra: str) -> ModuleType:
     """A module of a package that an extra brings.
 
@@ -16,12 +20,12 @@ def needed(module: str, job: str, extra: str) -> ModuleType:
         extra: of setup.py.
 
     Raises:
-        ValueError: it is not installed.
+        MissingPackage: it is not installed.
     """
     try:
         return import_module(module)
     except ImportError as error:
         name = module.partition(".")[0]
-        raise ValueError(
+        raise MissingPackage(
             f"{job} needs {name}, which is not installed: pip install 'monai-unimedvl[{extra}]'."
         ) from error

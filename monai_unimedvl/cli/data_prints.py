@@ -48,6 +48,7 @@ def _prints(name: str, options: Namespace, skipped: list[str]) -> Iterator[Image
     from monai_unimedvl.data.files import read_records
     from monai_unimedvl.data.prints import image_print, images_of, word_print, words_of
     from monai_unimedvl.data.record import ImageFile, InvalidRecord, Record
+    from monai_unimedvl.packages import MissingPackage
 
     path = Path(name)
     if not path.exists():
@@ -67,5 +68,7 @@ def _prints(name: str, options: Namespace, skipped: list[str]) -> Iterator[Image
             with Image.open(file) as image:
                 width, height = image.size
             yield image_print(ImageFile(file.name.replace("\\", "_"), height, width), file.parent)
+        except MissingPackage:
+            raise
         except (OSError, InvalidRecord, ValueError):
             skipped.append(str(file))

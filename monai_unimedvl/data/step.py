@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from monai_unimedvl.data.record import InvalidRecord, Record, Reject
+from monai_unimedvl.packages import MissingPackage
 
 Item = Record | Reject
 
@@ -157,9 +158,9 @@ class Step(ABC):
         """The reject of an error; of an unforeseen one only its kind and line, which name no patient.
 
         Raises:
-            Stop: as it came.
+            Stop: as it came, and so does a package that is missing.
         """
-        if isinstance(error, Stop | MemoryError):
+        if isinstance(error, Stop | MemoryError | MissingPackage):
             raise error
         if isinstance(error, InvalidRecord):
             return Reject(error.code, str(error), id, self.name, place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from monai_unimedvl.data.ingest.regions import facts_of, side_of
 from monai_unimedvl.data.ingest.table import IngestTable, sections
 from monai_unimedvl.data.record import InvalidRecord, Record, Reject
 from monai_unimedvl.data.step import Tally
+from monai_unimedvl.packages import MissingPackage
 
 
 def run(kind: Any, tmp_path: Path, **options: Any) -> tuple[list[Record], list[Reject], Tally]:
@@ -47,6 +49,13 @@ def masked(tmp_path: Path) -> None:
     nifti(tmp_path / "in" / "images" / "a.nii.gz")
     nifti(tmp_path / "in" / "masks" / "a.nii.gz", labels)
     (tmp_path / "in" / "labels.json").write_text('{"liver": 1, "tumour": 2}')
+
+
+def test_a_missing_package_stops_the_run_and_rejects_no_file(tmp_path: Path, monkeypatch: Any) -> None:
+    masked(tmp_path)
+    monkeypatch.setitem(sys.modules, "skimage.measure", None)  # as if it were not installed
+    with pytest.raises(MissingPackage, match="A mask needs skimage.*pip install"):
+        run(IngestMasks, tmp_path)
 
 
 def test_a_mask_lies_on_the_pixels_of_its_slice_and_is_measured_in_mm(tmp_path: Path) -> None:

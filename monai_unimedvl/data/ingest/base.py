@@ -30,6 +30,7 @@ from monai_unimedvl.data.ingest.large import cut
 from monai_unimedvl.data.ingest.words import code_of, without_identifiers, without_names
 from monai_unimedvl.data.record import ImageFile, InvalidRecord, Record, Reject, pseudonym, stable_id
 from monai_unimedvl.data.step import Item, Source, option
+from monai_unimedvl.packages import MissingPackage
 from monai_unimedvl.transforms import Recipe, modalities, recipe
 from monai_unimedvl.transforms.deidentify import SECRET
 from monai_unimedvl.transforms.image import MIN_SIDE
@@ -210,7 +211,13 @@ class Ingest(Source):
         return list(under(Path(self.path)))
 
     def refused(self, error: ValueError, path: Path | str = "", id: str = "", at: str = "") -> Reject:
-        """The reject of a file that cannot be read; its sentence names neither file nor folder."""
+        """The reject of a file that cannot be read; its sentence names neither file nor folder.
+
+        Raises:
+            MissingPackage: as it came: no file is at fault.
+        """
+        if isinstance(error, MissingPackage):
+            raise error
         reason = str(error) if self.show_names else without_names(str(error), path)
         code = error.code if isinstance(error, InvalidRecord) else code_of(str(error))
         return Reject(code, reason, id, self.name, self.place(path, at) if path else at)
