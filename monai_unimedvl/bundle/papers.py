@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,10 @@ def write_data_licences(folder: str | Path | None = None) -> Path:
 
 
 def document(report: str | Path, path: str | Path = DEFAULT, marker: str = "scores") -> Path:
-    """Put the scores of a saved report into the README and `eval_metrics` of every bundle with these weights.
+    """Put the scores of a saved report into the papers of every bundle with these weights.
+
+    They are README, `eval_metrics` and, of `path` itself, docs/MARKER.json: all rows, and the worst items of
+    each task, for whoever compares or shows them. In a checkout the project's own README is filled too.
 
     Args:
         report: the folder that `evaluate(out=...)` wrote.
@@ -61,17 +65,43 @@ def document(report: str | Path, path: str | Path = DEFAULT, marker: str = "scor
     Raises:
         ValueError: no report there, or no such place in the README.
     """
-    from monai_unimedvl.evaluation import Report  # slow to import: only who writes papers pays
+    from monai_unimedvl.evaluation import Report, fill  # slow to import: only who writes papers pays
 
     found = Report.load(report)
     _document(found, find(path), marker)
+    _keep(found, find(path), marker)
     if find(path).resolve().parent == places.BUNDLES.resolve():
         for name in places.available():
             folder = places.BUNDLES / name
             if metadata(folder).get("weights_of") == find(path).resolve().name:
                 if f"<!-- {marker} -->" in (folder / "docs" / "README.md").read_text("utf8"):
                     _document(found, folder, marker)
+        readme = places.BUNDLES.parent / "README.md"
+        if readme.is_file() and f"<!-- {marker} -->" in readme.read_text("utf8"):
+            fill(readme, marker, found.table(groups=False))
     return find(path) / "docs" / "README.md"
+
+
+def scores(marker: str = "scores", path: str | Path = DEFAULT) -> Report | None:
+    """The report that `document` filled in, without its items, or None; the worst are in `about["worst"]`."""
+    from monai_unimedvl.evaluation import Report, Row
+
+    file = find(path) / "docs" / f"{marker}.json"
+    if not file.is_file():
+        return None
+    said = json.loads(file.read_text("utf8"))
+    return Report([Row(**row) for row in said["rows"]], [], said["about"])
+
+
+def _keep(report: Report, folder: Path, marker: str) -> None:
+    """Write the rows of a report, one a line, and the worst items of each task."""
+    from monai_unimedvl.evaluation.examples import worst_of
+
+    about = {name: said for name, said in report.about.items() if name not in ("audits", "warnings")}
+    about["worst"] = worst_of(report.predictions)
+    rows = ",\n".join(json.dumps(asdict(row), ensure_ascii=False) for row in report.rows)
+    text = f'{{"about": {json.dumps(about, ensure_ascii=False, indent=1)},\n"rows": [\n{rows}\n]}}\n'
+    write(folder / "docs" / f"{marker}.json", text.encode())
 
 
 def _document(report: Report, folder: Path, marker: str) -> None:

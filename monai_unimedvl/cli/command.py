@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Any
 
 from monai_unimedvl import __version__
-from monai_unimedvl.cli import bundles, data_steps, measuring, public, scoring
+from monai_unimedvl.cli import bundles, data_steps, measuring, public, scoring, train_nano
 from monai_unimedvl.cli import convert as conversion
 from monai_unimedvl.cli import doctor as checkup
 from monai_unimedvl.cli import options as o
@@ -35,6 +35,7 @@ DOING = {
     "consolidate": ("train", "consolidate"),
     "data": ("data_steps", "run"),
     "label-app": ("label_app", "label_app"),
+    "train-nano": ("train_nano", "train_nano"),
 }
 
 Result = tuple[list[str], dict[str, Any]]  # lines for people, values for --json
@@ -145,7 +146,7 @@ def parser() -> argparse.ArgumentParser:
     demo = o.add(
         verbs, "demo", "write a page that shows every task on held-out scans", "--out demo", model=True
     )
-    demo.add_argument("--cases", type=o.whole(1), default=2, help="cases of each task (default: 2)")
+    demo.add_argument("--cases", type=o.whole(1), default=3, help="cases of each task (default: 3)")
     demo.add_argument(
         "--atlas", metavar="FOLDER", help="where `data fetch-atlas` put the scans (default: the cache)"
     )
@@ -168,6 +169,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     add_training(verbs)
+    train_nano.add_options(verbs)
 
     data_steps.add_options(verbs)
 

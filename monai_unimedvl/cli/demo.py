@@ -10,12 +10,13 @@ import platform
 import time
 from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from monai_unimedvl import __version__, bundle, provenance
+from monai_unimedvl.cli.cards import SIGNS, card, description, drawing, edit
 from monai_unimedvl.cli.command import Result
 from monai_unimedvl.cli.reading import device
 from monai_unimedvl.cli.stage import ABOUT, NAMES, SECTIONS, STEPS, TASKS, Item, Stage, score, scored
@@ -30,7 +31,6 @@ from monai_unimedvl.provenance import Facts
 
 HISTORY = "History: headache for three weeks. Lab: CRP 4 mg/L."
 ABOVE = {True: "\u25b2", False: "\u25bc"}
-SIGNS = {True: "\u2713", False: "\u2717"}
 FETCH = "`unimedvl data fetch-atlas`"
 
 
@@ -76,9 +76,9 @@ def lead(stage: Stage) -> list[str]:
             " the slices below."
         ),
         (
-            "Cases are drawn at random by the seed, not chosen; the worst of each task stand under"
-            " \u201cWhere it fails\u201d. \u25b2 is better than the best baseline of that task, \u25bc is"
-            f" not.{absent}"
+            f"{stage.shown} cases of each task are drawn at random by the seed {stage.seed}, not chosen;"
+            " the worst of each task stands under \u201cWhere it fails\u201d. \u25b2 is better than the best"
+            f" baseline of that task, \u25bc is not.{absent}"
         ),
         "Pictures in a dashed frame are synthetic. Research software: nothing here is for diagnosis.",
     ]
@@ -174,26 +174,11 @@ def questions(stage: Stage) -> Section | None:
 
 def descriptions(stage: Stage) -> Section | None:
     """Some pictures, each with the model's words and the true ones."""
-    cards = []
-    for found in stage.shown_of("caption"):
-        item, scores = stage.items[found["id"]], found["scores"]
-        blind = found["baselines"]["token F1"]["blind"]
-        good = scores["token F1"] > blind
-        cards.append(
-            Card(
-                stage.title(item),
-                [Figure(trivial.shown(item), "input (real)", f"F1 {scores['token F1']:.2f}", good)],
-                [
-                    ("model", found["said"]),
-                    ("truth", found["truth"]),
-                    ("baseline", f"word F1 {blind:.2f}"),
-                ],
-                credit=stage.credit(item),
-            )
-        )
+    cards = [description(stage, found) for found in stage.shown_of("caption")]
     return Section(
         "Descriptions",
-        "The truth is made of labels and masks, not written by a radiologist. Word F1 is shared words; the"
+        "The truth is made of labels and masks, not written by a radiologist. Label F1 compares what the"
+        " words say, decoded: contrast, plane, level, regions, tumour; word F1 counts shared words. The"
         " baseline is the most frequent description of training.",
         cards,
     ) if cards else None  # fmt: skip
@@ -201,45 +186,15 @@ def descriptions(stage: Stage) -> Section | None:
 
 def drawings(stage: Stage) -> Section | None:
     """Some drawings, each beside the real slice of the same words."""
-    cards = []
-    for found in stage.shown_of("text-to-image"):
-        cards.append(drawing(stage, found))
+    cards = [drawing(stage, found) for found in stage.shown_of("text-to-image")]
     return Section(
         "Drawn from words",
         "Beside each drawing stands the real held-out slice with the same words; they need not be the same"
-        " picture. A small classifier, trained on real slices, names contrast and plane of both; the baseline"
-        " always names the most frequent kind.",
+        " picture. A small classifier, trained on real slices, names contrast, plane and level; \u2713 and"
+        " \u25b2 go by contrast and plane. Baselines name the most frequent kind, or show the training image"
+        " with the most similar words.",
         cards,
     ) if cards else None  # fmt: skip
-
-
-def drawing(stage: Stage, found: Mapping[str, Any]) -> Card:
-    """A drawing, the real slice, and what the judge takes them for."""
-    item = stage.items[found["id"]]
-    good, real = bool(found["scores"]["contrast and plane"]), found["ceiling"]["contrast and plane"]
-    usual = found["baselines"]["contrast and plane"]["usual kind"]
-    named = ", ".join(filter(None, found["named"]))
-    figures = [
-        Figure(
-            stage.image(found),
-            "model",
-            f"named {named or 'nothing'}",
-            good,
-            stage.facts(found),
-        ),
-        Figure(
-            item["truth"], "real, same words", f"{SIGNS[bool(real)]} named {'right' if real else 'wrong'}"
-        ),
-    ]
-    lines = [
-        ("words", found["asked"]),
-        ("baseline", f"usual kind: {'right' if usual else 'wrong'}"),
-        (
-            "nearest",
-            f"correlation {found['nearest']:.2f} to the nearest training picture (above 0.98: a copy)",
-        ),
-    ]
-    return Card(stage.title(item, NAMES["text-to-image"]), figures, lines, credit=stage.credit(item))
 
 
 def edits(stage: Stage, title: str, tasks: Sequence[str]) -> Section | None:
@@ -253,32 +208,6 @@ def edits(stage: Stage, title: str, tasks: Sequence[str]) -> Section | None:
         else ""
     )
     return Section(title, ABOUT[title], cards, note) if cards or note else None
-
-
-def edit(stage: Stage, found: Mapping[str, Any]) -> Card:
-    """Input, drawing, best baseline, truth; scores under each."""
-    item = stage.items[found["id"]]
-    metric = "Dice" if item["task"] in LEGENDS else "PSNR"
-    name, best = stage.baseline(found)
-    score, guesses = found["scores"][metric], found["baselines"][metric]
-    kept = next((key for key in ("identity", "bicubic") if key in guesses), None)
-    under = "" if kept is None else f"{kept} {scored(metric, guesses[kept])}"
-    figures = [
-        Figure(trivial.shown(item), "input (real)", under),
-        Figure(stage.image(found), "model", scored(metric, score), score > best, stage.facts(found)),
-    ]
-    if name and name != kept:
-        image = stage.fitted(item["task"])[name](item)
-        figures.append(Figure(image, "baseline", f"{name} {scored(metric, best)}"))
-    ceiling = found["ceiling"].get(metric)
-    label = f"ceiling {scored(metric, ceiling)}" if ceiling is not None and ceiling == ceiling else ""
-    figures.append(Figure(item["truth"], "truth (real)", label))
-    return Card(
-        stage.title(item, NAMES[item["task"]]),
-        figures,
-        credit=stage.credit(item),
-        legend=LEGENDS.get(item["task"], {}),
-    )
 
 
 def unified(stage: Stage) -> Section | None:
@@ -337,29 +266,30 @@ def unified(stage: Stage) -> Section | None:
 
 
 def failures(stage: Stage) -> Section:
-    """The case of each task that lies furthest below its best baseline, or the lowest where none does."""
-    cards = []
-    for task in [task for tasks in TASKS.values() for task in tasks]:
-        metric = "Dice" if task in LEGENDS else "PSNR"
-        rated = [(f["scores"][metric] - stage.baseline(f)[1], f["id"], f) for f in stage.of(task)]
-        rated = [rate for rate in rated if rate[0] == rate[0]]
-        if rated:
-            cards.append((min(rated)[0] < 0, edit(stage, min(rated)[2])))
-    cards.sort(key=lambda pair: not pair[0])
-    wrong = [f for f in stage.of("text-to-image") if not f["scores"]["contrast and plane"]]
-    drawn = [drawing(stage, wrong[0])] if wrong else []
-    answers = [f for f in stage.of("vqa") if not f["scores"]["exact match"]]
+    """The worst case of each task, of all held-out items where the evaluation of these weights is at hand."""
+    cards, wholes = [], 0
+    for task in NAMES:
+        found, whole = stage.worst(task)
+        if found is not None:
+            wholes += whole
+            cards.append(card(stage, found))
     rows: list[list[Any]] = [["question", "model", "truth"]]
-    for found in answers[: 3 * stage.shown]:
+    for found in [one for one in stage.of("vqa") if not one["scores"]["exact match"]][: 3 * stage.shown]:
         question = stage.items[found["id"]]["turns"][0].parts[-1]
         rows.append([question, (found["said"] or "(nothing)", False), found["truth"]])
     wrongs = [Card("Wrong answers", rows=rows)] if len(rows) > 1 else []
+    if cards and wholes == len(cards):
+        among = "all held-out items, by the evaluation that came with these weights, drawn again here"
+    elif wholes:
+        among = f"all held-out items for {wholes} tasks, and for the others of those tried for this page"
+    else:
+        among = "the items tried for this page"
     return Section(
         "Where it fails",
-        "Of every drawing task the worst of the items tried, by its distance to the best baseline; at \u25bc"
-        " a method without a model did better. Then a drawing that was not recognised,"
-        " if any, and answers that are wrong.",
-        [card for _, card in cards] + drawn + wrongs,
+        f"The worst case of each task, of {among}: drawings by their distance to the best baseline (at"
+        " \u25bc a method without a model did better), answers by how sure a wrong one was, descriptions by"
+        " their labels, drawings from words by what was recognised. Then more answers that are wrong.",
+        [*cards, *wrongs],
     )
 
 

@@ -17,7 +17,8 @@ from monai_unimedvl.data.atlas import LEGENDS
 from monai_unimedvl.data.fetch import licences
 from monai_unimedvl.evaluation import AtlasBenchmark, Report
 from monai_unimedvl.evaluation import baselines as trivial
-from monai_unimedvl.evaluation.asking import DRAWING, EDITING
+from monai_unimedvl.evaluation.asking import DRAWING, EDITING, weights_hash
+from monai_unimedvl.evaluation.examples import worst_of
 from monai_unimedvl.evaluation.image import dice, labels_from_colours, psnr
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.provenance import Facts
@@ -113,6 +114,41 @@ class Stage:
         longest = max(map(len, by_section.values()), default=0)
         return [found[i] for i in range(longest) for found in by_section.values() if i < len(found)]
 
+    @cached_property
+    def known_worst(self) -> dict[str, str]:
+        """task -> id of its worst held-out item that is here, by the papers of these very weights."""
+        try:
+            papers = bundle.scores(path=self.model)
+        except (OSError, ValueError, KeyError, TypeError):
+            papers = None  # papers of a hand-made bundle: the items tried are looked at instead
+        if papers is None or papers.about.get("weights") not in (self.hash, weights_hash(self.network)):
+            return {}
+        here = {
+            task: [one["id"] for one in found if one["id"] in self.items]
+            for task, found in papers.about.get("worst", {}).items()
+        }
+        return {task: ids[0] for task, ids in here.items() if ids}
+
+    @cached_property
+    def worst_report(self) -> Report | None:
+        """The worst items of `known_worst`, drawn and scored as everything on the page."""
+        if not self.known_worst:
+            return None
+        return self.bench.run(
+            self.network, self.tokenizer, only=set(self.known_worst.values()), steps=STEPS, drawing=DRAWING,
+            progress=not self.quiet,
+        )  # fmt: skip
+
+    def worst(self, task: str) -> tuple[dict[str, Any] | None, bool]:
+        """The worst prediction of a task or None, and whether it is that of all held-out items."""
+        if self.worst_report is not None and task in self.known_worst:
+            for found in self.worst_report.predictions:
+                if found["id"] == self.known_worst[task]:
+                    return found, True
+        listed = worst_of(self.of(task)).get(task, [])
+        name = listed[0]["id"] if listed else ""
+        return next((found for found in self.of(task) if found["id"] == name), None), False
+
     def shown_of(self, task: str) -> list[dict[str, Any]]:
         """The first predictions of a task, as many as the page shows."""
         return self.of(task)[: self.shown]
@@ -140,7 +176,9 @@ class Stage:
     def image(self, found: Mapping[str, Any]) -> Tensor:
         """The drawing of a prediction, (3, H, W) in [0, 1]."""
         name, place = found["image"]
-        return self.report.images[name][place].float() / 255
+        own = self.worst_report
+        drawn = own if own is not None and any(found is one for one in own.predictions) else self.report
+        return drawn.images[name][place].float() / 255
 
     def facts(self, found: Mapping[str, Any]) -> Facts:
         """How the benchmark's image of a prediction came about."""

@@ -60,7 +60,7 @@ class SetScores:
 
 def compare_sets(
     drawn: Tensor, real: Tensor, *, encoder: str, seed: int = 0, resamples: int = RESAMPLES,
-    neighbours: int = NEIGHBOURS, level: float = 0.95,
+    neighbours: int = NEIGHBOURS, level: float = 0.95, loud: bool = True,
 ) -> SetScores:  # fmt: skip
     """All six measures of a set of drawn images against real ones.
 
@@ -68,6 +68,7 @@ def compare_sets(
         drawn, real: features (M, D) and (N, D).
         encoder: its name, for the report.
         resamples: of the kernel distance and the shares; of the Frechet distance a tenth.
+        loud: log the warnings too.
 
     Raises:
         ValueError: features of other shapes, or no numbers; fewer images than neighbours + 1.
@@ -82,7 +83,7 @@ def compare_sets(
         )
     if fewest < 100:
         warnings.append(f"{fewest} images: intervals of fewer than 100 are themselves uncertain.")
-    for line in warnings:
+    for line in warnings if loud else ():
         log.warning("%s: %s", encoder, line)
     kernel = kernel_distance(drawn, real)
     low, high = kernel_interval(drawn, real, seed=seed, resamples=resamples, level=level)

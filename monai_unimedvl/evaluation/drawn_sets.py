@@ -75,9 +75,10 @@ def set_rows(
         return [], [f"{task}, {section}: {fewest} images are too few for a distance between sets."]
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))
     wanted = encoder(real)
-    ours = compare_sets(encoder(drawn), wanted, encoder=encoder.name, seed=seed)
+    quiet: dict[str, Any] = {"encoder": encoder.name, "seed": seed, "loud": False}  # `about` has them
+    ours = compare_sets(encoder(drawn), wanted, **quiet)
     theirs = {
-        name: compare_sets(encoder(images), wanted, encoder=encoder.name, seed=seed, resamples=20)
+        name: compare_sets(encoder(images), wanted, resamples=20, **quiet)
         for name, images in {REAL: training[order[: len(drawn)]], **(guesses or {})}.items()
     }
     rows = [

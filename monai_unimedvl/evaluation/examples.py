@@ -120,7 +120,7 @@ def _rank(one: Mapping[str, Any], baseline: str) -> float | None:
     scores = one["scores"]
     metric, score = next(iter(scores.items()))
     if one["task"] == "vqa":
-        return None if score or one["logprob"] is None else -math.exp(one["logprob"])
+        return None if score else -math.exp(one.get("logprob") or 0.0)
     if one["task"] == "caption":
         return float(scores.get("label F1", score))
     if one["task"] == "text-to-image":

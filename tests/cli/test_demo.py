@@ -19,7 +19,7 @@ from monai_unimedvl.cli.demo import every_section, foot, glance, lead
 from monai_unimedvl.cli.stage import NAMES, PACKAGES, STEPS, TASKS, Stage
 from monai_unimedvl.data.atlas import INSTRUCTIONS, LEGENDS
 from monai_unimedvl.data.fetch import licences
-from monai_unimedvl.evaluation import AtlasBenchmark
+from monai_unimedvl.evaluation import AtlasBenchmark, Report
 from monai_unimedvl.evaluation.image import paint
 from monai_unimedvl.evaluation.page import Card, Figure, Section, markdown_tables, page
 from monai_unimedvl.provenance import Facts
@@ -139,6 +139,37 @@ def test_the_worst_case_of_each_task_is_among_the_failures(stage):
         worst = min(stage.of(task), key=lambda found: found["scores"][metric] - stage.baseline(found)[1])
         assert any(card.credit.startswith(worst["id"]) for card in failures.cards)
     assert any(card.title == "Wrong answers" for card in failures.cards)
+
+
+def test_each_task_has_as_many_cases_as_asked_and_one_that_failed(stage):
+    whole = Stage(stage.network, stage.tokenizer, stage.model, seed=0, shown=3, benchmark=stage.bench)
+    whole.report = stage.report  # what was made for one case of each is enough for three
+    sections = [pages.descriptions(whole), pages.drawings(whole)]
+    sections += [pages.edits(whole, title, tasks) for title, tasks in TASKS.items()]
+    credits = [card.credit.split(" ")[0] for section in sections if section for card in section.cards]
+    assert len(set(credits)) == len(credits)
+    for task in set(ASKED) - {"vqa"}:
+        assert sum(name.startswith(f"{task}/") for name in credits) == 3, task
+    failed = [card.credit.split("/")[0] for card in pages.failures(whole).cards]
+    assert {"caption", "text-to-image", "seg-tissue", "sr4", "t1-to-gm", "h-to-ihc"} <= set(failed)
+
+
+def test_the_worst_of_all_items_comes_from_the_papers_of_the_same_weights(stage, monkeypatch):
+    listed = {"sr4": [{"id": "sr4/elsewhere/9"}, {"id": "sr4/icbm09a/test-1"}], "vqa": []}
+    papers = Report([], [], {"weights": stage.hash, "worst": listed})
+    monkeypatch.setattr(bundle, "scores", lambda path: papers)
+    fresh = Stage(stage.network, stage.tokenizer, stage.model, seed=0, shown=1, benchmark=stage.bench)
+    fresh.report = stage.report
+    assert fresh.known_worst == {"sr4": "sr4/icbm09a/test-1"}, "an item that is not here is passed over"
+    found, whole = fresh.worst("sr4")
+    assert whole and found["id"] == "sr4/icbm09a/test-1" and not fresh.worst("seg-tissue")[1]
+    same = next(one for one in stage.report.predictions if one["id"] == found["id"])
+    assert found["scores"]["PSNR"] == pytest.approx(same["scores"]["PSNR"], abs=0.05)
+    assert (fresh.image(found) - stage.image(same)).abs().max() <= 1 / 255 + 1e-6
+    assert "all held-out items for 1 tasks" in pages.failures(fresh).about
+    papers.about["weights"] = "another"
+    other = Stage(stage.network, stage.tokenizer, stage.model, seed=0, shown=1, benchmark=stage.bench)
+    assert other.known_worst == {}, "papers of other weights say nothing of these"
 
 
 def test_the_demo_writes_the_page_and_its_manifest(command, stage, monkeypatch, tmp_path):
