@@ -23,10 +23,12 @@ from statistics import median, quantiles
 
 import torch
 
+SUMMARY = "inference"  # the section that comes first
 RESULTS = Path(__file__).parent / "RESULTS.md"
 TITLE = """# Results
 
-Written by `make bench`; each section by its script. Sides take turns in one process; numbers are medians of
+Written by `make bench` (the summary and what it rests on) and by each section's own script (`make bench-all`
+runs them all, for hours). Sides take turns in one process; numbers are medians of
 all units (quartiles in brackets), ratios are the baseline's median over ours: above 1 we are faster. `CPU` is
 the processor time of the process, which a busy machine cannot inflate by making us wait: where the load is
 above the number of cores, the wall clock says little.
@@ -93,18 +95,38 @@ def arguments(about: str) -> argparse.Namespace:
     return options
 
 
-def report(about: str, cells: Sequence[Sequence[str]], options: argparse.Namespace, load: float) -> None:
-    """Print the section of this script, and put it into RESULTS.md."""
-    name = Path(sys.argv[0]).stem
+def report(
+    about: str,
+    cells: Sequence[Sequence[str]],
+    options: argparse.Namespace,
+    load: float,
+    *,
+    name: str = "",
+    quiet: bool = False,
+) -> None:
+    """Print the section of this script, or the one named, and put it into RESULTS.md; `quiet` only puts."""
+    script = Path(sys.argv[0]).stem
+    name = name or script
     table = ["| " + " | ".join(line) + " |" for line in cells]
     table.insert(1, "|" + "---|" * len(cells[0]))
-    section = "\n".join([f"## {name}", "", about, "", *table, "", _circumstances(name, options, load), ""])
-    print(section)
+    section = "\n".join([f"## {name}", "", about, "", *table, "", _circumstances(script, options, load), ""])
+    if not quiet:
+        print(section)
     if not options.show:
-        old = RESULTS.read_text("utf8") if RESULTS.is_file() else TITLE
-        parts = re.split(r"(?m)^(?=## )", old)
-        kept = [part.strip() for part in parts[1:] if not part.startswith(f"## {name}\n")]
-        RESULTS.write_text("\n\n".join([TITLE.strip(), *sorted([*kept, section.strip()])]) + "\n", "utf8")
+        kept = {title: part for title, part in sections().items() if title != name}
+        kept[name] = section.strip()
+        order = sorted(kept, key=lambda title: (title != SUMMARY, title))
+        whole = "\n\n".join([TITLE.strip(), *(kept[title] for title in order)]) + "\n"
+        beside = RESULTS.with_suffix(".partial")
+        beside.write_text(whole, "utf8")
+        beside.replace(RESULTS)
+
+
+def sections() -> dict[str, str]:
+    """The sections of RESULTS.md by their names."""
+    old = RESULTS.read_text("utf8") if RESULTS.is_file() else TITLE
+    parts = re.split(r"(?m)^(?=## )", old)[1:]
+    return {part.split("\n", 1)[0].removeprefix("## "): part.strip() for part in parts}
 
 
 def load_average() -> float:
@@ -113,6 +135,8 @@ def load_average() -> float:
 
 
 def _spread(seconds: Sequence[float]) -> str:
+    if len(seconds) < 2:
+        return f"{1000 * seconds[0]:.2f}"
     low, middle, high = (1000 * x for x in quantiles(seconds, n=4))
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 

@@ -9,12 +9,12 @@ transformers in bfloat16. The linear layers alone are the floor of any decoder o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from _timing import HEAD, Side, arguments, load_average, report, rows, take_turns
+from _timing import HEAD, Side, Watch, arguments, load_average, report, rows, take_turns
 from torch import Tensor, nn
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 from transformers.generation.streamers import BaseStreamer
@@ -174,43 +174,56 @@ def twin(network: UniMedVL, shape: dict[str, Any]) -> Qwen2ForCausalLM:
     return model.eval()
 
 
+FLOOR = "its linear layers alone, compiled"
+SIDES = ("as it comes", "compiled", "compiled, query and key norms", "int8", "int8, compiled", "int4", FLOOR)
+ABOUT = (
+    "Greedy decoding, batch 1, after 130 words: milliseconds a word. "
+    "In bfloat16 the two round differently, and the words of a random network can part."
+)
+COLUMNS = ["shape", "weights", *HEAD]
+
+
+def measured(
+    label: str, dtype: torch.dtype, rounds: int | None = None, chosen: Sequence[str] = SIDES
+) -> tuple[dict[str, Watch], list[list[str]]]:
+    """transformers first, then the sides that are chosen, in turns; and their rows under `COLUMNS`."""
+    shape, count, usual = SHAPES[label]
+    marks = Marks(*range(shape["vocab_size"] - 4, shape["vocab_size"]))
+    chance = torch.Generator().manual_seed(1)
+    prompt = torch.randint(0, shape["vocab_size"] - 4, (READ,), generator=chance)
+    plain = network(shape, dtype)
+    weights = dict(plain.state_dict())
+    said: dict[str, list[int]] = {"transformers": []}
+    sides = {"transformers": theirs(twin(plain, shape), marks, prompt, count, said["transformers"])}
+    for name in chosen:
+        kind, bits = name.split(",")[0], name.startswith("int")
+        if name == FLOOR:
+            sides[name] = linears(plain, count)
+            continue
+        if bits and dtype != torch.bfloat16:
+            continue
+        made = plain if name == "as it comes" else network(shape, dtype, weights, normed="norms" in name)
+        made = few_bits(made, kind) if bits else made
+        made = compile_words(made) if "compiled" in name else made
+        sides[name] = ours(made, marks, prompt, count, said.setdefault(name, []))
+    watches = take_turns(sides, rounds or usual)
+    same = count
+    for name in ("as it comes", "compiled"):
+        if name in said:
+            same = sum(a == b for a, b in zip(said["transformers"], said[name], strict=True))
+            assert dtype == torch.bfloat16 or same == count, f"said {said[name]}"
+    about = f"{str(dtype).removeprefix('torch.')}, {same}/{count} words equal"
+    return watches, rows([label, about], watches)
+
+
 def main() -> None:
     """Every shape in both precisions."""
     options, load = arguments(__doc__ or ""), load_average()
-    cells = [["shape", "weights", *HEAD]]
-    for label, (shape, count, rounds) in SHAPES.items():
-        marks = Marks(*range(shape["vocab_size"] - 4, shape["vocab_size"]))
-        chance = torch.Generator().manual_seed(1)
-        prompt = torch.randint(0, shape["vocab_size"] - 4, (READ,), generator=chance)
+    cells = [COLUMNS]
+    for label in SHAPES:
         for dtype in (torch.float32, torch.bfloat16):
-            plain = network(shape, dtype)
-            nets = {"as it comes": plain}
-            nets["compiled"] = compile_words(network(shape, dtype, dict(plain.state_dict()), normed=False))
-            nets["compiled, query and key norms"] = compile_words(
-                network(shape, dtype, dict(plain.state_dict()))
-            )
-            if dtype == torch.bfloat16:
-                for kind in ("int8", "int4"):
-                    copy = network(shape, dtype, dict(plain.state_dict()), normed=False)
-                    nets[kind] = few_bits(copy, kind)
-                    if kind == "int8":
-                        nets["int8, compiled"] = few_bits(
-                            network(shape, dtype, dict(plain.state_dict()), normed=False), kind
-                        )
-                        compile_words(nets["int8, compiled"])
-            said: dict[str, list[int]] = {name: [] for name in ("transformers", *nets)}
-            sides = {"transformers": theirs(twin(plain, shape), marks, prompt, count, said["transformers"])}
-            sides |= {name: ours(one, marks, prompt, count, said[name]) for name, one in nets.items()}
-            sides["its linear layers alone, compiled"] = linears(plain, count)
-            watches = take_turns(sides, options.rounds or rounds)
-            for name in ("as it comes", "compiled"):
-                same = sum(a == b for a, b in zip(said["transformers"], said[name], strict=True))
-                assert dtype == torch.bfloat16 or same == count, f"said {said[name]}"
-            name = f"{str(dtype).removeprefix('torch.')}, {same}/{count} words equal"
-            cells += rows([label, name], watches)
-    about = "Greedy decoding, batch 1, after 130 words: milliseconds a word. "
-    about += "In bfloat16 the two round differently, and the words of a random network can part."
-    report(about, cells, options, load)
+            cells += measured(label, dtype, options.rounds)[1]
+    report(ABOUT, cells, options, load)
 
 
 if __name__ == "__main__":

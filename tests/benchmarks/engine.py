@@ -3,8 +3,8 @@
 
 - 8 prompts of 40 to 180 words together, by `Engine`, against one after the other: a unit is all eight.
 - 8 questions about one image of 16 x 16 patches, which share it, against eight requests of their own.
-- A word at 4,096 tokens of context, against a cache that is copied at each word (the public scheme: keys and
-  values of every layer go into fresh tensors), and against a word at 128.
+- A word at 4,096 tokens of context, against the public scheme (layers as they come, and a cache that is
+  copied at each word: keys and values of every layer go into fresh tensors), and against a word at 128.
 - Resident memory of the process after 50 and after 200 requests of different lengths.
 """
 
@@ -13,16 +13,17 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
-from _timing import HEAD, Side, arguments, load_average, report, rows, take_turns
+import torch.nn.functional as F
+from _timing import HEAD, Side, Watch, arguments, load_average, report, rows, take_turns
 
 from monai_unimedvl.inferers import Context, Engine, Sampling, words
 from monai_unimedvl.networks.fast import make_fast
+from monai_unimedvl.networks.layers import rotary
 from monai_unimedvl.networks.unimedvl import UniMedVL, from_config
-from monai_unimedvl.sequence import Marks, Text, View
+from monai_unimedvl.sequence import Marks, Routes, Text, View
 
 WORDS = 24  # of each answer
 SHAPES: dict[str, dict[str, Any]] = {
@@ -32,6 +33,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 MARKS = Marks(8188, 8189, 8190, 8191)
+ALONE = Routes(1, 0)  # one token of the expert that understands
 
 
 class Bare:
@@ -108,25 +110,61 @@ def apart(network: UniMedVL, batch: list[list[Any]], said: list[Any]) -> Side:
     return side
 
 
-def at(network: UniMedVL, tokens: int, copied: bool, count: int = 8) -> Side:
-    """Words with so many tokens of past; `copied`: each word copies keys and values of every layer."""
-    context = Context(network, Bare(), samples=1, capacity=tokens + count + 8)  # type: ignore[arg-type]
+def at(network: UniMedVL, tokens: int, count: int, said: list[int]) -> Side:
+    """Words with so many tokens of past."""
+    context = past_of(network, tokens, count)
     cache = context.cache
-    cache.keys.normal_(generator=torch.Generator().manual_seed(0))
-    cache.values.normal_(generator=torch.Generator().manual_seed(1))
 
     def side(tick: Callable[[], None]) -> None:
+        said.clear()
         cache.lengths[0] = cache.positions[0] = tokens
         context.unread[0] = []
         tick()
-        for _ in words(context, Sampling(count)):
-            if copied:
-                n = cache.lengths[0]
-                for layer in range(len(cache.keys)):
-                    for kept in (cache.keys, cache.values):
-                        old = kept[layer, 0, :, :n].transpose(0, 1)  # (n, K, E)
-                        new = old.new_zeros(old.shape)
-                        new[torch.arange(n)] = old
+        for (word,) in words(context, Sampling(count)):
+            tick()
+            said.append(word.id if word.id is not None else -1)
+
+    return side
+
+
+def past_of(network: UniMedVL, tokens: int, count: int) -> Context:
+    """A context of one sample whose past is random numbers."""
+    context = Context(network, Bare(), samples=1, capacity=tokens + count + 8)  # type: ignore[arg-type]
+    context.cache.keys.normal_(generator=torch.Generator().manual_seed(0))
+    context.cache.values.normal_(generator=torch.Generator().manual_seed(1))
+    return context
+
+
+def public(network: UniMedVL, tokens: int, count: int, said: list[int]) -> Side:
+    """The public scheme, written from a description of it: at each word every layer makes fresh tensors for
+    keys and values, and writes the past and the new ones into them by lists of places."""
+    decoder = network.decoder
+    cache = past_of(network, tokens, count).cache
+    kept = [
+        (k[0, :, :tokens].transpose(0, 1).contiguous(), v[0, :, :tokens].transpose(0, 1).contiguous())
+        for k, v in zip(cache.keys, cache.values, strict=True)
+    ]
+
+    @torch.no_grad()
+    def side(tick: Callable[[], None]) -> None:
+        past, id_ = list(kept), MARKS.text_start
+        said.clear()
+        tick()
+        for n in range(tokens, tokens + count):
+            x = decoder.embed(torch.tensor([id_]))
+            cos, sin = rotary(torch.tensor([n]), decoder.head_size, decoder.rope_theta)
+            rope, old, new = (cos.to(x.dtype), sin.to(x.dtype)), torch.arange(n), torch.tensor([n])
+            for i, layer in enumerate(decoder.layers):
+                q, k, v = layer.attention.project(layer.norm1(x, ALONE), ALONE, rope)
+                keys, values = k.new_zeros(n + 1, *k.shape[1:]), v.new_zeros(n + 1, *v.shape[1:])
+                keys[new], keys[old], values[new], values[old] = k, past[i][0], v, past[i][1]
+                past[i] = (keys, values)
+                q, k, v = (part.transpose(0, 1)[None] for part in (q, keys, values))
+                y = F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] > k.shape[1])
+                x = x + layer.attention.out(y[0].transpose(0, 1).flatten(1), ALONE)
+                x = x + layer.mlp(layer.norm2(x, ALONE), ALONE)
+            id_ = int(F.linear(decoder.norm(x, ALONE), decoder.embed.weight).argmax())
+            said.append(id_)
             tick()
 
     return side
@@ -154,36 +192,54 @@ def _resident() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
+ABOUT = "Several at once, against each alone; and a word at a long past."
+COLUMNS = ["shape", "weights", "what", *HEAD]
+LABEL = "27M: hidden 512, 8 layers"
+
+
+def at_once(made: UniMedVL, name: str, image: bool, rounds: int) -> tuple[dict[str, Watch], list[list[str]]]:
+    """Eight prompts, or questions about one image, together and apart."""
+    batch, said = prompts(image), ([], [])
+    sides = {
+        "one after the other": apart(made, batch, said[0]),
+        "together": together(made, batch, said[1]),
+    }
+    watches = take_turns(sides, rounds)
+    same = sum(a == b for a, b in zip(*said, strict=True))
+    assert made.decoder.embed.weight.dtype == torch.bfloat16 or same == 8, f"{8 - same} answers differ"
+    what = "8 questions, one image" if image else "8 prompts"
+    return watches, rows([LABEL, name, f"{what}, {same}/8 answers equal"], watches)
+
+
+def long_past(
+    made: UniMedVL, name: str, rounds: int, count: int = 6
+) -> tuple[dict[str, Watch], list[list[str]]]:
+    """A word at 4,096 tokens by the public scheme and by ours, and at 128 by ours."""
+    said: list[list[int]] = [[], [], []]
+    sides = {
+        "public scheme, 4,096 tokens": public(made, 4096, count, said[0]),
+        "4,096 tokens": at(made, 4096, count, said[1]),
+        "128 tokens": at(made, 128, count, said[2]),
+    }
+    watches = take_turns(sides, rounds)
+    assert made.decoder.embed.weight.dtype == torch.bfloat16 or said[0] == said[1], f"said {said}"
+    return watches, rows([LABEL, name, "a word"], watches)
+
+
 def main() -> None:
     """All of it, plain and fast, in both precisions."""
     options, load = arguments(__doc__ or ""), load_average()
-    cells = [["shape", "weights", "what", *HEAD]]
-    for label, shape in SHAPES.items():
-        for dtype in (torch.float32, torch.bfloat16):
-            for fast in (False, True):
-                made = network(shape, dtype, fast)
-                name = f"{str(dtype).removeprefix('torch.')}, {'make_fast' if fast else 'as it comes'}"
-                for what, image in (("8 prompts", False), ("8 questions, one image", True)):
-                    batch, said = prompts(image), ([], [])
-                    sides = {
-                        "one after the other": apart(made, batch, said[0]),
-                        "together": together(made, batch, said[1]),
-                    }
-                    watches = take_turns(sides, options.rounds or 3)
-                    same = sum(a == b for a, b in zip(*said, strict=True))
-                    assert dtype == torch.bfloat16 or same == 8, f"{8 - same} answers differ"
-                    cells += rows([label, name, f"{what}, {same}/8 answers equal"], watches)
-                sides = {
-                    "cache copied a word": at(made, 4096, True),
-                    "at 4096 tokens": at(made, 4096, False),
-                    "at 128 tokens": at(made, 128, False),
-                }
-                watches = take_turns(sides, options.rounds or 3)
-                flat = median(watches["at 4096 tokens"].cpu) / median(watches["at 128 tokens"].cpu)
-                cells += rows([label, name, f"a word; 4096 takes {flat:.2f} times 128"], watches)
-    grown = growth(network(SHAPES["27M: hidden 512, 8 layers"], torch.float32, False))
-    about = "Several at once, against each alone. Resident memory after 50, 100, 150 and 200 requests: "
-    about += f"{', '.join(grown[:-1])} MiB ({grown[-1]} from 50 to 200; at most +20 wanted)."
+    cells = [COLUMNS]
+    for dtype in (torch.float32, torch.bfloat16):
+        for fast in (False, True):
+            made = network(SHAPES[LABEL], dtype, fast)
+            name = f"{str(dtype).removeprefix('torch.')}, {'make_fast' if fast else 'as it comes'}"
+            for image in (False, True):
+                cells += at_once(made, name, image, options.rounds or 3)[1]
+            cells += long_past(made, name, options.rounds or 3)[1]
+    grown = growth(network(SHAPES[LABEL], torch.float32, False))
+    about = f"{ABOUT} Resident memory after 50, 100, 150 and 200 requests: {', '.join(grown[:-1])} MiB "
+    about += f"({grown[-1]} from 50 to 200; at most +20 wanted)."
     report(about, cells, options, load)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from _timing import HEAD, Side, arguments, load_average, report, rows, take_turns
+from _timing import HEAD, Side, Watch, arguments, load_average, report, rows, take_turns
 from decode import READ, SHAPES, network, twin
 from torch import Tensor
 from transformers import DynamicCache, Qwen2ForCausalLM
@@ -48,34 +48,44 @@ def theirs(model: Qwen2ForCausalLM, ids: Tensor, count: int, read: list[Tensor])
     return side
 
 
+ABOUT = "Reading 128 words: milliseconds a prompt."
+COLUMNS = ["shape", "weights", *HEAD]
+COUNTS = {"27M: hidden 512, 8 layers": 6, "0.5B: hidden 896, 24 layers": 1}  # prompts a round
+
+
+def measured(
+    label: str, dtype: torch.dtype, rounds: int | None = None
+) -> tuple[dict[str, Watch], list[list[str]]]:
+    """transformers, then our plain and our fast layers, in turns; and their rows under `COLUMNS`."""
+    shape, _, usual = SHAPES[label]
+    marks = Marks(*range(shape["vocab_size"] - 4, shape["vocab_size"]))
+    chance = torch.Generator().manual_seed(1)
+    prompt = torch.randint(0, shape["vocab_size"] - 4, (READ - 2,), generator=chance)
+    ids = torch.tensor([marks.text_start, *prompt.tolist(), marks.text_end])
+    plain, count = network(shape, dtype), COUNTS[label]
+    fast = make_fast(network(shape, dtype, dict(plain.state_dict()), normed=False))
+    read: list[list[Tensor]] = [[], [], []]
+    sides = {
+        "transformers": theirs(twin(plain, shape), ids, count, read[0]),
+        "as it comes": ours(plain, marks, prompt, count, read[1]),
+        "make_fast": ours(fast, marks, prompt, count, read[2]),
+    }
+    watches = take_turns(sides, rounds or usual)
+    size = float(read[0][0].float().abs().max())
+    error = max(float((one[0] - read[0][0]).float().abs().max()) / size for one in read[1:])
+    assert error < (1e-3 if dtype == torch.float32 else 0.2), f"states differ by {error:.1g}"
+    about = f"{str(dtype).removeprefix('torch.')}, states within {error:.0e}"
+    return watches, rows([label, about], watches)
+
+
 def main() -> None:
     """The two larger shapes in both precisions."""
     options, load = arguments(__doc__ or ""), load_average()
-    names = ["transformers", "as it comes", "make_fast"]
-    cells = [["shape", "weights", *HEAD]]
-    for label, count in (("27M: hidden 512, 8 layers", 6), ("0.5B: hidden 896, 24 layers", 1)):
-        shape, _, rounds = SHAPES[label]
-        marks = Marks(*range(shape["vocab_size"] - 4, shape["vocab_size"]))
-        prompt = torch.randint(
-            0, shape["vocab_size"] - 4, (READ - 2,), generator=torch.Generator().manual_seed(1)
-        )
-        ids = torch.tensor([marks.text_start, *prompt.tolist(), marks.text_end])
+    cells = [COLUMNS]
+    for label in COUNTS:
         for dtype in (torch.float32, torch.bfloat16):
-            plain = network(shape, dtype)
-            fast = make_fast(network(shape, dtype, dict(plain.state_dict()), normed=False))
-            read: list[list[Tensor]] = [[], [], []]
-            sides = {
-                names[0]: theirs(twin(plain, shape), ids, count, read[0]),
-                names[1]: ours(plain, marks, prompt, count, read[1]),
-                names[2]: ours(fast, marks, prompt, count, read[2]),
-            }
-            watches = take_turns(sides, options.rounds or rounds)
-            size = float(read[0][0].float().abs().max())
-            error = max(float((one[0] - read[0][0]).float().abs().max()) / size for one in read[1:])
-            assert error < (1e-3 if dtype == torch.float32 else 0.2), f"states differ by {error:.1g}"
-            name = f"{str(dtype).removeprefix('torch.')}, states within {error:.0e}"
-            cells += rows([label, name], watches)
-    report("Reading 128 words: milliseconds a prompt.", cells, options, load)
+            cells += measured(label, dtype, options.rounds)[1]
+    report(ABOUT, cells, options, load)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One table of what inference shall reach: both sides of each row in turns, in this run.
+
+Drawing from words is the public `gen_image`: of its three forwards a step the third repeats the first, which
+is left out here; an edit has three different ones. A long past and drawings are held against transcriptions
+of the public scheme, all else against transformers or against ours alone.
+
+Rows that other scripts measure for long (the full size, solvers, answers of few bits, the server) are read
+from their sections of RESULTS.md, and say so. Rows in bfloat16 bind where the processor has amx_bf16. Why a
+row is not reached is told in LOG.md, with the profile.
+About ten minutes on one quiet core. The sections decode, draw, engine and prefill are written anew from the
+same measurements; their own scripts measure more shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import decode
+import draw
+import engine
+import prefill
+import torch
+from _timing import SUMMARY, Watch, arguments, load_average, report, sections
+
+from monai_unimedvl.networks.fast import make_fast
+
+SMALL, LARGE = "27M: hidden 512, 8 layers", "0.5B: hidden 896, 24 layers"
+FULL, HALF = torch.float32, torch.bfloat16
+LATENT = {8: ("64", 2.2), 16: ("256", 1.8), 32: ("1,024", 1.3)}  # tokens a side: tokens, wanted
+HEAD = ["what", "theirs", "ours", "**ratio**", "wanted", "reached"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Args:
+        ratio: theirs over ours, or what stands for it; None where it is told in `verdict`.
+        wanted: None where a row is only reported.
+        half: in bfloat16, so that it binds with amx_bf16 only.
+        most: `wanted` is an upper limit.
+    """
+
+    what: str
+    theirs: str
+    ours: str
+    ratio: float | None = None
+    wanted: float | None = None
+    half: bool = False
+    most: bool = False
+    verdict: str = ""
+
+    def cells(self) -> list[str]:
+        """Under `HEAD`."""
+        ratio = "" if self.ratio is None else f"**{self.ratio:.2f}**"
+        sign = "<=" if self.most else ">="
+        wanted = "" if self.wanted is None else f"{sign} {self.wanted:g}"
+        return [self.what, self.theirs, self.ours, ratio, wanted, self.verdict or self._verdict()]
+
+    def _verdict(self) -> str:
+        if self.wanted is None or self.ratio is None:
+            return "reported"
+        if self.ratio <= self.wanted if self.most else self.ratio >= self.wanted:
+            return "yes"
+        short = self.wanted / self.ratio if self.most else self.ratio / self.wanted
+        said = f"no: {short:.0%} of it"
+        return f"({said}; binds with amx_bf16)" if self.half and not has_amx() else said
+
+
+def has_amx() -> bool:
+    """Whether the processor multiplies bfloat16 in tiles."""
+    info = Path("/proc/cpuinfo")
+    return info.is_file() and "amx_bf16" in info.read_text("utf8").split()
+
+
+def ms(watch: Watch, wall: bool = False) -> str:
+    """The median unit."""
+    return f"{1000 * median(watch.wall if wall else watch.cpu):.2f} ms"
+
+
+def against(
+    what: str, watches: dict[str, Watch], side: str, wanted: float | None, *, half: bool = False,
+    base: str = "", wall: bool = False,
+) -> Row:  # fmt: skip
+    """A side against the first one, or against `base`."""
+    theirs, ours = watches[base or next(iter(watches))], watches[side]
+    seconds = [median(one.wall if wall else one.cpu) for one in (theirs, ours)]
+    return Row(what, ms(theirs, wall), ms(ours, wall), seconds[0] / seconds[1], wanted, half)
+
+
+class Table:
+    """Rows as they come: each is printed at once, and RESULTS.md is kept up to date."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.load, self.start = options, load_average(), time.monotonic()
+        self.cells = [HEAD]
+
+    def add(self, rows: Iterator[Row]) -> None:
+        """What a part measured."""
+        for row in rows:
+            self.cells.append(row.cells())
+            print("  " + " | ".join(self.cells[-1]), flush=True)
+        minutes = (time.monotonic() - self.start) / 60
+        about = f"{(__doc__ or '').strip()} This CPU has {'' if has_amx() else 'no '}amx_bf16."
+        about += f" `theirs` and `ours` are processor time; measured in {minutes:.0f} minutes."
+        self.whole = (about, list(self.cells), self.options, self.load)
+        report(*self.whole, name=SUMMARY, quiet=True)
+
+    def detail(self, name: str, about: str, cells: list[list[str]]) -> None:
+        """A section of its own for the rows behind."""
+        report(about, cells, self.options, self.load, name=name, quiet=True)
+
+
+def decoding(table: Table) -> Iterator[Row]:
+    """Greedy words of one sample."""
+    found = [decode.COLUMNS]
+    for dtype in (FULL, HALF):
+        watches, rows = decode.measured(SMALL, dtype, 3, ("compiled", decode.FLOOR))
+        found += rows
+        name = f"decode, 27M, {kind(dtype)}, against transformers"
+        yield against(name, watches, "compiled", 1.5, half=dtype == HALF)
+    watches, rows = decode.measured(LARGE, HALF, 2, ("compiled", "int8, compiled", "int4", decode.FLOOR))
+    found += rows
+    yield against("decode, 0.5B, bfloat16, one thread", watches, "compiled", 1.15, half=True)
+    floor = [median(watches[name].cpu) for name in (decode.FLOOR, "compiled")]
+    yield Row(
+        "the same, share of the floor of its linear layers", ms(watches[decode.FLOOR]),
+        ms(watches["compiled"]), floor[0] / floor[1], 0.9, True,
+    )  # fmt: skip
+    yield against("decode, 0.5B, int8, against bfloat16", watches, "int8, compiled", 1.8, half=True)
+    yield against("decode, 0.5B, int4, against bfloat16", watches, "int4", 3.2, half=True)
+    if len(os.sched_getaffinity(0)) > 1:
+        torch.set_num_threads(2)
+        watches, _ = decode.measured(LARGE, HALF, 2, ("compiled",))
+        torch.set_num_threads(table.options.threads)
+        name = "decode, 0.5B, bfloat16, two threads (wall clock)"
+        yield against(name, watches, "compiled", 1.15, half=True, wall=True)
+    else:
+        why = "not measured: this run has one core"
+        yield Row("decode, 0.5B, bfloat16, two threads", "", "", None, 1.15, True, verdict=why)
+    table.detail("decode", decode.ABOUT, found)
+
+
+def reading(table: Table) -> Iterator[Row]:
+    """A prompt of 128 tokens."""
+    found = [prefill.COLUMNS]
+    for label, wanted in ((LARGE, 3.0), (SMALL, None)):
+        watches, rows = prefill.measured(label, HALF, 3)
+        found += rows
+        name = f"prefill of 128 tokens, {label.split(':')[0]}, bfloat16"
+        yield against(name, watches, "make_fast", wanted, half=True)
+    table.detail("prefill", prefill.ABOUT, found)
+
+
+def at_once(table: Table) -> Iterator[Row]:
+    """Long pasts, several prompts, several questions."""
+    found = [engine.COLUMNS]
+    for dtype in (FULL, HALF):
+        made = engine.network(engine.SHAPES[engine.LABEL], dtype, fast=True)
+        half = dtype == HALF
+        watches, rows = engine.long_past(made, f"{kind(dtype)}, make_fast", 3)
+        found += rows
+        name = f"decode at 4,096 tokens, 27M, {kind(dtype)}, against a cache copied a word"
+        yield against(name, watches, "4,096 tokens", 1.6, half=half)
+        times = [median(watches[side].cpu) for side in ("4,096 tokens", "128 tokens")]
+        what = "the same against 128 tokens, times as long"
+        yield Row(what, ms(watches["128 tokens"]), ms(watches["4,096 tokens"]), times[0] / times[1], 1.35,
+                  half, most=True)  # fmt: skip
+        for image, what, wanted in (
+            (False, "8 prompts of different lengths, 27M", 6.0), (True, "8 questions about one image", 3.0),
+        ):  # fmt: skip
+            watches, rows = engine.at_once(made, f"{kind(dtype)}, make_fast", image, 2)
+            found += rows
+            yield against(f"{what}, {kind(dtype)}, against alone", watches, "together", wanted, half=half)
+    made = engine.network(engine.SHAPES[engine.LABEL], FULL, fast=False)
+    watches, rows = engine.at_once(made, "float32, as it comes", False, 2)
+    found += rows
+    yield against("8 prompts, 27M, float32, both on layers as they come", watches, "together", 6.0)
+    grown = engine.growth(made)
+    yield Row(
+        "resident memory from request 50 to 200", f"{grown[0]} MiB", f"{grown[3]} MiB", float(grown[4]),
+        20.0, most=True,
+    )  # fmt: skip
+    table.detail("engine", engine.ABOUT, found)
+
+
+def drawing(table: Table) -> Iterator[Row]:
+    """A guided step against a forward for each branch."""
+    found = [draw.COLUMNS]
+    label = "hidden 512, 8 layers"
+    shape, _ = draw.SHAPES[label]
+    for dtype in (FULL, HALF):
+        made = make_fast(draw.network(shape, dtype))
+        for what in draw.KINDS:
+            context = draw.read(made, what)
+            for across, (tokens, wanted) in LATENT.items():
+                for interval in (False, True):
+                    if interval and (across == 32 or what == "edit"):
+                        continue
+                    steps = 6 if interval else 2 if across == 32 else 4
+                    rounds = {8: 3, 16: 2, 32: 1}[across]
+                    watches, error = draw.measured(
+                        context, what, across, rounds, steps=steps, interval=interval, plain=False
+                    )
+                    side = "flow_steps, make_fast"
+                    name = f"{what}{', interval (0.4, 1]' if interval else ''}"
+                    found += draw.cells(label, name, across, dtype, watches, error)
+                    name = f"draw {name}, {tokens} latent tokens, {kind(dtype)}"
+                    yield against(name, watches, side, None if interval else wanted, half=dtype == HALF)
+    table.detail("draw", draw.ABOUT, found)
+
+
+def recorded(_: Table) -> Iterator[Row]:
+    """What other scripts have written."""
+    known = sections()
+
+    def line(section: str, pattern: str) -> re.Match[str] | None:
+        return re.search(pattern, known.get(section, ""))
+
+    for task in ("sr4", "seg-tissue", "t1-to-t2"):
+        row = rf"\| {task} \| ([^|]+) \| (\d+) \| ([^|]+) \| [\d.]+ \| yes \| ([\d.]+)"
+        tries = re.findall(row, known.get("solvers", ""))
+        what = f"evaluations to the score of 50 steps, {task} (recorded: solvers)"
+        if not tries:
+            yield Row(what, "", "", verdict="not recorded: run solvers.py")
+            continue
+        whole = max(tries, key=lambda one: int(one[1]))
+        best = min(tries, key=lambda one: int(one[1]))
+        told = [f"{n}, {solver}: {score}, sharpness {sharp}" for solver, n, score, sharp in (whole, best)]
+        yield Row(what, *told, float(best[1]), 4.0, most=True)
+    found = line("quantise", r"\| int8 \|[^|]*\| ([\d.]+) %")
+    share = float(found[1]) if found else None
+    what = "int8 greedy answers of the nano equal to float32, % (recorded: quantise)"
+    yield Row(what, "", "", share, 99.0, verdict="" if found else "not recorded: run quantise.py")
+    found = line("fullsize", r"\| released, int8 \|.*\*\*([\d.]+) GiB\*\* \| (\S+) \|")
+    what = "load of a full-size checkpoint for answering, int8, peak GiB (recorded: fullsize)"
+    ours = f"swap {found[2]}, then a word" if found else ""
+    yield Row(what, "", ours, float(found[1]) if found else None, 13.0, most=True,
+              verdict="" if found else "not recorded: run fullsize.py")  # fmt: skip
+    found = line("serve", r"memory from request 50 to 200 \| (-?[\d.]+) MiB")
+    what = "resident memory of the server from request 50 to 200, MiB (recorded: serve)"
+    yield Row(what, "", "", float(found[1]) if found else None, 20.0, most=True,
+              verdict="" if found else "not recorded: run serve.py")  # fmt: skip
+
+
+def kind(dtype: torch.dtype) -> str:
+    """Its name."""
+    return str(dtype).removeprefix("torch.")
+
+
+PARTS: dict[str, Callable[[Table], Iterator[Row]]] = {
+    "decoding": decoding, "reading": reading, "at_once": at_once, "drawing": drawing, "recorded": recorded,
+}  # fmt: skip
+
+
+def main() -> None:
+    """All parts, in order."""
+    options = arguments((__doc__ or "").split("\n")[0])
+    table = Table(options)
+    for name, part in PARTS.items():
+        print(f"== {name}", flush=True)
+        table.add(part(table))
+    options.show = True  # it is written: what is left is to print it
+    report(*table.whole, name=SUMMARY)
+
+
+if __name__ == "__main__":
+    main()
