@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from monai_unimedvl.cli.command import Result
@@ -51,10 +52,11 @@ def autoencoder(options: Namespace) -> Result:
     before = room.psnr(found, held_out)
     if not options.quiet:
         print(f"{len(learned)} images to learn from, {len(held_out)} held out", file=sys.stderr)
-    room.train_autoencoder(
-        found, learned, rates, steps=options.max_steps, side=options.side, batch=options.batch,
-        device=options.device, out=options.out, progress=not options.quiet,
-    )  # fmt: skip
+    with redirect_stdout(sys.stderr):  # the bar of Lightning
+        room.train_autoencoder(
+            found, learned, rates, steps=options.max_steps, side=options.side, batch=options.batch,
+            device=options.device, out=options.out, progress=not options.quiet,
+        )  # fmt: skip
     after = room.psnr(found, held_out)
     lines = [f"held-out images come back at {after:.2f} dB, before at {before:.2f} dB"]
     folder = Path(options.out) / "weights"

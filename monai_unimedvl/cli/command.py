@@ -46,12 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched behind one's back
     try:
+        atlas = getattr(options, "atlas", None)
+        if atlas and not os.path.isdir(atlas):
+            raise ValueError(f"--atlas {atlas} is no folder, expected that of `data fetch-atlas`: check it.")
         lines, values = _verb(options.verb)(options)
     except Exception as error:
         if options.debug:
             raise
         known = isinstance(error, ValueError)
         said = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("monai_unimedvl"):
+            known, name = True, str(error.name).partition(".")[0]
+            said = f"this needs {name}, which is not installed: add the extra that README.md names for it."
         if not known:
             said = f"{type(error).__name__}: {said} (not expected: run again with --debug and report it)"
         print(f"unimedvl {options.verb}: {said}", file=sys.stderr)

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from argparse import Namespace
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,11 @@ def train(options: Namespace) -> Result:
 
         scored = None if tasks is None else [task for task in tasks if task != "text"]
         score = AtlasScore(tokenizer, scored, limit=limit, root=root, permissive_only=free)
-    folders = run(
-        network.train(), tokenizer, material, settings, curriculum, stages=stages,
-        resume=options.resume or False, score=score,
-    )  # fmt: skip
+    with redirect_stdout(sys.stderr):  # the bar of Lightning
+        folders = run(
+            network.train(), tokenizer, material, settings, curriculum, stages=stages,
+            resume=options.resume or False, score=score,
+        )  # fmt: skip
     if int(os.environ.get("RANK", 0)):
         return [], {}  # the first of several processes speaks
     lines = [f"{folder.name}: weights in {folder / 'weights'}, log and pictures beside" for folder in folders]

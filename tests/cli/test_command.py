@@ -99,6 +99,7 @@ BAD = [
     (["edit", "{picture}", "Stain.", "--out", "{made}/a.nii"], "has no place in mm: write a .png"),
     (["edit", "{scan}", "Stain.", "--modality", "mri", "--count", "3"], "one slice is edited at a time"),
     (["draw", "T1", "--out", "{picture}/a.png"], "cannot be written"),
+    (["evaluate", "--atlas", "{bad}/absent", "--out", "{made}"], "--atlas .* is no folder"),
     (["bundle", "copy", "nothing", "{made}/x"], "no bundle 'nothing'"),
     (["bundle", "copy"], "copy needs a bundle's name and a new folder"),
     (["data", "fetch-atlas", "--only", "nothing", "--yes"], "unknown atlas source 'nothing'"),
@@ -149,6 +150,15 @@ def test_what_nobody_expected_is_one_line_exit_code_1_and_a_hint(command, pictur
     assert re.search("RuntimeError: boom more .*--debug", err)
     with pytest.raises(RuntimeError, match="boom"):
         command("ask", picture, "?", "--debug")
+
+
+def test_a_package_that_is_not_installed_is_named(command, picture, monkeypatch):
+    def lacking(options, model):
+        raise ModuleNotFoundError("No module named 'scipy'", name="scipy.ndimage")
+
+    monkeypatch.setattr(verbs, "ask", lacking)
+    code, _, err = command("ask", picture, "?")
+    assert code == 2 and "needs scipy, which is not installed" in err and "not expected" not in err
 
 
 def test_stopping_by_hand_is_exit_code_130(command, picture, monkeypatch):
