@@ -104,13 +104,50 @@ class Model:
 
 
 def ask(options: Namespace, model: Model) -> Result:
-    """An answer to a question about images."""
-    return _answer(options, model, prompt_of(options))
+    """What is said about images: an answer or a description, of all together or slice by slice."""
+    question = prompt_of(options)
+    path = None if options.out is None and options.format is None else outputs(options)[0]
+    infer = speaker(options, model.tokenizer)
+    reading = _read(options, model.network)
+    known = known_of(options, model.network)
+    shown = [[one] for one in reading.pictures] if options.per_slice else [reading.pictures]
+    prompts = [known.prompt(pictures, question) for pictures in shown]
+    asked = " ".join(part for part in prompts[0] if isinstance(part, str))
+    groups = [prompts[i : i + AT_ONCE] for i in range(0, len(prompts), AT_ONCE)]
+    answers = [answer for group in groups for answer in infer(group, model.network)]
+    for answer in answers:
+        if answer.stop_reason != "end":
+            said = f"an answer was cut at {len(answer.ids)} tokens ({answer.stop_reason}); --max-words allows"
+            note(options, f"{said} more")
+    places = [place(picture.meta["source"]) for picture in reading.pictures]
+    text = answers[0].text
+    if options.per_slice:
+        text = "\n".join(f"{where}: {answer}" for where, answer in zip(places, answers, strict=True))
+    inputs = [*reading.inputs, *known.inputs]
+    facts = Facts(
+        asked, options.seed, model.digest, options.verb, inputs, reading.slices, sources=reading.sources
+    )
+    parsed = parse_report(text, reading.pictures[:1])
+    values: dict[str, Any] = {
+        "answer": text,
+        "stop_reason": next((a.stop_reason for a in answers if a.stop_reason != "end"), "end"),
+        "logprob": sum(sum(answer.logprobs) for answer in answers),
+        "report": {"findings": list(parsed.findings), "impression": parsed.impression},
+        "regions": list(parsed.regions),
+    }
+    values |= {**_told(reading), "manifest": facts.manifest()}
+    lines = [text]
+    for found in parsed.regions:  # boxes in the answer, led back to the source
+        place_in_mm = f", mm {found['mm']}" if "mm" in found else ""
+        lines.append(f"region {found['label'] or '-'}: pixels {found['pixels']}{place_in_mm}")
+    if path is not None:
+        write_answer(parsed, text, path, facts, options)
+        values["outputs"] = [str(path)]
+        lines.append(wrote(path))
+    return lines, values
 
 
-def report(options: Namespace, model: Model) -> Result:
-    """A description of images."""
-    return _answer(options, model, prompt_of(options))
+report = ask  # what differs are the words, which `prompt_of` knows
 
 
 def draw(options: Namespace, model: Model) -> Result:
@@ -233,48 +270,6 @@ def speaker(options: Namespace, tokenizer: Tokenizer) -> TextInferer:
         tokenizer, max_new_tokens=options.max_words, temperature=options.temperature, seed=options.seed,
         think=options.think, prune=None if share is None else PruneTokens(share),
     )  # fmt: skip
-
-
-def _answer(options: Namespace, model: Model, question: str) -> Result:
-    path = None if options.out is None and options.format is None else outputs(options)[0]
-    infer = speaker(options, model.tokenizer)
-    reading = _read(options, model.network)
-    known = known_of(options, model.network)
-    shown = [[one] for one in reading.pictures] if options.per_slice else [reading.pictures]
-    prompts = [known.prompt(pictures, question) for pictures in shown]
-    asked = " ".join(part for part in prompts[0] if isinstance(part, str))
-    groups = [prompts[i : i + AT_ONCE] for i in range(0, len(prompts), AT_ONCE)]
-    answers = [answer for group in groups for answer in infer(group, model.network)]
-    for answer in answers:
-        if answer.stop_reason != "end":
-            said = f"an answer was cut at {len(answer.ids)} tokens ({answer.stop_reason}); --max-words allows"
-            note(options, f"{said} more")
-    places = [place(picture.meta["source"]) for picture in reading.pictures]
-    text = answers[0].text
-    if options.per_slice:
-        text = "\n".join(f"{where}: {answer}" for where, answer in zip(places, answers, strict=True))
-    inputs = [*reading.inputs, *known.inputs]
-    facts = Facts(
-        asked, options.seed, model.digest, options.verb, inputs, reading.slices, sources=reading.sources
-    )
-    report = parse_report(text, reading.pictures[:1])
-    values: dict[str, Any] = {
-        "answer": text,
-        "stop_reason": next((a.stop_reason for a in answers if a.stop_reason != "end"), "end"),
-        "logprob": sum(sum(answer.logprobs) for answer in answers),
-        "report": {"findings": list(report.findings), "impression": report.impression},
-        "regions": list(report.regions),
-    }
-    values |= {**_told(reading), "manifest": facts.manifest()}
-    lines = [text]
-    for found in report.regions:  # boxes in the answer, led back to the source
-        place_in_mm = f", mm {found['mm']}" if "mm" in found else ""
-        lines.append(f"region {found['label'] or '-'}: pixels {found['pixels']}{place_in_mm}")
-    if path is not None:
-        write_answer(report, text, path, facts, options)
-        values["outputs"] = [str(path)]
-        lines.append(wrote(path))
-    return lines, values
 
 
 def _edited(options: Namespace, model: Model, instruction: str, task: str) -> tuple[Reading, Tensor, Facts]:

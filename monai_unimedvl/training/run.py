@@ -24,7 +24,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
 
 from monai_unimedvl import weights
-from monai_unimedvl.data.mixture import Mixture
+from monai_unimedvl.data.mixture import Mixture, Pack
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.training.adapters import (
@@ -101,6 +101,7 @@ def train(
         add_adapters(network, settings.adapters, rank=settings.rank)
     if adapted(network):  # Muon's other half would have nothing to learn
         curriculum = replace(curriculum, rates=replace(curriculum.rates, optimizer="adamw"))
+    run = _Run(network, tokenizer, material, settings, curriculum, score)
     for number, folder in named:
         if resume is True and (folder / "weights" / "config.json").is_file():
             _take(network, folder / "weights")
@@ -108,55 +109,78 @@ def train(
             continue
         given = resume if isinstance(resume, str | Path) and number == numbers[0] else None
         checkpoint = Path(given) if given else newest(folder / "checkpoints") if resume else None
-        _run_stage(number, curriculum, network, tokenizer, material, settings, folder, checkpoint, score)
+        run.stage(number, folder, checkpoint)
     return [folder for _, folder in named]
 
 
-def _run_stage(
-    number: int, curriculum: Curriculum, network: UniMedVL, tokenizer: Tokenizer, material: Material,
-    settings: Settings, folder: Path, checkpoint: Path | None,
-    score: Callable[[UniMedVL], Mapping[str, float]] | None,
-) -> None:  # fmt: skip
-    stage, seed = curriculum.stage(number), settings.seed + 1009 * (number - 1)
-    mixture = _mixture(curriculum, number, network, tokenizer, material.lessons, settings, seed)
-    packs = []
-    if settings.validate_every and any(material.validation.values()):
-        kept = _kinds_that_are_there(curriculum, number, material.validation)
-        packs = first_packs(
-            _mixture(kept, number, network, tokenizer, material.validation, settings, 0),
-            settings.validation_packs,
-        )
-    datamodule = UniMedVLDataModule(
-        mixture, num_workers=settings.workers, validation=packs, rejects=folder / "rejects.jsonl"
-    )
-    module = UniMedVLModule(
-        network, tokenizer.marks, objective=stage.objective, rates=curriculum.stage_rates(number),
-        frozen=stage.frozen, seed=seed, recompute=settings.recompute, compiled=settings.compiled,
-        guard=Guard(folder / "failed", {"precision": settings.precision, "stage": stage.name}),
-    )  # fmt: skip
-    watchers: list[pl.Callback] = [Meter(material.names, material.held_out_names, settings.peak_flops)]
-    if score is not None and packs:
-        watchers.append(Scores(score))
-    if material.cases and packs and settings.pictures:
-        sheets = Sheets(tokenizer, material.cases, folder / "pictures", count=settings.pictures)
-        watchers.append(Pictures(sheets))
-    trainer = make_trainer(settings, stage, folder, watchers, validate=bool(packs))
-    if trainer.is_global_zero:
-        tokenizer.save(folder / "tokenizer")
-    try:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit as stopped:  # Lightning's answer to Ctrl-C, which it ignores from then on
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        raise KeyboardInterrupt from stopped
-    if packs and stage.steps % settings.validate_every:
-        trainer.validate(module, datamodule=datamodule, verbose=False)
-    found = whole(network)
-    if trainer.is_global_zero and found is not None:
-        if adapted(found):  # alone, to the bit, and merged into weights that need no peft
-            save_adapters(found, folder / "adapters", dtype=None)
-            found = merge_adapters(deepcopy(found))
-        weights.save(found, tokenizer, folder / "weights")
-    trainer.strategy.barrier()
+@dataclass(frozen=True)
+class _Run:
+    """What the stages of a run share."""
+
+    network: UniMedVL
+    tokenizer: Tokenizer
+    material: Material
+    settings: Settings
+    curriculum: Curriculum
+    score: Callable[[UniMedVL], Mapping[str, float]] | None
+
+    def stage(self, number: int, folder: Path, checkpoint: Path | None) -> None:
+        """Train one stage, from a checkpoint or from its beginning, and write its weights."""
+        network, settings, stage = self.network, self.settings, self.curriculum.stage(number)
+        seed = settings.seed + 1009 * (number - 1)
+        packs = self._validation(number)
+        datamodule = UniMedVLDataModule(
+            self._mixture(self.curriculum, number, self.material.lessons, seed),
+            num_workers=settings.workers, validation=packs, rejects=folder / "rejects.jsonl",
+        )  # fmt: skip
+        module = UniMedVLModule(
+            network, self.tokenizer.marks, objective=stage.objective,
+            rates=self.curriculum.stage_rates(number), frozen=stage.frozen, seed=seed,
+            recompute=settings.recompute, compiled=settings.compiled,
+            guard=Guard(folder / "failed", {"precision": settings.precision, "stage": stage.name}),
+        )  # fmt: skip
+        watchers = self._watchers(folder, bool(packs))
+        trainer = make_trainer(settings, stage, folder, watchers, validate=bool(packs))
+        if trainer.is_global_zero:
+            self.tokenizer.save(folder / "tokenizer")
+        try:
+            trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit as stopped:  # Lightning's answer to Ctrl-C, which it ignores from then on
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from stopped
+        if packs and stage.steps % settings.validate_every:
+            trainer.validate(module, datamodule=datamodule, verbose=False)
+        found = whole(network)
+        if trainer.is_global_zero and found is not None:
+            if adapted(found):  # alone, to the bit, and merged into weights that need no peft
+                save_adapters(found, folder / "adapters", dtype=None)
+                found = merge_adapters(deepcopy(found))
+            weights.save(found, self.tokenizer, folder / "weights")
+        trainer.strategy.barrier()
+
+    def _validation(self, number: int) -> list[Pack]:
+        """The packs that a stage is validated on, none where nothing is held out."""
+        held_out = self.material.validation
+        if not self.settings.validate_every or not any(held_out.values()):
+            return []
+        kept = _kinds_that_are_there(self.curriculum, number, held_out)
+        return first_packs(self._mixture(kept, number, held_out, 0), self.settings.validation_packs)
+
+    def _watchers(self, folder: Path, validates: bool) -> list[pl.Callback]:
+        """What looks on; scores and pictures only where there is a validation."""
+        material, settings = self.material, self.settings
+        watchers: list[pl.Callback] = [Meter(material.names, material.held_out_names, settings.peak_flops)]
+        if self.score is not None and validates:
+            watchers.append(Scores(self.score))
+        if material.cases and validates and settings.pictures:
+            sheets = Sheets(self.tokenizer, material.cases, folder / "pictures", count=settings.pictures)
+            watchers.append(Pictures(sheets))
+        return watchers
+
+    def _mixture(self, curriculum: Curriculum, number: int, lessons: Lessons, seed: int) -> Mixture:
+        segments = to_segments(self.network, self.tokenizer, curriculum.stage(number))
+        lanes, ahead = self.settings.shared_lanes, self.settings.lookahead
+        return curriculum.mixture(number, lessons, segments, seed=seed, lanes=lanes, lookahead=ahead)
 
 
 def make_trainer(
@@ -206,16 +230,6 @@ def to_segments(network: UniMedVL, tokenizer: Tokenizer, stage: Stage) -> ToSegm
         rules[name] = Rule(*(longest, shortest) if sides is None else sides[::-1], stride)
     patch = None if network.vision is None else network.vision.patch_size
     return ToSegments(tokenizer, **rules, view_patch=patch, canvas_patch=network.canvas_stride)
-
-
-def _mixture(
-    curriculum: Curriculum, number: int, network: UniMedVL, tokenizer: Tokenizer, lessons: Lessons,
-    settings: Settings, seed: int,
-) -> Mixture:  # fmt: skip
-    segments = to_segments(network, tokenizer, curriculum.stage(number))
-    return curriculum.mixture(
-        number, lessons, segments, seed=seed, lanes=settings.shared_lanes, lookahead=settings.lookahead
-    )
 
 
 def _kinds_that_are_there(curriculum: Curriculum, number: int, lessons: Lessons) -> Curriculum:

@@ -22,8 +22,7 @@ from monai_unimedvl.weights.converting import pickled
 from monai_unimedvl.weights.headers import MAIN, PICKLES, Entry, find_weights, read_header, read_json
 from monai_unimedvl.weights.loading import ANSWERING, TOKENIZERS, fitted, tokenizer_of
 from monai_unimedvl.weights.memory import Need, in_units, memory_needed
-from monai_unimedvl.weights.report import PARTS as PARTS_IN_WORDS
-from monai_unimedvl.weights.report import part_of
+from monai_unimedvl.weights.report import PARTS_IN_WORDS, part_of
 from monai_unimedvl.weights.source import Source, check_folder, is_ours, open_source
 
 SHOWN = "FOLDER"  # stands for the path in commands, so that they say nothing about the machine

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-PARTS = (
+PARTS_IN_WORDS = (
     ("generation expert", r"decoder\..*\.generation\."),
     ("understanding expert", r"decoder\..*\.understanding\."),
     ("words (embedding and head)", r"decoder\.(embed|head)\."),
@@ -63,11 +63,11 @@ def check(expected: Shapes, found: Shapes, source: str) -> None:
 
 def part_of(name: str) -> str:
     """The part of the network that a weight belongs to."""
-    return next(part for part, pattern in PARTS if re.match(pattern, name))
+    return next(part for part, pattern in PARTS_IN_WORDS if re.match(pattern, name))
 
 
 def _by_part(names: Iterable[str], shown: Mapping[str, str]) -> str:
-    groups: dict[str, list[str]] = {part: [] for part, _ in PARTS}
+    groups: dict[str, list[str]] = {part: [] for part, _ in PARTS_IN_WORDS}
     for name in names:
         groups[part_of(name)].append(shown.get(name, name))
     told = []
