@@ -174,6 +174,12 @@ def _store(name: str) -> Callable[[], Path | None]:
     return lambda: installed() or cached()
 
 
+def _radiomics(name: str) -> Callable[[], Path | None]:
+    """A scan of pyradiomics' source; None where nothing reads NRRD."""
+    cached = _cached("pyradiomics-3.0.1", name)
+    return lambda: cached() if importlib.util.find_spec("nrrd") else None
+
+
 _MNI = _packaged("nilearn", "datasets", "data", "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz")
 _UP = "front up, the patient's right at image left"
 _SIDE_ON = "top up, front at image left: cerebellum at the lower right"
@@ -201,6 +207,14 @@ CASES = [
     Case(
         "ct", "the same, from the side", "vertex up, face at image left", _head_ct,
         {"window": "bone", "plane": "sagittal", "count": 6},
+    ),
+    Case(
+        "ct", "chest with a tumour in the right lung", "heart at image right, spine below",
+        _radiomics("lung1_image.nrrd"), {"window": "lung", "count": 6},
+    ),
+    Case(
+        "ct", "chest with a tumour in the left lung", "apex up, heart at image right, liver at image left",
+        _radiomics("lung2_image.nrrd"), {"window": "lung", "plane": "coronal", "count": 6},
     ),
     Case("xray", "chest", "bone bright, heart at image right", _store("RG1_UNCR.dcm")),
     Case("xray", "lower leg", "bone bright, the letter R is readable", _store("RG3_UNCR.dcm")),

@@ -12,6 +12,9 @@ import torch
 
 from monai_unimedvl import recipe
 from monai_unimedvl.cli.recipes import CASES
+from monai_unimedvl.transforms.lazy import open_volume, prepare
+from monai_unimedvl.transforms.read import read
+from monai_unimedvl.transforms.slices import Slices, Volume
 
 
 def shown(title: str, at: float = 0.5) -> torch.Tensor:
@@ -52,6 +55,42 @@ def test_the_liver_is_at_image_left_and_the_spine_below() -> None:
     assert left > right
     bone = (abdomen[:440] == 1).nonzero()
     assert float(bone[:, 0].float().median()) > 280, "the spine is behind"
+
+
+def slice_of(scan: Volume, window: str | list[float], plane: str, index: int) -> torch.Tensor:
+    """(3, H, W) of one slice of a CT."""
+    (part,) = prepare(recipe("ct", window=window), scan)
+    return part.picture(part.slices(plane)[index]).as_tensor()
+
+
+@pytest.mark.parametrize(
+    ("name", "plane"),
+    [
+        ("lung1", "axial"),
+        pytest.param("lung2", "axial", marks=pytest.mark.slow),
+        pytest.param("lung2", "coronal", marks=pytest.mark.slow),
+    ],
+)
+def test_a_tumour_of_the_lung_is_on_its_side(name: str, plane: str) -> None:
+    side = {"lung1": "right", "lung2": "left"}[name]
+    case = next(case for case in CASES if case.title == f"chest with a tumour in the {side} lung")
+    found = case.find()
+    if found is None:
+        pytest.skip(f"{case.title}: not installed")
+    mask = read(found.with_name(f"{name}_label.nrrd"))
+    drawn = Slices(Volume(mask.as_tensor(), mask.affine.numpy()), plane)
+    largest = max(range(len(drawn)), key=lambda n: float((drawn[n].as_tensor() > 0).sum()))
+    rows, columns = (drawn[largest].as_tensor()[0] > 0).nonzero(as_tuple=True)
+    height, width = drawn.size
+    middle = float(columns.float().mean()) / width
+    assert middle < 0.45 if side == "right" else middle > 0.55, "the patient's right is at image left"
+    scan = open_volume(found)
+    shown = slice_of(scan, "lung", plane, largest)
+    place = int(rows.float().mean() / height * shown.shape[1]), int(middle * shown.shape[2])
+    assert float(shown[0, place[0], place[1]]) > 0.4, "the mask lies on the picture, and it is no air"
+    if plane == "axial":
+        bone = slice_of(scan, [300, 400], plane, largest)[0].nonzero()
+        assert float(bone[:, 0].float().median()) > shown.shape[1] / 2, "the spine is behind"
 
 
 def test_the_face_of_the_head_is_up() -> None:
