@@ -132,7 +132,7 @@ def _metadata(folder: Path) -> Iterator[Finding]:
         return
     jsonschema, has = optional_import("jsonschema")
     if not has:
-        yield Finding(name, 0, "jsonschema is not installed", "run `pip install monai-unimedvl[bundle]`")
+        yield Finding(name, 0, "jsonschema is not installed", "run `pip install 'monai-unimedvl[bundle]'`")
         return
     schema = json.loads((places.BUNDLES / SCHEMA).read_text("utf8"))
     for error in sorted(jsonschema.Draft7Validator(schema).iter_errors(content), key=lambda e: list(e.path)):

@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
-from monai.utils import optional_import
 from torch import Tensor
 
+from monai_unimedvl.packages import needed
 from monai_unimedvl.transforms.image import resize
 from monai_unimedvl.transforms.masks import ColoursToLabels
 
@@ -102,9 +102,7 @@ def upstream_scores(images: Tensor, truth: Tensor) -> dict[str, Tensor]:
     Raises:
         ValueError: scikit-image is not installed, or pixels are no numbers.
     """
-    similarity, found = optional_import("skimage.metrics", name="structural_similarity")
-    if not found:
-        raise ValueError("upstream_scores needs scikit-image: `pip install monai-unimedvl[data]`.")
+    metrics = needed("skimage.metrics", "upstream_scores", "data")
     if images.shape[-2:] != truth.shape[-2:]:
         height, width = images.shape[-2:]
         truth = torch.stack([resize(one, (width, height), (0.0, 1.0)) for one in truth])
@@ -113,7 +111,7 @@ def upstream_scores(images: Tensor, truth: Tensor) -> dict[str, Tensor]:
     square = (drawn.double() - real.double()).square().flatten(1).mean(1)
     ratio = (20 * (255 / square.sqrt()).log10()).clamp_max(IDENTICAL)
     alike = [
-        similarity(one.numpy(), other.numpy(), channel_axis=2, data_range=255)
+        metrics.structural_similarity(one.numpy(), other.numpy(), channel_axis=2, data_range=255)
         for one, other in zip(real, drawn, strict=True)
     ]
     return {"PSNR": ratio, "SSIM": torch.tensor(alike, dtype=torch.float64)}
