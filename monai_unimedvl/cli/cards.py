@@ -71,7 +71,11 @@ def drawing(stage: Stage, found: Mapping[str, Any]) -> Card:
         ),
     ]
     copied = found["baselines"]["contrast and plane"].get("nearest training image")
-    other = "" if copied is None else f"; training image of nearest words: {'right' if copied else 'wrong'}"
+    other = ""
+    if copied is not None:
+        nearest = stage.fitted("text-to-image")["nearest training image"](item)
+        figures.insert(1, Figure(nearest, "baseline (real)", f"{SIGNS[bool(copied)]} nearest words"))
+        other = f"; training image of nearest words: {'right' if copied else 'wrong'}"
     lines = [
         ("words", found["asked"]),
         ("baseline", f"usual kind: {'right' if usual else 'wrong'}{other}"),

@@ -15,6 +15,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,11 @@ def train_nano(options: Namespace) -> Result:
     """
     from monai_unimedvl.bundle import legs
 
+    if options.minutes is not None and options.minutes <= 0:
+        raise ValueError(f"--minutes {options.minutes:g} came, expected a number above 0: raise it.")
     chain = legs.read_chain(options.legs or legs.DEFAULT)
+    if options.minutes is not None:
+        chain = replace(chain, longest=options.minutes)
     out, free = Path(options.out or "runs/nano"), options.permissive_only
     print("\n".join(chain.budget(free, options.seed)), flush=True)
     if options.budget:
@@ -75,7 +80,7 @@ def _sit(chain: Chain, leg: Leg, out: Path, options: Namespace, lock: int) -> No
     """One sitting of a leg: until it is done or its time is up."""
     from monai_unimedvl.bundle import legs
 
-    longest = options.minutes or chain.longest
+    longest = chain.longest
     before, _ = legs.checkpoint(out, leg)
     print(f"leg {leg.name}: from step {before} of {leg.steps}, at most {longest:g} minutes", flush=True)
     words = legs.command(

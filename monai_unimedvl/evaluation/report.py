@@ -44,8 +44,9 @@ truth; for text-to-image the judge on the real images of the same items. The jud
 contrast, plane and level trained on real training slices; near copy = correlation above 0.98 to a training
 image; MMD = unbiased squared maximum mean discrepancy with a cubic kernel on the 64 features of the judge,
 Frechet distance by the same. Label F1: of what a caption says, decoded (contrast, plane, level, regions,
-tumour ...). As volumes: slabs through the inferer of volumes, Dice over all their voxels. VQA is scored on
-the balanced questions. No clinical claim follows from any of this."""
+tumour ...). As volumes: slabs through the inferer of volumes, Dice over all their voxels. One atlas of lobes
+serves every volume of MNI space, so the nearest slice may lend the very truth. VQA is scored on the balanced
+questions. No clinical claim follows from any of this."""
 
 
 @dataclass(frozen=True)
