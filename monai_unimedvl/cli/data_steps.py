@@ -245,13 +245,16 @@ def _run_step(options: Namespace) -> Result:
     lines += [f"  {count} {code}" for code, count in counts["reasons"].items()]
     if tally.passed:
         lines.append(f"  {tally.passed} lines were no records, or rejected before")
+    root = Path(given.get("root") or out.parent)
+    if (root / "images").is_dir() and root.resolve() != out.parent.resolve():
+        lines.append(f"  the images of these records stay in {root}: say --root {root} to the next step")
     outputs = [str(out), str(report)] + ([str(rejects_beside(out))] if sink.rejects else [])
     return lines, {**counts, "passed": tally.passed, "outputs": outputs}
 
 
 def _harmless(step: Step) -> dict[str, Any]:
     """The options without paths of this machine."""
-    return {key: value for key, value in step.options().items() if key not in ("path", "root")}
+    return {key: value for key, value in step.options().items() if key not in ("path", "root", "images")}
 
 
 def _shown(items: Iterator[Item], tally: Tally, options: Namespace) -> Iterator[Item]:

@@ -52,6 +52,8 @@ def read_records(path: str | Path, defaults: Mapping[str, Any] | None = None) ->
         yield from _read_parquet(path)
     elif path.suffix.lower() in JSONL:
         yield from read_jsonl(path, defaults)
+    elif not path.exists():
+        raise ValueError(f"{path} does not exist, expected records or a folder of shards: check the path.")
     else:
         raise ValueError(
             f"{path.name} has an unknown suffix, expected .jsonl, .parquet or a folder of shards: rename it."

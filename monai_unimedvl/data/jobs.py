@@ -160,26 +160,32 @@ def _write_one(job: Job) -> Job:
         known = json.loads(told.read_text("utf8"))
         if path.is_file() and path.stat().st_size == known["shard"]["bytes"]:
             return {"records": None}
-    records = [
-        embedded(item, work / "corpus")
-        for number, first, stop in job["rows"]
-        for item in islice(decided(work, job["before"], number, job["decisions"]), first, stop)
-        if isinstance(item, Record)
-    ]
+    contents = Contents()
     aside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=work))
     try:
-        shard = write_shard(records, aside, path.name)
+        with (aside / "leaks.jsonl").open("w", encoding="utf8") as leaks:
+
+            def records() -> Iterator[Record]:
+                for number, first, stop in job["rows"]:
+                    rows = islice(decided(work, job["before"], number, job["decisions"]), first, stop)
+                    for item in rows:
+                        if isinstance(item, Record):
+                            record = embedded(item, work / "corpus")
+                            contents.add(record)
+                            if job["leaks"]:
+                                _line(leaks, leak_row(record))
+                            yield record
+
+            shard = write_shard(records(), aside, path.name)
         os.chmod(aside / path.name, 0o644)
+        if job["leaks"]:
+            told.parent.mkdir(exist_ok=True)
+            os.replace(aside / "leaks.jsonl", told.with_name(f"{job['name']}.leaks.jsonl"))
         os.replace(aside / path.name, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    if job["leaks"]:
-        rows = (leak_row(record) for record in records)
-        text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
-        (work / "shards").mkdir(exist_ok=True)
-        (work / "shards" / f"{job['name']}.leaks.jsonl").write_text(text)
-    write_json(told, {"shard": shard, **_contents(records)})
-    return {"records": len(records)}
+    write_json(told, {"shard": shard, **contents.to_json()})
+    return {"records": shard["rows"]}
 
 
 def decided(work: Path, before: int, number: int, decisions: int) -> Iterator[Item]:
@@ -283,33 +289,46 @@ def _size(path: str, height: int, width: int, corpus: str) -> int:
     return len(content)
 
 
-def _contents(records: Sequence[Record]) -> dict[str, Any]:
-    """Counts and histograms of the records of a shard."""
-    counts = {name: Counter(getattr(record, name) for record in records) for name in (*COUNTED, "licence")}
-    owners: dict[str, set[str]] = {}
-    examples: dict[str, int] = {}
-    for row, record in enumerate(records):
-        owners.setdefault(record.split, set()).update([record.patient] if record.patient else [])
-        examples.setdefault(f"{record.sub_task_type}\t{record.modality}", row)
-    first = [image for record in records for image in images_of(record)[:1]]
-    made = Counter(str(r.provenance.get("message", {}).get("by", "as it came")) for r in records)
-    return {
-        "counts": {name: dict(sorted(counter.items())) for name, counter in counts.items()},
-        "sources": dict(sorted(Counter(f"{r.dataset}\t{r.source}\t{r.licence}" for r in records).items())),
-        "words_by": dict(sorted(made.items())),
-        "patients": {split: sorted(names) for split, names in sorted(owners.items())},
-        "examples": examples,
-        "characters": histogram((len(words_of(record)) for record in records), CHARACTERS),
-        "sides": histogram((min(image.height, image.width) for image in first), SIDES),
-    }
+class Contents:
+    """Counts and histograms of the records of a shard, as they go by."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.counts = {name: Counter[str]() for name in (*COUNTED, "licence")}
+        self.sources, self.words_by = Counter[str](), Counter[str]()
+        self.owners: dict[str, set[str]] = {}
+        self.examples: dict[str, int] = {}
+        self.characters, self.sides = Counter[int](), Counter[int]()
+
+    def add(self, record: Record) -> None:
+        """One more."""
+        for name, counter in self.counts.items():
+            counter[getattr(record, name)] += 1
+        self.sources[f"{record.dataset}\t{record.source}\t{record.licence}"] += 1
+        self.words_by[str(record.provenance.get("message", {}).get("by", "as it came"))] += 1
+        self.owners.setdefault(record.split, set()).update([record.patient] if record.patient else [])
+        self.examples.setdefault(f"{record.sub_task_type}\t{record.modality}", self.rows)
+        self.characters[bin_of(len(words_of(record)), CHARACTERS)] += 1
+        for image in images_of(record)[:1]:
+            self.sides[bin_of(min(image.height, image.width), SIDES)] += 1
+        self.rows += 1
+
+    def to_json(self) -> dict[str, Any]:
+        """By name; the keys of tables in order."""
+        return {
+            "counts": {name: dict(sorted(counter.items())) for name, counter in self.counts.items()},
+            "sources": dict(sorted(self.sources.items())),
+            "words_by": dict(sorted(self.words_by.items())),
+            "patients": {split: sorted(names) for split, names in sorted(self.owners.items())},
+            "examples": self.examples,
+            "characters": [self.characters[n] for n in range(len(CHARACTERS))],
+            "sides": [self.sides[n] for n in range(len(SIDES))],
+        }
 
 
-def histogram(values: Iterable[int], borders: Sequence[int]) -> list[int]:
-    """How many values lie from each border to the next; the last bin is open."""
-    counts = [0] * len(borders)
-    for value in values:
-        counts[max(place for place, border in enumerate(borders) if value >= border)] += 1
-    return counts
+def bin_of(value: int, borders: Sequence[int]) -> int:
+    """The number of the bin that a value lies in, each from its border to the next; the last is open."""
+    return max(place for place, border in enumerate(borders) if value >= border)
 
 
 def _line(stream: Any, row: Any) -> None:

@@ -23,6 +23,7 @@ from monai_unimedvl.data.step import Each, Source, Stream, make
 
 KEYS = ("name", "about", "files", "sources", "steps", "shards", "batch", "seed")
 SHARDS = {"max_bytes": 256_000_000, "commercial": False}
+PIPELINES = Path(__file__).with_name("pipelines")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,10 @@ def read_pipeline(path: str | Path) -> Pipeline:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} is no file, expected a pipeline in YAML: check the path.")
+        names = ", ".join(sorted(each.stem for each in shipped_pipelines()))
+        raise ValueError(
+            f"{path} is no file, expected a pipeline in YAML, or the name of one here ({names})."
+        )
     try:
         told = yaml.safe_load(path.read_text("utf8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -96,9 +100,14 @@ def read_pipeline(path: str | Path) -> Pipeline:
     return Pipeline(**{"name": path.stem, **told})
 
 
+def shipped_pipelines() -> list[Path]:
+    """The files of the pipelines of this package."""
+    return sorted(PIPELINES.glob("*.yaml"))
+
+
 def shipped(name: str | Path) -> Path:
     """The file of a pipeline: the path itself, or one of this package by its name."""
-    inside = Path(__file__).with_name("pipelines") / f"{name}.yaml"
+    inside = PIPELINES / f"{name}.yaml"
     return inside if not Path(name).exists() and inside.is_file() else Path(name)
 
 

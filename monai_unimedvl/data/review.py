@@ -21,7 +21,7 @@ from typing import Any
 from monai_unimedvl.atomic import write
 from monai_unimedvl.data.agreement import DIMENSIONS, Review, agreement
 from monai_unimedvl.data.dialogue import read_content
-from monai_unimedvl.data.record import Record, Reject
+from monai_unimedvl.data.record import PLACEHOLDER, Record, Reject
 from monai_unimedvl.data.run_report import picture, render
 
 FORMAT = "unimedvl-review 1"
@@ -118,7 +118,7 @@ def read_review(path: str | Path) -> Review:
         comments = {str(item): str(words) for item, words in told.get("comments", {}).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path.name} is no review ({type(error).__name__}), expected the form's JSON."
+            f"{path.name} is no review, expected what the form exports: check the file."
         ) from error
     if not right:
         raise ValueError(
@@ -179,8 +179,13 @@ def _item(record: Record, root: str | Path | None) -> dict[str, Any]:
     return {
         "id": record.id, "task": record.sub_task_type, "modality": record.modality,
         "contrast": str(record.facts.get("contrast", "")), "shown": shown, "drawn": drawn,
-        "words": [[message.speaker, message.value] for message in record.message],
+        "words": [[message.speaker, _read(message.value)] for message in record.message],
     }  # fmt: skip
+
+
+def _read(value: str) -> str:
+    """Words for a reader: the pictures stand above them, so their marks say nothing."""
+    return value.replace(f"{PLACEHOLDER} ", "").replace(PLACEHOLDER, "").strip()
 
 
 def _dimensions() -> list[dict[str, Any]]:

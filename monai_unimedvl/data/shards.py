@@ -178,8 +178,11 @@ def _weight(record: Record) -> int:
     return 1000 + sum(len(image.content or b"") for image in (*record.input_img, *record.output_img))
 
 
-def write_shard(records: Sequence[Record], folder: Path, name: str) -> dict[str, Any]:
-    """Write one file of records with their images embedded; returns its name, rows, bytes and sha256."""
+def write_shard(records: Iterable[Record], folder: Path, name: str) -> dict[str, Any]:
+    """Write one file of records with their images embedded; returns its name, rows, bytes and sha256.
+
+    Only the records of one row group are in memory.
+    """
     arrow, _ = optional_import("pyarrow")
     schema = arrow_schema(arrow)
     lists = [f"{column}.list.element" for column in IMAGES]
@@ -187,7 +190,7 @@ def write_shard(records: Sequence[Record], folder: Path, name: str) -> dict[str,
     others = [*WORDS, *NAMES, *OBJECTS, *(f"{element}.path" for element in lists)]
     others += [f"{c}_info.list.element.{part}" for c in IMAGES for part in ("height", "width", "place")]
     others += [f"message.list.element.{part}" for part in ("from", "value")]
-    path = folder / name
+    path, rows = folder / name, 0
     with parquet().ParquetWriter(
         path, schema, use_dictionary=[column for column in others if column in (*WORDS[1:], "split")],
         write_statistics=False,
@@ -196,12 +199,13 @@ def write_shard(records: Sequence[Record], folder: Path, name: str) -> dict[str,
         for group in _groups(records):
             table = arrow.Table.from_pylist([row_of(record) for record in group], schema=schema)
             writer.write_table(table, row_group_size=len(group))
+            rows += len(group)
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
-    return {"name": name, "rows": len(records), "bytes": path.stat().st_size, "sha256": sha256(path)}
+    return {"name": name, "rows": rows, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
-def _groups(records: Sequence[Record]) -> Iterator[list[Record]]:
+def _groups(records: Iterable[Record]) -> Iterator[list[Record]]:
     group: list[Record] = []
     for record in records:
         group.append(record)

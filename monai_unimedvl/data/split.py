@@ -64,7 +64,8 @@ class Split(Whole):
 
     def __post_init__(self) -> None:
         shares = self._shares
-        if not shares or set(shares) - set(SPLITS[1:]) or min(shares.values()) <= 0:
+        numbers = all(isinstance(share, int | float) and share > 0 for share in shares.values())
+        if not shares or set(shares) - set(SPLITS[1:]) or not numbers:
             raise ValueError(
                 f"split got shares {dict(shares)}, expected numbers above 0 for some of train, val and test: "
                 "change them."

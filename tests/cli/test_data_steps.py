@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
-from sources import nifti
+from sources import nifti, png
 
 from monai_unimedvl.cli import main
 from monai_unimedvl.cli.data_steps import COMMANDS
@@ -75,7 +76,28 @@ def test_what_does_not_fit_is_one_line_and_exit_code_2(words, message, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
+def test_records_that_leave_their_images_behind_say_where_these_are(tmp_path: Path, capsys) -> None:
+    png(tmp_path / "in" / "images" / "a.png")
+    (tmp_path / "in" / "a.txt").write_text("FINDINGS: Clear lungs.")
+    words = ["ingest", "reports", tmp_path / "in", "--images", tmp_path / "in" / "images", "--dataset", "d"]
+    assert run(*words, "--modality", "xray", "--public", "--out", tmp_path / "out") == 0
+    assert str(tmp_path) not in (tmp_path / "out" / "records.report.json").read_text()
+    records = tmp_path / "out" / "records.jsonl"
+    capsys.readouterr()
+    assert run("textify", records, "--out", tmp_path / "out" / "words.jsonl") == 0
+    assert "--root" not in capsys.readouterr().out
+    assert run("coarse", records, "--out", tmp_path / "far" / "kept.jsonl", "--min-side", 8) == 0
+    assert f"say --root {tmp_path / 'out'} to the next step" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("words", [[], ["ingest"], ["ingest", "paper", "x"], ["nothing"]])
 def test_unknown_words_are_refused(words, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*words) == 2
     assert "invalid choice" in (said := capsys.readouterr().err) or "required" in said
+
+
+def test_a_package_that_is_missing_is_named_and_skips_no_picture(tmp_path: Path, capsys, monkeypatch) -> None:
+    png(tmp_path / "in" / "a.png")
+    monkeypatch.setitem(sys.modules, "imagehash", None)  # as if it were not installed
+    assert run("prints", tmp_path / "in", "--name", "b", "--out", tmp_path / "b.jsonl") == 2
+    assert "needs imagehash, which is not installed: pip install" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -45,6 +46,9 @@ def test_one_command_builds_a_corpus_of_real_packages(
     assert not atlas or {"segmentation", "seg-tumour"} & set(tasks)
     for step in manifest["steps"]:
         assert step["in"] == step["kept"] + step["rejected"]
+    reports = importlib.util.find_spec("torchxrayvision") is not None  # 28 MB, and not for commercial use
+    assert ("CC-BY-NC-ND-4.0" in manifest["licences"]) == ("impression" in tasks) == reports
+    assert ("ingest-reports open-i" in manifest["absent"]) != reports
 
     rows = datasets.load_dataset("parquet", data_files=str(folder / "shard-*.parquet"), split="train",
                                  cache_dir=str(tmp_path / "cache"))  # fmt: skip

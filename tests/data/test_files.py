@@ -52,9 +52,10 @@ def test_a_run_that_breaks_leaves_what_was_there(tmp_path: Path, name: str) -> N
 
 def test_files_of_another_kind_are_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
+    (tmp_path / "b.csv").write_text("id")
     for name, message in [
-        ("a.csv", "unknown suffix"), ("a.jsonl", "is no file"), ("a.parquet", "is no file"),
-        (".", "holds no"), ("broken.parquet", "cannot be read as Parquet"),
+        ("b.csv", "unknown suffix"), ("far", "far does not exist"), ("a.jsonl", "is no file"),
+        ("a.parquet", "is no file"), (".", "holds no"), ("broken.parquet", "cannot be read as Parquet"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
             list(read_records(tmp_path / name))

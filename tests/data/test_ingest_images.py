@@ -11,6 +11,7 @@ from sources import block, nifti, png
 
 from monai_unimedvl.data.ingest.images import IngestImages
 from monai_unimedvl.data.ingest.nifti import IngestNifti
+from monai_unimedvl.data.ingest.words import without_names
 from monai_unimedvl.data.record import Record, Reject
 from monai_unimedvl.data.step import Item, Source, Tally
 
@@ -118,3 +119,16 @@ def test_a_pattern_or_a_folder_that_does_not_fit_is_one_sentence(tmp_path: Path)
         volumes(tmp_path).parts()
     with pytest.raises(ValueError, match="holds no file"):
         pictures(tmp_path).parts()
+
+
+@pytest.mark.parametrize(
+    ("path", "reason", "said"),
+    [
+        ("/x/images/empty.png", "empty.png is empty (0 bytes).", "the file is empty (0 bytes)."),
+        ("/x/Mueller.nii", "Mueller.nii: no NIfTI (bad Mueller).", "the file: no NIfTI (bad the file)."),
+        ("/images/mueller/a.dcm", "a.dcm (mueller) holds no images.", "the file (the file) holds no images."),
+        ("/x/Anna/a.nii", "/x/Anna/a.nii has Anna-2.", "the .nii file has the file-2."),
+    ],
+)
+def test_a_sentence_keeps_its_words_and_loses_the_names(path: str, reason: str, said: str) -> None:
+    assert without_names(reason, path) == said

@@ -404,4 +404,5 @@ def test_the_command_builds_says_what_became_of_everything_and_finds_leaks(
     )
     assert "fingerprints of b" in capsys.readouterr().out
     assert main(["data", "build", "nowhere.yaml", "--out", str(tmp_path / "d")]) == 2
-    assert "nowhere.yaml is no file, expected a pipeline in YAML" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "nowhere.yaml is no file, expected a pipeline in YAML, or the name of one here (atlas)" in said

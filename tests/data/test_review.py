@@ -104,6 +104,7 @@ def test_the_form_names_no_patient_and_words_stay_words(tmp_path: Path) -> None:
     assert "http://" not in page and "https://" not in page, "it needs no network"
     told = read_form(tmp_path / "form.html")
     assert told["form"] == form and told["items"][0]["words"][1][1].startswith("</script>")
+    assert told["items"][0]["words"][0][1] == "What is <b>shown</b>?"
     with pytest.raises(ValueError, match=r"x\.html is no form"):
         read_form(tmp_path / "x.html")
 
@@ -126,7 +127,7 @@ def exported(path: Path, **changes: Any) -> Path:
     [
         ({"reader": " "}, "no review with a reader's name"),
         ({"format": "other"}, "no review with a reader's name"),
-        ({"ratings": [3]}, "is no review .AttributeError"),
+        ({"ratings": [3]}, "is no review, expected what the form exports"),
         ({"ratings": {"r0": {"factual accuracy": 6}}}, "accuracy' with 6, expected 0 to 5 in steps of 1"),
         ({"ratings": {"r0": {"modality match": 0.3}}}, "rates 'modality match' with 0.3, expected 0 to 1"),
         ({"ratings": {"r0": {"beauty": 1}}}, "rates 'beauty'"),

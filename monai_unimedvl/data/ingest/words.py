@@ -13,6 +13,7 @@ REASONS = (
     ("is empty \\(0 bytes\\)", "empty-file"),
     ("in another file", "path-outside"),
     ("unpacks to more", "too-large"),
+    ("does not equal the product", "image-damaged"),
     ("pixels|voxels|too many frames", None),  # see below: several things are said of pixels
     ("share places", "series-overlap"),
     ("differ in size|differ in direction", "series-mixed"),
@@ -96,13 +97,23 @@ def code_of(reason: str) -> str:
 
 
 def without_names(reason: str, path: Path | str) -> str:
-    """A sentence with the file's name and folders replaced, since both may hold the name of a patient."""
+    """A sentence with the file's name and folders replaced, since both may hold the name of a patient.
+
+    A folder `images` or a file `empty.png` is no reason to replace these words in a sentence of ours: plain
+    words are replaced only in brackets, where the sentence of a package stands.
+    """
     path = Path(path)
     kind = "".join(path.suffixes[-1:])
     said = reason.replace(str(path), f"the {kind} file").replace(str(path.parent), "its folder")
-    for name in sorted({path.name, path.name.split(".")[0], *path.parent.parts[1:]}, key=len, reverse=True):
-        if len(name) > 2 and name:
-            said = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "the file", said)
+    parts = {path.name.split(".")[0], *path.parent.parts[1:]} - {path.name}
+    for name in [path.name, *sorted(parts, key=len, reverse=True)]:
+        if len(name) <= 2:
+            continue
+        found = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
+        if name != path.name and re.fullmatch("[a-z]+", name):
+            said = re.sub(r"\([^()]*\)", lambda part, found=found: found.sub("the file", part[0]), said)  # type: ignore[misc]
+        else:
+            said = found.sub("the file", said)
     return re.sub(r"(/[^\s/:,;]+){2,}", "a path", said)
 
 
