@@ -22,7 +22,7 @@ from monai_unimedvl.provenance import write
 HERE = Path(__file__).resolve().parent
 CONFIGS, RESULTS = HERE / "configs", HERE / "results"
 LETTERS = tuple("abcdefg")
-KEYS = {"title", "question", "seeds", "tasks", "arms", "pairs", "metrics", "axis", "notes", "sweep"}
+KEYS = {"title", "question", "seeds", "tasks", "arms", "pairs", "metrics", "references", "against"}
 
 
 @dataclass(frozen=True)

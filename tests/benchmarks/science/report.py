@@ -8,6 +8,7 @@ stands the difference of each seed, and, from three seeds on, Student's interval
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -185,22 +186,65 @@ def signed(metric: str, value: float) -> str:
     return text if text.startswith("-") else f"+{text}"
 
 
-def settings_table(question: Question, results: Results) -> Table:
-    """All settings of a curve: mean and interval of each, in the order in which they were measured."""
-    rows: Table = []
+def settings_tables(question: Question, results: Results) -> Iterator[Table]:
+    """Of a curve: places that were measured at the same settings side by side, a row a setting.
+
+    A cell is the mean with its interval at the reference, and elsewhere the mean with the paired difference
+    to the reference. `against` compares settings whose names differ in their endings alone.
+    """
+    values = question.values
     for arm in question.arms.values():
         for found in results.of(arm, 1).values():
+            groups: dict[tuple[str, ...], list[tuple[str, str]]] = {}
             for place, settings in found["scores"].items():
-                for setting, metrics in settings.items():
-                    share = found.get("measured", {}).get(f"{place}/{setting}", {}).get("dropped")
-                    told = setting if share is None else f"{setting} ({100 * share:.0f} % dropped)"
-                    for metric in metrics:
-                        value, low, high, count = point(found, results, place, setting, metric)
-                        value, low, high = (number(metric, x) for x in (value, low, high))
-                        beside = found["baselines"].get(f"{place}/{metric}", {})
-                        others = "; ".join(f"{k} {number(metric, v)}" for k, v in beside.items())
-                        rows.append([place, told, metric, str(count), f"{value} ({low} to {high})", others])
-    return [["task", "setting", "metric", "items", "mean (95 %, images)", "baselines"], *rows] if rows else []
+                for metric in next(iter(settings.values())):
+                    if any(any(one[metric]) for one in settings.values()):
+                        groups.setdefault(tuple(settings), []).append((place, metric))
+            for names, columns in groups.items():
+                base = next((name for name in values.get("references", ()) if name in names), names[0])
+                cells = [[_cell(found, results, *column, name, base) for column in columns] for name in names]
+                head = ["setting", *(f"{_place(place)}: {metric}" for place, metric in columns)]
+                rows = [[f"{name}{_dropped(found, columns[0][0], name)}", *row]
+                        for name, row in zip(names, cells, strict=True)]  # fmt: skip
+                yield [head, *rows]
+                for ending, other in values.get("against", {}).items():
+                    rows = [
+                        [name.removesuffix(ending), *(_cell(found, results, *c, name, twin) for c in columns)]
+                        for name in names
+                        if name.endswith(ending) and (twin := name.removesuffix(ending) + other) in names
+                    ]
+                    yield [[f"{ending.strip(', ')}, less {other.strip(', ')}", *head[1:]], *rows]
+
+
+def _place(place: str) -> str:
+    """In words: "sr4, slab"."""
+    section, task = place.split("/")
+    return f"{task}, {LABELS[section]}" if section in LABELS else section
+
+
+def _dropped(found: dict[str, Any], place: str, name: str) -> str:
+    """The share of tokens that a way of pruning really dropped."""
+    share = found.get("measured", {}).get(f"{place}/{name}", {}).get("dropped")
+    return "" if share is None else f" ({100 * share:.0f} %)"
+
+
+def _cell(found: dict[str, Any], results: Results, place: str, metric: str, name: str, base: str) -> str:
+    """Mean with its interval, or with its paired difference to another setting."""
+    if name == base:
+        value, low, high, _ = point(found, results, place, name, metric)
+        return f"{number(metric, value)} ({number(metric, low)} to {number(metric, high)})"
+    rows = read_items(results.folder, found["items"])[place]
+    sides = []
+    for setting in (base, name):
+        values = zip(rows, found["scores"][place][setting][metric], strict=True)
+        sides.append({item: float(x) for (item, _), x in values if x is not None})
+    known = sides[0].keys() & sides[1].keys()
+    told = compare(
+        *({item: side[item] for item in known} for side in sides),
+        clusters={item: cluster for item, cluster in rows if item in known}, resamples=RESAMPLES,
+    )  # fmt: skip
+    low, value, high = (signed(metric, x) for x in (told.low, told.value, told.high))
+    return f"{number(metric, told.b)}, {value} ({low} to {high})"
 
 
 def point(found: dict[str, Any], results: Results, place: str, setting: str, metric: str) -> Any:
@@ -243,23 +287,35 @@ vision encoder, commit and CPU seconds, and holds its loss curve and the score o
     python tests/benchmarks/science/run.py --report
 
 Checkpoints lie in the cache folder, and a killed arm goes on from its last one. One thread of a CPU; an arm
-may take at most 15 CPU minutes. All arms of a and b begin with one pretrained vision encoder; a seed draws
-the other weights, the order of samples, times and noise, and arms of a seed begin alike.
+may take at most 15 CPU minutes. All arms of a and b begin with one pretrained vision encoder (its training is
+in the seconds of the first arm); a seed draws the other weights, the order of samples, times and noise, and
+arms of a seed begin alike.
 
 How to read the tables: arms are compared item by item on a fixed sample of held-out items, `slab` (test: a
 held-out slab of a volume that was trained on) and `subject` (test_subject: somebody never trained on). The
 interval is a bootstrap over images, with the mean over seeds as the score of an item; `by seed` is the
 difference of each seed alone, and its Student interval follows from three seeds. p is of sign flips by
 image, adjusted (Holm) for all rows of the question. `better` names a side only where p < 0.05 and all seeds
-agree: an absent verdict is no proof of equality. Networks of about two million parameters, minutes of
-training, 64 x 64 pixels, few subjects: no clinical claim, and none about the released model, follows from
-any of this.
+agree: an absent verdict is no proof of equality. In (e) and (f) a cell is the mean with its interval at the
+reference setting, and elsewhere the mean and its paired difference to the reference; what is 0 at every
+setting has no column. Networks of about two million parameters, minutes of training, 64 x 64 pixels, few
+subjects: no clinical claim, and none about the released model, follows from any of this.
 """
+
+
+def sources(here: Path) -> str:
+    """sha256 of all that the page is made of: configurations, results and findings."""
+    found = hashlib.sha256()
+    for pattern in ("configs/*.yaml", "results/*.json", "findings/*.md"):
+        for path in sorted(here.glob(pattern)):
+            found.update(f"{path.relative_to(here).as_posix()} {path.stat().st_size}\n".encode())
+            found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 def render(here: Path) -> str:
     """The page."""
-    parts = [HEAD]
+    parts = [HEAD, f"<!-- made of {sources(here)} -->\n"]
     results = Results(here / "results")
     for letter in plan.LETTERS:
         if not (here / "configs" / f"{letter}.yaml").is_file():
@@ -274,8 +330,8 @@ def render(here: Path) -> str:
             parts.append(f"Run: {spent}.\n")
         for heading, table in pair_tables(question, results):
             parts.append(f"**{heading}**\n\n{markdown(table)}\n")
-        if not question.pairs and (table := settings_table(question, results)):
-            parts.append(markdown(table) + "\n")
+        if not question.pairs:
+            parts += [markdown(table) + "\n" for table in settings_tables(question, results)]
         if (here / "plots" / f"{letter}.png").is_file():
             parts.append(f"![{question.title}](plots/{letter}.png)\n")
         finding = here / "findings" / f"{letter}.md"

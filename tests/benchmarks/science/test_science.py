@@ -175,6 +175,15 @@ def test_every_result_is_of_a_configuration_and_of_its_items(path: Path) -> None
     assert hashlib.sha256(content).hexdigest()[:12] == found["items"]
 
 
+def test_the_page_was_made_of_these_results() -> None:
+    page = (plan.HERE / "README.md").read_text("utf8")
+    assert f"<!-- made of {report.sources(plan.HERE)} -->" in page, "write it anew: run.py --report"
+    for path in CONFIGS:
+        shown = f"![{plan.question(path.stem).title}](plots/{path.stem}.png)" in page
+        assert shown == (plan.HERE / "plots" / f"{path.stem}.png").is_file()
+
+
+@pytest.mark.slow
 def test_the_page_says_what_the_results_say() -> None:
     assert (plan.HERE / "README.md").read_text("utf8") == report.render(plan.HERE)
 
