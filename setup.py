@@ -97,6 +97,7 @@ EXTRAS = {
     "delivery": ["pynetdicom>=3.0", "dicomweb-client>=0.60", "requests>=2.32", "filelock>=3.12"],
     "bundle": ["fire>=0.7", "jsonschema>=4.23"],
     "quant": ["torchao>=0.18,<0.19"],
+    "onnx": ["onnx>=1.19", "onnxscript>=0.6", "onnxruntime>=1.23"],
     "generative": ["monai-generative==0.2.3"],  # its last release; only to compare old checkpoints against
     "docs": ["nbclient>=0.10", "ipykernel>=6.30", "matplotlib>=3.9"],
 }

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ WHAT = {
     "pack": "NAME|FOLDER [ZIP|FOLDER]: the zip that `download` and MONAI read; always the same bytes",
     "verify": "FOLDER: the model zoo's checks, without network; each finding with its line and what to do",
     "download": "SOURCE [FOLDER]: from a zip, GitHub, the Hub or the zoo, checked before it is put there",
-    "export": "RUN FOLDER: a checkpoint, LoRA adapters or weights as a bundle in the frame of --base",
+    "export": "RUN FOLDER: a checkpoint, LoRA adapters or weights as a bundle in the frame of --base; "
+    "or BUNDLE FILE.onnx: its network_def for ONNX runtimes",
     "release": "FOLDER: zips of all shipped bundles and the zoo's list, model_info.json",
     "document": "REPORT [NAME]: fill the scores of a saved report into the papers of all bundles it is about",
 }
@@ -33,6 +35,13 @@ def add_options(verb: Any) -> None:
     verb.add_argument("--sha256", help="download: the hash that the zip must have")
     verb.add_argument("--base", default="unimedvl_nano", help="export: the bundle that the run began with")
     verb.add_argument("--about", default="", help="export: a sentence for card and changelog")
+    verb.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE",
+        help="export to ONNX: settings of the bundle, such as instruction, prompt, seed, steps",
+    )  # fmt: skip
+    verb.add_argument(
+        "--size", nargs=2, type=int, metavar=("ROWS", "COLUMNS"), help="export to ONNX: of the pictures"
+    )
     verb.add_argument("--base-url", default="", help="release: address under which the zips will lie")
     verb.add_argument("--full", action="store_true", help="verify: also export to TorchScript")
     verb.add_argument("--no-run", action="store_true", help="verify: only read, build nothing of it")
@@ -92,8 +101,30 @@ def _export(options: Namespace) -> Result:
     from monai_unimedvl.bundle.exporting import export
 
     run, folder = _two(options, "a run and a new folder", "export runs/checkpoints/best.ckpt my_bundle")
+    if folder.endswith(".onnx"):
+        return _onnx(run, folder, options)
+    if options.set or options.size:
+        raise ValueError("--set and --size are for export to ONNX: let the file end in .onnx, or drop them.")
     path = export(run, folder, base=options.base, about=options.about)
     return [f"wrote {path}; its papers have no scores yet"], {"outputs": [str(path)]}
+
+
+def _onnx(name: str, file: str, options: Namespace) -> Result:
+    from monai_unimedvl.bundle.onnx import export_onnx
+
+    settings = {}
+    for text in options.set:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set got {text!r}, expected NAME=VALUE: write it so, in quotes if it has blanks.")
+        try:
+            settings[key] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[key] = value
+    path, worst = export_onnx(name, file, size=options.size, settings=settings)
+    checked = "not compared: onnxruntime is not installed" if worst is None else f"{worst:.1g}"
+    lines = [f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", f"largest difference from Python: {checked}"]
+    return lines, {"outputs": [str(path)], "largest_difference": worst}
 
 
 def _release(options: Namespace) -> Result:

@@ -23,6 +23,7 @@ from monai_unimedvl.sequence import Canvas, Layout, PackedSequence, Segment, Tex
 
 if TYPE_CHECKING:
     from monai_unimedvl.networks.decoder import Layer
+    from monai_unimedvl.networks.layers import MLP
     from monai_unimedvl.networks.tensor_path import TensorPath
     from monai_unimedvl.networks.unimedvl import UniMedVL
     from monai_unimedvl.networks.vision import Vision
@@ -94,7 +95,10 @@ class Plan:
         grid = canvas[0] // stride, canvas[1] // stride
         cells = view[0] // patch, view[1] // patch
         noise = path.noise(grid)
-        pictures = [Canvas(grid, noise), View(torch.zeros(cells[0] * cells[1], 3 * patch**2), cells)]
+        pictures: list[Segment] = [
+            Canvas(grid, noise),
+            View(torch.zeros(cells[0] * cells[1], 3 * patch**2), cells),
+        ]
         prompt: list[Segment] = (
             [*pictures, Text(path.instruction)] if path.reads else [Text(path.instruction)]
         )
@@ -120,7 +124,7 @@ def draw(path: TensorPath, image: Tensor, plan: Plan) -> Tensor:
     if path.reads:
         canvas = _resized(image, plan.canvas) * 2 - 1
         latents = _tokens(network.autoencoder.encode_stage_2_inputs(canvas), network.latent_patch)
-        patches = _tokens(_resized(image, plan.view) * 2 - 1, network.vision.patch_size)
+        patches = _tokens(_resized(image, plan.view) * 2 - 1, network.vision.patch_size)  # type: ignore[union-attr]
     read = [
         None if prompt is None else _read(network, prompt, latents, patches, count) for prompt, _ in branches
     ]
@@ -177,7 +181,8 @@ def _views(network: UniMedVL, stretch: Stretch, patches: Tensor) -> Tensor:
     for layer in vision.layers:
         heads = (y.permute(1, 2, 0, 3) for y in layer.before(x))  # (N, H, V, E)
         x = layer.after(x, F.scaled_dot_product_attention(*heads).permute(2, 0, 1, 3).flatten(2))
-    return network.connector(vision.norm(x)) + network.view_table[stretch.patches].unsqueeze(1)
+    connector: MLP = network.connector  # type: ignore[assignment]
+    return connector(vision.norm(x)) + network.view_table[stretch.patches].unsqueeze(1)
 
 
 def _canvas(network: UniMedVL, stretch: Stretch, latents: Tensor, t: float) -> Tensor:
