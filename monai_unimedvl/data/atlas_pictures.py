@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -11,9 +11,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .atlas_regions import GROUPS, REGIONS, aal_indices, level_of
+from .atlas_regions import GROUPS, PARCELS, REGIONS, aal_indices, level_of
 from .atlas_splits import section_of_slab, sections_of_columns
-from .atlas_volumes import GRID_ORIGIN, SIDE, Arrays, display, prepare_arrays, read_arrays, shrink
+from .atlas_volumes import (
+    GRID_ORIGIN,
+    SIDE,
+    Arrays,
+    display,
+    prepare_arrays,
+    read_arrays,
+    shrink,
+)
 
 __all__ = ["Picture", "load_pictures", "make_pictures"]
 
@@ -27,7 +35,10 @@ _RANGE = {
 
 @dataclass
 class Picture:
-    """One picture: `pixels` (64, 64) or (64, 64, 3) uint8; `maps` hold label maps and partner pictures."""
+    """One picture: `pixels` (64, 64) or (64, 64, 3) uint8.
+
+    `maps` hold label maps and partner pictures by task; "parcels" is no task, it teaches vision encoders.
+    """
 
     id: str
     source: str
@@ -87,7 +98,9 @@ def _mni(arrays: Arrays) -> list[Picture]:
         tissues = {key: _tissue_map(arrays, plane, key) for key in ("icbm09a", "tpm")}
         grey = display(arrays["mni/icbm09a_gm"], plane) if "mni/icbm09a_gm" in arrays else None
         csf = _csf_share(arrays, plane)
-        counts, lobes = _region_maps(aal, labels, plane) if aal is not None else ({}, None)
+        counts = _region_counts(aal, labels, plane) if aal is not None else {}
+        lobes = _region_map(aal, labels, plane, GROUPS) if aal is not None else None
+        parcels = _region_map(aal, labels, plane, PARCELS) if aal is not None else None
         for index in range(len(next(iter(shown.values()))) if shown else 0):
             position = GRID_ORIGIN[axis] + 2.0 * index
             low, high = _RANGE[plane]
@@ -113,6 +126,8 @@ def _mni(arrays: Arrays) -> list[Picture]:
                 if csf is not None and subject == "ICBM152":
                     facts["csf"] = float(csf[index])
                 maps: dict[str, NDArray[np.uint8]] = {}
+                if parcels is not None:
+                    maps["parcels"] = parcels[index]
                 if lobes is not None and modality == "MRI" and contrast == "T1":
                     maps["seg-lobes"] = lobes[index]
                 tissue = tissues["icbm09a" if name == "icbm09a" else "tpm"]
@@ -164,22 +179,27 @@ def _csf_share(arrays: Arrays, plane: str) -> NDArray[np.float64] | None:
     return sums[2] / np.clip(sum(sums), 1, None)
 
 
-def _region_maps(
+def _region_counts(
     aal: NDArray[np.uint8], labels: dict[str, list[int]], plane: str
-) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.uint8]]:
+) -> dict[str, NDArray[np.int64]]:
+    """Pixels (N,) of each region in each slice."""
     shown = display(aal, plane)
-    counts = {
-        region: np.isin(shown, [i for prefix in prefixes for i in labels[prefix]]).sum((1, 2))
-        for region, prefixes in REGIONS.items()
-    }
-    shares = np.stack(
-        [
-            shrink(np.isin(shown, [i for prefix in prefixes for i in labels[prefix]]))
-            for prefixes in GROUPS.values()
-        ]
-    )
-    lobes = np.where(shares.sum(0) >= 0.5, shares.argmax(0) + 1, 0).astype(np.uint8)
-    return counts, lobes
+    return {region: _inside(shown, labels, prefixes).sum((1, 2)) for region, prefixes in REGIONS.items()}
+
+
+def _region_map(
+    aal: NDArray[np.uint8], labels: dict[str, list[int]], plane: str, names: Mapping[str, tuple[str, ...]]
+) -> NDArray[np.uint8]:
+    """(N, 64, 64): number of the name with the largest share of a pixel, 0 where less than half has one."""
+    shown = display(aal, plane)
+    shares = np.stack([shrink(_inside(shown, labels, prefixes)) for prefixes in names.values()])
+    return np.where(shares.sum(0) >= 0.5, shares.argmax(0) + 1, 0).astype(np.uint8)
+
+
+def _inside(
+    shown: NDArray[np.uint8], labels: dict[str, list[int]], prefixes: tuple[str, ...]
+) -> NDArray[np.bool_]:
+    return np.isin(shown, [i for prefix in prefixes for i in labels[prefix]])
 
 
 def _tumours(arrays: Arrays) -> list[Picture]:

@@ -7,7 +7,7 @@ seen there.
 
 from __future__ import annotations
 
-__all__ = ["GROUPS", "LEVELS", "REGIONS", "aal_indices", "level_of"]
+__all__ = ["GROUPS", "LEVELS", "PARCELS", "REGIONS", "aal_indices", "level_of"]
 
 # name -> what AAL calls it (prefixes)
 REGIONS: dict[str, tuple[str, ...]] = {
@@ -38,6 +38,25 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "hippocampus and amygdala": ("Hippocampus", "Amygdala"),
     "cerebellum": ("Cerebelum", "Vermis"),
 }
+# the parts of which both are made: what a vision encoder is taught to find (`training.vision`)
+PARCELS: dict[str, tuple[str, ...]] = {
+    "frontal lobe": GROUPS["frontal lobe"],
+    "precuneus": ("Precuneus",),
+    "rest of the parietal lobe": ("Parietal", "Postcentral", "SupraMarginal", "Angular", "Paracentral"),
+    "temporal lobe": REGIONS["temporal lobe"],
+    "parahippocampal gyrus": ("ParaHippocampal",),
+    "calcarine cortex": ("Calcarine",),
+    "rest of the occipital lobe": ("Occipital", "Cuneus", "Lingual"),
+    "insula": ("Insula",),
+    "cingulate gyrus": ("Cingulum",),
+    "caudate nucleus": ("Caudate",),
+    "putamen": ("Putamen",),
+    "pallidum": ("Pallidum",),
+    "thalamus": ("Thalamus",),
+    "hippocampus": ("Hippocampus",),
+    "amygdala": ("Amygdala",),
+    "cerebellum": ("Cerebelum", "Vermis"),
+}
 # upper edge in MNI mm (|x| for sagittal) -> name of the level
 LEVELS: dict[str, list[tuple[float, str]]] = {
     "axial": [
@@ -65,7 +84,8 @@ def level_of(plane: str, place: float) -> str:
 def aal_indices() -> dict[str, list[int]]:
     """Prefix of an AAL name -> its label numbers."""
     names = _AAL.split()
-    prefixes = {prefix for group in (*REGIONS.values(), *GROUPS.values()) for prefix in group}
+    named = (*REGIONS.values(), *GROUPS.values(), *PARCELS.values())
+    prefixes = {prefix for group in named for prefix in group}
     return {prefix: [i + 1 for i, name in enumerate(names) if name.startswith(prefix)] for prefix in prefixes}
 
 

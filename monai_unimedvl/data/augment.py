@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,7 @@ class Change:
 READING = Change(
     angle=15, scale=0.15, shift=0.15, stretch=0.08, bend=0.015, gamma=0.33, gain=0.25, noise=0.06, erase=0.2
 )
+FINDING = replace(READING, mirror=True)  # what is where, when no word tells left from right
 MASK = Change(angle=12, scale=0.1, shift=0.08, stretch=0.06, bend=0.015, gamma=0.25, gain=0.15, mirror=True)
 PAIR = Change(angle=8, scale=0.08, shift=0.05, stretch=0.05, bend=0.012, gamma=0.05, mirror=True)
 PATCH = Change(turn=True)
@@ -56,7 +57,8 @@ OF_CONTRAST = ("contrast", "tumour", "nuclei", "csf")  # questions that such a p
 BENDS = 5  # points a side of a smooth warp
 TONES = 6  # points of a curve that recolours
 CHANGES = {
-    "vqa": READING, "caption": READING, "text-to-image": Change(angle=2, scale=0.02, shift=0.01),
+    "vqa": READING, "caption": READING, "seg-parcels": FINDING, "seg-any": READING,
+    "text-to-image": Change(angle=2, scale=0.02, shift=0.01),
     "seg-tissue": MASK, "seg-lobes": MASK, "seg-tumour": MASK, "seg-bone": MASK,
     "seg-nuclei": Change(turn=True, gamma=0.2, gain=0.1), "sr4": Change(mirror=True, gain=0.1),
     "t1-to-t2": PAIR, "t1-to-pd": PAIR, "t2-to-t1": PAIR, "t1-to-gm": PAIR,

@@ -16,24 +16,35 @@ class Dropout(NamedTuple):
     """Chances that a condition is left out in training, so that guidance has its branches.
 
     A user's text, and the images as views or clean canvases; what has a loss is never dropped.
+
+    Args:
+        patches: the largest share of the patches of a sample's views that the decoder does not read; chance
+            says how many, and which. Against pictures learnt by heart (after PatchDropout, arXiv 2208.07220).
     """
 
     text: float = 0.0
     view: float = 0.0
     canvas: float = 0.0
+    patches: float = 0.0
 
 
 def drop_conditions(
     segments: Sequence[Segment], dropout: Dropout, generator: torch.Generator
 ) -> list[Segment]:
     """The segments with conditions marked as dropped by chance; a kind is dropped as a whole."""
-    text, view, canvas = (torch.rand(3, generator=generator) < torch.tensor(dropout)).tolist()
+    text, view, canvas = (torch.rand(3, generator=generator) < torch.tensor(dropout[:3])).tolist()
+    share = dropout.patches and dropout.patches * float(torch.rand((), generator=generator))
     dropped: list[Segment] = []
     for segment in segments:
         if isinstance(segment, Text) and text and not segment.loss:
             segment = replace(segment, dropped=True)
         elif isinstance(segment, View) and view:
             segment = replace(segment, dropped=True)
+        elif isinstance(segment, View) and share and segment.kept is None:
+            order = torch.randperm(len(segment.patches), generator=generator)
+            segment = replace(
+                segment, kept=order[min(round(share * len(order)), len(order) - 1) :].sort().values
+            )
         elif isinstance(segment, Canvas) and canvas and not segment.noisy:
             segment = replace(segment, dropped=True)
         dropped.append(segment)

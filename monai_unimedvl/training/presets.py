@@ -41,6 +41,10 @@ DRAWING = {
     "sr4": 0.2, "t1-to-t2": 0.035, "t1-to-pd": 0.035, "t2-to-t1": 0.03, "t1-to-gm": 0.03,
     "ct-to-bone": 0.015, "h-to-he": 0.025, "h-to-ihc": 0.02, "slice-group": 0.02, "edit-group": 0.07,
 }  # fmt: skip
+# the shares of a leg in which what reads learns alone, from an encoder that learns no more
+READING = {"vqa": 0.8, "caption": 0.2}
+SHARES: dict[str | None, Mapping[str, float]] = {None: WEIGHTS, "reading": READING, "drawing": DRAWING}
+UNREAD = 0.9  # the largest share of a picture's patches that a reading leg hides, see `Dropout.patches`
 EDITED_TOGETHER = ("seg-tissue", "seg-lobes", "sr4", "t1-to-t2", "t1-to-pd", "t2-to-t1", "t1-to-gm")
 GAPS = (2.0, 4.0)  # mm between the slices of a group
 RARE = {"histology": 4, "fundus photograph": 5}  # how often an epoch of super-resolution shows them
@@ -69,33 +73,50 @@ def nano_training(
     seed: int = 0,
     hidden_size: int = 160,
     num_layers: int = 4,
-    vision_steps: int = 600,
+    vision_steps: int | None = None,
     start: str | Path | None = None,
-    drawing_alone: bool = False,
+    alone: str | None = None,
     progress: bool = True,
 ) -> NanoTraining:
     """The network, tokenizer and mixture of the nano model, from the atlas packages.
 
     Args:
         root: the atlas cache; None is the default one.
-        vision_steps: of pretraining the vision encoder; 0 when weights are loaded afterwards anyway.
+        vision_steps: of pretraining the vision encoder; 0 when weights are loaded afterwards anyway. None:
+            600, or 0 with `start`. More than 0 with `start`: encoder and connector begin anew.
         permissive_only: leave out sources under GPL.
         budget: tokens a pack.
         start: a folder of weights to begin with, with their tokenizer; None begins anew.
-        drawing_alone: the shares are those of `DRAWING`; give `UniMedVLModule` what is not to learn.
+        alone: "reading" or "drawing": the shares of a leg of that alone (`READING`, `DRAWING`); give
+            `UniMedVLModule` what is not to learn. None: of everything.
         progress: show bars.
+
+    Raises:
+        ValueError: another leg than these, or weights to start from without a tokenizer.
     """
+    if vision_steps is None:
+        vision_steps = 600 if start is None else 0
+    if alone not in SHARES:
+        raise ValueError(
+            f"nano_training got alone={alone!r}, expected 'reading', 'drawing' or None: use these."
+        )
     tasks = (*DEFAULT_TASKS, "slice-group")
     dataset = AtlasDataset(
         root, "train", tasks=tasks, permissive_only=permissive_only, seed=seed, progress=progress
     )
-    shares = DRAWING if drawing_alone else WEIGHTS
+    unread = UNREAD if alone == "reading" else 0.0
+    packs = partial(nano_mixture, dataset, budget=budget, seed=seed, shares=SHARES[alone], unread=unread)
     if start is not None:
         network, tokenizer = weights.load(start)
         if tokenizer is None:
             raise ValueError(f"start {Path(start).name} has no tokenizer, expected one beside the weights.")
-        mixture = nano_mixture(dataset, tokenizer, budget=budget, seed=seed, shares=shares)
-        return NanoTraining(network.train(), tokenizer, mixture)
+        if vision_steps:
+            with seeded(seed):
+                fresh = nano(network.autoencoder, vocab_size=len(tokenizer), hidden_size=hidden_size)
+            for name in ("vision", "connector"):
+                getattr(network, name).load_state_dict(getattr(fresh, name).state_dict())
+            pretrain_vision(network, dataset, steps=vision_steps, seed=seed, progress=progress)
+        return NanoTraining(network.train(), tokenizer, packs(tokenizer))
     tokenizer = Tokenizer.train(corpus(dataset), VOCABULARY)
     pictures = training_pictures(dataset)
     with seeded(seed):
@@ -105,27 +126,32 @@ def nano_training(
     network.latent_variance.copy_(latents.var(dim=(0, 2, 3)))  # type: ignore[operator]
     if vision_steps:
         pretrain_vision(network, dataset, steps=vision_steps, seed=seed, progress=progress)
-    mixture = nano_mixture(dataset, tokenizer, budget=budget, seed=seed, shares=shares)
-    return NanoTraining(network, tokenizer, mixture)
+    return NanoTraining(network, tokenizer, packs(tokenizer))
 
 
 def nano_mixture(
     dataset: AtlasDataset, tokenizer: Tokenizer, *, budget: int, seed: int = 0,
-    shares: Mapping[str, float] = WEIGHTS,
+    shares: Mapping[str, float] = WEIGHTS, unread: float = 0.0,
 ) -> Mixture:  # fmt: skip
-    """Packs of the atlas tasks at their shares, augmented, with condition dropout for guidance."""
+    """Packs of the atlas tasks at their shares, augmented, with condition dropout for guidance.
+
+    Args:
+        unread: see `atlas_streams`.
+    """
     to_segments = ToSegments(tokenizer, view=NANO_RULE, canvas=NANO_RULE, together=True)
-    streams = atlas_streams(dataset, grouped=True, shares=shares)
+    streams = atlas_streams(dataset, grouped=True, shares=shares, unread=unread)
     return Mixture(streams, to_segments, budget=budget, seed=seed)
 
 
 def atlas_streams(
-    dataset: AtlasDataset, *, grouped: bool = False, shares: Mapping[str, float] = WEIGHTS
-) -> list[Stream]:
+    dataset: AtlasDataset, *, grouped: bool = False, shares: Mapping[str, float] = WEIGHTS,
+    unread: float = 0.0,
+) -> list[Stream]:  # fmt: skip
     """One stream for each task with a share; each dialogue asks some of the questions about a picture.
 
     Args:
         grouped: also neighbouring slices edited together; the segments then need `together=True`.
+        unread: share of the patches of a picture, at most, that answers and descriptions do without.
     """
     places: dict[str, list[int]] = defaultdict(list)
     asked: dict[str, list[int]] = defaultdict(list)
@@ -164,15 +190,19 @@ def atlas_streams(
             turns += [Turn("user", item["turns"][0].parts[1:]), item["turns"][1]]
         return augment(turns, generator, task="vqa")
 
-    streams = [Stream("vqa", questions, len(pictures), shares["vqa"])] if pictures and shares["vqa"] else []
+    streams = []
+    if pictures and shares.get("vqa"):
+        streams.append(Stream("vqa", questions, len(pictures), shares["vqa"], Dropout(patches=unread)))
     for task, found in places.items():
         if shares.get(task):
             dropout = DROPOUTS.get(task, Dropout(0.05, 0.05, 0.05))
+            if task == "caption":
+                dropout = dropout._replace(patches=unread)
             read, drawing = partial(one, task), task != "caption"
             often = [RARE.get(dataset.entries[i].picture.modality, 1) if task == "sr4" else 1 for i in found]
             order = partial(_oftener, often)
             streams.append(Stream(task, read, sum(often), shares[task], dropout, draws=drawing, order=order))
-    if groups:
+    if groups and shares.get("edit-group"):
         dropout = Dropout(0.05, 0.05, 0.05)
         streams.append(Stream("edit-group", together, len(groups), shares["edit-group"], dropout, draws=True))
     return streams

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pretraining of the vision encoder on answers alone: a linear head a question on its mean feature.
+"""Pretraining of the vision encoder: what is in a picture, and what is where.
 
-A joint run begins with hundreds of steps in which answers ignore the picture (tests/benchmarks/LOG.md); an
-encoder that already tells planes and contrasts apart shortens them. The heads are thrown away.
+A linear head a question reads its mean feature, and a linear head a label map reads each token: what each
+pixel of the patch belongs to. A joint run begins with hundreds of steps in which answers ignore the picture,
+and then learns training pictures by heart (tests/benchmarks/LOG.md); an encoder that knows the anatomy of a
+patch, and is not trained further, shortens the one and forbids the other. The heads are thrown away.
+  B images   P patches   D hidden size   p side of a patch   M label maps
 """
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -18,6 +21,8 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from monai_unimedvl.data.atlas import AtlasDataset
+from monai_unimedvl.data.atlas_regions import PARCELS
+from monai_unimedvl.data.atlas_tasks import LEGENDS
 from monai_unimedvl.data.augment import OF_CONTRAST, RECOLOURED, augment, recolour
 from monai_unimedvl.networks.layers import patchify
 from monai_unimedvl.networks.unimedvl import UniMedVL
@@ -28,32 +33,54 @@ from monai_unimedvl.training.optimizer import MuonAdamW, warmup_stable_decay
 UNASKED = -100  # cross entropy's own word for "no label"
 
 
+# label maps of a picture -> labels, nothing included
+MAPS = {"parcels": len(PARCELS) + 1} | {
+    task: len(legend) + 1 for task, legend in LEGENDS.items() if task != "seg-lobes"
+}
+WORTH = {"parcels": 3.0}  # of a map's loss against the mean of the questions'; 1 otherwise
+UNKNOWN = 255  # in a label map: nobody told
+
+
 class Quiz(nn.Module):
-    """A vision encoder with one linear head a question.
+    """A vision encoder with one linear head a question, and one a label map.
 
     Args:
         answers: possible answers of each question.
+        maps: how many labels each label map has.
     """
 
-    def __init__(self, vision: Vision, answers: dict[str, list[str]]) -> None:
+    def __init__(self, vision: Vision, answers: dict[str, list[str]], maps: Mapping[str, int] = MAPS) -> None:
         super().__init__()
-        self.vision = vision
-        size = vision.norm.weight.shape[0]
+        self.vision, self.maps = vision, dict(maps)
+        size, pixels = vision.norm.weight.shape[0], vision.patch_size**2
         self.heads = nn.ModuleList(nn.Linear(size, len(choices)) for choices in answers.values())
+        self.painters = nn.ModuleList(nn.Linear(size, pixels * labels) for labels in maps.values())
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss over what was asked: images (B, 3, H, W) in [0, 1], labels (B, questions)."""
+    def forward(self, images: Tensor, labels: Tensor, painted: Tensor) -> Tensor:
+        """Loss of what is known: images (B, 3, H, W) in [0, 1], labels (B, questions), maps (B, M, H, W)."""
         patch = self.vision.patch_size
         h, w = images.shape[-2] // patch, images.shape[-1] // patch
         patches = torch.cat([patchify(image * 2 - 1, patch) for image in images])
         cells = torch.cartesian_prod(torch.arange(h), torch.arange(w)).repeat(len(images), 1)
-        features = self.vision(patches, cells, (h * w,) * len(images)).unflatten(0, (len(images), -1)).mean(1)
-        losses = [
-            F.cross_entropy(head(features), asked, ignore_index=UNASKED)
-            for head, asked in zip(self.heads, labels.unbind(1), strict=True)
-            if bool((asked != UNASKED).any())
+        features = self.vision(patches, cells, (h * w,) * len(images)).unflatten(0, (len(images), -1))
+        mean = features.mean(1)  # (B, D)
+        asked = [
+            F.cross_entropy(head(mean).float(), wanted, ignore_index=UNASKED)
+            for head, wanted in zip(self.heads, labels.unbind(1), strict=True)
+            if bool((wanted != UNASKED).any())
         ]
-        return torch.stack(losses).mean()
+        loss = torch.stack(asked).mean() if asked else features.sum() * 0
+        for (name, count), painter, wanted in zip(
+            self.maps.items(), self.painters, painted.unbind(1), strict=True
+        ):
+            known = (wanted != UNKNOWN).flatten(1).any(1)  # (B,)
+            if bool(known.any()):
+                logits = painter(features[known]).unflatten(-1, (patch, patch, count))  # (n, P, p, p, labels)
+                logits = logits.unflatten(1, (h, w)).permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+                loss = loss + WORTH.get(name, 1.0) * F.cross_entropy(
+                    logits.float(), wanted[known].long(), ignore_index=UNKNOWN
+                )
+        return loss
 
 
 @contextmanager
@@ -68,7 +95,7 @@ def pretrain_vision(
     network: UniMedVL, dataset: AtlasDataset, *, steps: int, batch: int = 64, seed: int = 0,
     progress: bool = True,
 ) -> list[float]:  # fmt: skip
-    """Train `network.vision` in place on the answers of `dataset`; returns the loss of each step.
+    """Train `network.vision` in place on the answers and label maps of `dataset`; returns each step's loss.
 
     Args:
         progress: show a bar.
@@ -76,7 +103,7 @@ def pretrain_vision(
     Raises:
         ValueError: the network has no vision encoder, or the dataset no questions.
     """
-    images, labels, answers = _lessons(dataset)
+    images, labels, painted, answers = _lessons(dataset)
     if network.vision is None or not answers:
         raise ValueError("pretrain_vision needs a vision encoder and questions: give both, or take 0 steps.")
     with seeded(seed):
@@ -91,15 +118,17 @@ def pretrain_vision(
     for _ in trange(steps, desc="pretrain vision", leave=False, disable=not progress):
         chosen = torch.randint(len(images), (batch,), generator=generator).tolist()
         asked = labels[chosen]
-        shown = []
+        shown, maps = [], []
         for row, i in enumerate(chosen):
             image = images[i]
             if torch.rand((), generator=generator) < RECOLOURED and torch.equal(image[0], image[1]):
                 image = recolour(image, generator)
                 asked[row, blind] = UNASKED
-            shown.append(augment([Turn("user", [image])], generator, task="vqa")[0].parts[0])
+            moved, wanted = _moved(image, painted[i], generator)
+            shown.append(moved)
+            maps.append(wanted)
         with torch.autocast("cpu", torch.bfloat16, enabled=images[0].device.type == "cpu"):
-            loss = quiz(torch.stack(shown), asked)  # type: ignore[arg-type]
+            loss = quiz(torch.stack(shown), asked, torch.stack(maps))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(quiz.parameters(), 1.0)
@@ -110,8 +139,19 @@ def pretrain_vision(
     return losses
 
 
-def _lessons(dataset: AtlasDataset) -> tuple[list[Tensor], Tensor, dict[str, list[str]]]:
-    """Pictures, labels (N, questions) and the answers of each question."""
+def _moved(image: Tensor, painted: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """An image (3, H, W) and its label maps (M, H, W), changed alike; nothing is where nothing came from."""
+    known = (painted != UNKNOWN).flatten(1).any(1)  # (M,)
+    task = "seg-parcels" if bool(known[list(MAPS).index("parcels")]) else "seg-any"  # who may be mirrored
+    numbers = torch.where(known[:, None, None], painted, 0).float()
+    given, found = augment([Turn("user", [image]), Turn("assistant", [numbers])], generator, task=task)
+    wanted = found.parts[0].round().to(torch.uint8)  # type: ignore[union-attr]
+    wanted[~known] = UNKNOWN
+    return given.parts[0], wanted  # type: ignore[return-value]
+
+
+def _lessons(dataset: AtlasDataset) -> tuple[list[Tensor], Tensor, Tensor, dict[str, list[str]]]:
+    """Pictures, labels (N, questions), label maps (N, M, H, W) uint8, and the answers of each question."""
     entries = [(i, entry) for i, entry in enumerate(dataset.entries) if entry.task == "vqa"]
     answers: dict[str, list[str]] = defaultdict(list)
     for _, entry in entries:
@@ -127,4 +167,12 @@ def _lessons(dataset: AtlasDataset) -> tuple[list[Tensor], Tensor, dict[str, lis
         choice = answers[entry.question].index(str(entry.answer))
         labels[row[entry.picture.id], column[entry.question]] = choice
     images = [dataset[i]["turns"][0].parts[0] for i in first.values()]
-    return images, labels, dict(answers)
+    painted = torch.full(
+        (len(images), len(MAPS), *(images[0].shape[1:] if images else ())), UNKNOWN, dtype=torch.uint8
+    )
+    for n, i in enumerate(first.values()):
+        maps = dataset.entries[i].picture.maps
+        for m, name in enumerate(MAPS):
+            if name in maps:
+                painted[n, m] = torch.from_numpy(maps[name].copy())
+    return images, labels, painted, dict(answers)

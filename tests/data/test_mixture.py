@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -23,7 +24,7 @@ from monai_unimedvl.data.mixture import (
     merge,
 )
 from monai_unimedvl.data.record import InvalidRecord, Reject
-from monai_unimedvl.sequence import Segment, pack
+from monai_unimedvl.sequence import Segment, View, pack
 
 
 def stream(name: str, length: int, weight: float = 1.0, **options: Any) -> Stream:
@@ -157,6 +158,19 @@ def test_no_dropout_drops_nothing_and_a_dropped_segment_costs_nothing() -> None:
     assert all(drop_conditions(sample, Dropout(), generator) == sample for _ in range(50))
     assert count_tokens(sample) == 4 + 4 + 5
     assert count_tokens(drop_conditions(sample, Dropout(1.0, 0.0, 1.0), generator)) == 4
+
+
+def test_patches_are_hidden_up_to_the_share_and_their_places_are_kept():
+    view = View(torch.randn(16, 12), (4, 4))
+    generator, seen = torch.Generator().manual_seed(0), []
+    for _ in range(200):
+        (found,) = drop_conditions([view], Dropout(patches=0.75), generator)
+        assert torch.equal(found.patches, view.patches) and found.kept.equal(found.kept.unique())
+        seen.append(found.tokens)
+    assert min(seen) >= 4 and max(seen) == 16 and len(set(seen)) > 8
+    (found,) = drop_conditions([replace(view, kept=torch.tensor([3]))], Dropout(patches=0.75), generator)
+    assert found.tokens == 1  # pruned already
+    assert drop_conditions([view], Dropout(patches=1.0), generator)[0].tokens >= 1
 
 
 def shared(ranks: int, workers: int, count: int, lanes: int = 4) -> list[Pack]:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from monai_unimedvl.data.mixture import Pack
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.training.callbacks import Averaging
-from monai_unimedvl.training.checkpoints import AtomicCheckpointIO, newest, read_network, whole
+from monai_unimedvl.training.checkpoints import AtomicCheckpointIO, average, newest, read_network, whole
 from monai_unimedvl.training.module import UniMedVLModule
 from monai_unimedvl.training.optimizer import Rates
 
@@ -127,6 +127,20 @@ def _raw(path: Path) -> UniMedVL:
     network = tiny_network()
     network.load_state_dict({name.removeprefix("network."): x for name, x in found.items()})
     return network
+
+
+def test_the_mean_of_the_last_checkpoints(tmp_path: Path) -> None:
+    network, name = tiny_network(), "network.decoder.embed.weight"
+    for step in (100, 20, 3):  # told apart by their number, not by their name
+        state = {f"network.{key}": value + step for key, value in network.state_dict().items()}
+        torch.save({"network": network.config, "state_dict": state}, tmp_path / f"epoch=0-step={step}.ckpt")
+    before = network.decoder.embed.weight.clone()
+    assert average(network, tmp_path, 1) == [] and network.decoder.embed.weight.equal(before)
+    assert [path.stem[-3:] for path in average(network, tmp_path, 2)] == ["=20", "100"]
+    assert torch.allclose(network.decoder.embed.weight, before + 60)
+    torch.save({"network": network.config, "state_dict": {name: before}}, tmp_path / "epoch=0-step=101.ckpt")
+    with pytest.raises((ValueError, RuntimeError), match="101|Missing"):
+        average(network, tmp_path, 2)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

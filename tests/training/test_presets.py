@@ -17,7 +17,7 @@ from monai_unimedvl.data.atlas import AtlasDataset  # noqa: E402
 from monai_unimedvl.data.atlas_tasks import QUESTIONS, TASKS  # noqa: E402
 from monai_unimedvl.data.augment import OF_CONTRAST  # noqa: E402
 from monai_unimedvl.data.mixture import Stream  # noqa: E402
-from monai_unimedvl.sequence import Canvas, Turn  # noqa: E402
+from monai_unimedvl.sequence import Canvas, Turn, View  # noqa: E402
 from monai_unimedvl.tokenizer import Tokenizer  # noqa: E402
 from monai_unimedvl.training.presets import (  # noqa: E402
     EDITED_TOGETHER,
@@ -100,12 +100,42 @@ def test_a_leg_of_drawing_leaves_the_reading_side_alone(tmp_path: Path) -> None:
 
     folder = models("unimedvl_nano")
     overlay = json.loads((folder.parent / "configs" / "pretrain_drawing.json").read_text())
-    training = nano_training(
-        tmp_path, start=folder, drawing_alone=overlay["drawing_alone"], budget=1000, progress=False
-    )
+    training = nano_training(tmp_path, start=folder, alone=overlay["alone"], budget=1000, progress=False)
     module = UniMedVLModule(training.network, training.tokenizer.marks, frozen=overlay["frozen"])
     learning = {part_of(name) for name, p in module.network.named_parameters() if p.requires_grad}
     assert learning == {"generation", "heads"}
     assert not training.network.decoder.embed.weight.requires_grad
     names = {stream.name for stream in training.mixture.streams}
     assert "edit-group" in names and not {"vqa", "caption"} & names
+
+
+def test_a_reading_leg_begins_the_encoder_anew_and_leaves_the_drawing_side_alone(tmp_path: Path) -> None:
+    """As the bundle's pretrain_reading.json says; most patches of a picture are not read."""
+    from monai_unimedvl.bundle import models
+    from monai_unimedvl.training.module import UniMedVLModule
+    from monai_unimedvl.weights import load
+
+    folder = models("unimedvl_nano")
+    overlay = json.loads((folder.parent / "configs" / "pretrain_reading.json").read_text())
+    training = nano_training(
+        tmp_path, start=folder, alone=overlay["alone"], vision_steps=1, budget=1000, progress=False
+    )
+    before = load(folder)[0].state_dict()
+    changed = {
+        name.split(".")[0]
+        for name, value in training.network.state_dict().items()
+        if not value.equal(before[name])
+    }
+    assert changed == {"vision", "connector"}
+    module = UniMedVLModule(training.network, training.tokenizer.marks, frozen=overlay["frozen"])
+    learning = {name for name, p in module.network.named_parameters() if p.requires_grad}
+    assert all(name.startswith("connector") or "generation" not in name for name in learning)
+    assert not any(name.startswith(("vision", "latent", "tones", "time_embed")) for name in learning)
+    assert {stream.name for stream in training.mixture.streams} == {"vqa", "caption"}
+    views = [s for sample in training.mixture.next_pack().samples for s in sample if isinstance(s, View)]
+    assert all(view.kept is not None for view in views) and len({view.tokens for view in views}) > 1
+
+
+def test_a_leg_of_another_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="alone='writing', expected 'reading', 'drawing' or None"):
+        nano_training(tmp_path, alone="writing")
