@@ -46,6 +46,10 @@ def add_options(verb: argparse.ArgumentParser) -> None:
     much.add_argument("--waiting", type=o.whole(1), default=64, help="that may wait; then 429 (default: 64)")
     much.add_argument("--seconds", type=o.whole(1), default=300, help="to an answer at most (default: 300)")
     much.add_argument("--max-words", type=o.whole(1), default=1024, help="of an answer (default: 1024)")
+    much.add_argument(
+        "--compile", action="store_true",
+        help="compile the layers before serving: takes a minute, and pays from a hidden size of about 512",
+    )  # fmt: skip
     much.add_argument("--max-mb", type=o.whole(1), default=32, help="of a request (default: 32)")
     verb.add_argument(
         "--samples", metavar="FOLDER",
@@ -147,5 +151,9 @@ def _model(options: Namespace) -> Any:
     from monai_unimedvl.cli.verbs import Model
 
     model = Model(options.model, options.device)
-    assert model.network is not None  # opened before anybody asks
+    network = model.network  # opened before anybody asks
+    if options.compile:
+        from monai_unimedvl.serve.warming import warm
+
+        warm(network, model.tokenizer)
     return model

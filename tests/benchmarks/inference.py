@@ -123,7 +123,7 @@ def decoding(table: Table) -> Iterator[Row]:
     """Greedy words of one sample."""
     found = [decode.COLUMNS]
     for dtype in (FULL, HALF):
-        watches, rows = decode.measured(SMALL, dtype, 3, ("compiled", decode.FLOOR))
+        watches, rows = decode.measured(SMALL, dtype, 3, ("compiled",))
         found += rows
         name = f"decode, 27M, {kind(dtype)}, against transformers"
         yield against(name, watches, "compiled", 1.5, half=dtype == HALF)
