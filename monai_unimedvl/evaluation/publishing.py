@@ -26,6 +26,7 @@ from monai_unimedvl.evaluation.calibration import (
 from monai_unimedvl.evaluation.cards import GATES, hub_card, mi_claim_gen
 from monai_unimedvl.evaluation.examples import Example, difference
 from monai_unimedvl.evaluation.page import Card, Figure, Section, page
+from monai_unimedvl.evaluation.predictions import Prediction
 from monai_unimedvl.evaluation.report import Report
 from monai_unimedvl.evaluation.slices import FEWEST, slice_rows, warnings
 from monai_unimedvl.evaluation.tables import ALL, LONG, LOWER, Row, cells, comma_separated, number, short
@@ -125,8 +126,7 @@ def _scores(report: Report) -> Section:
 
 
 def _answers(report: Report) -> Section | None:
-    rows = [row for row in report.as_predictions() if row.task == "vqa" and row.logprob is not None]
-    rows = [row for row in rows if row.scores.get("exact match") is not None]
+    rows = _answered(report)
     if not rows:
         return None
     sure, right = confidences(rows)
@@ -159,10 +159,7 @@ def refusals(report: Report) -> list[str]:
     """From which confidence on to answer: chosen on one half of the images, told on the other."""
     if not optional_import("scipy.stats")[1]:
         return ["A refuse threshold needs scipy, which is not installed."]
-    rows = [
-        row for row in report.as_predictions()
-        if row.task == "vqa" and row.logprob is not None and row.scores.get("exact match") is not None
-    ]  # fmt: skip
+    rows = _answered(report)
     places = {image: n for n, image in enumerate(dict.fromkeys(row.image for row in rows))}
     halves = [[row for row in rows if places[row.image] % 2 == half] for half in (0, 1)]
     if not all(halves):
@@ -176,6 +173,14 @@ def refusals(report: Report) -> list[str]:
         held += f", {1 - truth[given].mean():.1%} of them wrong" if given.any() else ""
         lines.append(f"Refusing, at most {risk:.0%} wrong: {chosen}{held}.")
     return lines
+
+
+def _answered(report: Report) -> list[Prediction]:
+    """The answers to questions that have both a confidence and a score."""
+    return [
+        row for row in report.as_predictions()
+        if row.task == "vqa" and row.logprob is not None and row.scores.get("exact match") is not None
+    ]  # fmt: skip
 
 
 def _answer(one: Example) -> Card:
