@@ -104,8 +104,10 @@ def _add_rest(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/", include_in_schema=False)
-    async def front() -> Response:
-        return RedirectResponse("panel/page/")
+    @app.get("/panel", include_in_schema=False)
+    @app.get("/panel/", include_in_schema=False)
+    async def front(request: Request) -> Response:
+        return RedirectResponse("page/" if request.url.path.endswith("panel/") else "panel/page/")
 
 
 def _describe(app: FastAPI) -> None:
@@ -131,6 +133,10 @@ def _add_errors(app: FastAPI) -> None:
         where = ".".join(str(part) for part in first["loc"][1:])[:120] or "the body"
         where = where.encode("utf8", "replace").decode()
         reason = str(first["msg"]).encode("utf8", "replace").decode()[:300]
+        if first["type"] == "json_invalid":  # its place is a number of characters
+            where, reason = "the body", f"no JSON, which breaks at character {where}"
+        elif where == "the body":
+            reason = "expected a JSON object, sent with Content-Type: application/json"
         return await refused(_, Refused(f"{where}: {reason}.", param=where, code=str(first["type"])))
 
     @app.exception_handler(HTTPException)

@@ -31,6 +31,7 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
 }
 READING = ("GET", "HEAD", "OPTIONS")
+FRONT = ("/", "/panel", "/panel/")  # lead to the page
 
 
 class Guard:
@@ -100,7 +101,7 @@ class _Visit:
         if origin is not None and self.scope["method"] not in READING and urlsplit(origin).netloc != host:
             raise Refused("This request comes from a page of another site, which may not ask.", status=403)
         path = self.scope["path"]
-        if guard.key is not None and not (path == "/" or path.startswith(guard.open_paths)):
+        if guard.key is not None and not (path in FRONT or path.startswith(guard.open_paths)):
             scheme, _, given = self.headers.get("authorization", "").partition(" ")
             right = secrets.compare_digest(given.strip().encode(), guard.key.encode())
             if scheme.lower() != "bearer" or not right:

@@ -33,8 +33,8 @@ def test_the_key_opens_and_nothing_else_does(locked):
     for path in ("/v1/models", "/metrics", "/openapi.json", "/panel/info", "/panel/results/x", "/none"):
         assert httpx.get(f"{locked}{path}").status_code == 401, path
         assert httpx.get(f"{locked}{path}", headers={"Authorization": f"Basic {KEY}"}).status_code == 401
-    for path in ("/health", "/panel/page/", "/panel/page/panel.js"):
-        assert httpx.get(f"{locked}{path}").status_code == 200, path
+    for path in ("/health", "/panel/page/", "/panel/page/panel.js", "/panel"):
+        assert httpx.get(f"{locked}{path}", follow_redirects=True).status_code == 200, path
 
 
 def test_without_a_key_only_this_machine_is_served_under_its_own_names(url):

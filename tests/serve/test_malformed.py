@@ -27,6 +27,20 @@ def test_bytes_that_are_no_request_are_refused(url, content):
         assert answer.status_code == 400 and set(answer.json()) == {"error"}
 
 
+def test_what_is_wrong_with_a_body_is_said_in_words(url):
+    path, kind = f"{url}/v1/chat/completions", {"Content-Type": "application/json"}
+    said = httpx.post(path, content=b'{"model":', headers=kind).json()["error"]["message"]
+    assert said == "the body: no JSON, which breaks at character 9."
+    said = httpx.post(path, content=b"hello").json()["error"]["message"]
+    assert said == "the body: expected a JSON object, sent with Content-Type: application/json."
+
+
+@pytest.mark.parametrize("path", ["/", "/panel", "/panel/"])
+def test_the_page_is_found_from_every_address_that_one_would_type(url, path):
+    found = httpx.get(f"{url}{path}", follow_redirects=True)
+    assert (found.status_code, found.url.path) == (200, "/panel/page/")
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
 def test_a_body_of_another_kind_is_refused(url, kind):
     answer = httpx.post(f"{url}/v1/chat/completions", content=b"a=1", headers={"Content-Type": kind})
