@@ -12,16 +12,18 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib import metadata as installed
 from pathlib import Path
 from pydoc import locate
 from typing import Any
 
+import torch
 from monai.utils import optional_import, version_leq
 
 from monai_unimedvl import __version__
 from monai_unimedvl.bundle import places
+from monai_unimedvl.bundle.findings import Finding, Lines
+from monai_unimedvl.bundle.zoo import large_files, logging_file, published
 from monai_unimedvl.weights.checkpoint import NAME, read_checkpoint
 
 SCHEMA = "meta_schema_20240725.json"
@@ -52,19 +54,6 @@ SECTIONS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What is wrong: in which file, on which line (0: as a whole), and what to do."""
-
-    file: str
-    line: int
-    problem: str
-    mend: str
-
-    def __str__(self) -> str:
-        return f"{self.file}{f':{self.line}' if self.line else ''}: {self.problem}; {self.mend}."
-
-
 def verify(path: str | Path, *, run: bool = True, export: bool = False) -> list[Finding]:
     """Everything that is wrong with a bundle; nothing when it is in order.
 
@@ -80,7 +69,8 @@ def verify(path: str | Path, *, run: bool = True, export: bool = False) -> list[
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder, expected a bundle: copy or download one first.")
-    found = [*_files(folder), *_metadata(folder), *_configs(folder), *_weights(folder), *_papers(folder)]
+    readers = (_files, large_files, _metadata, published, _configs, logging_file, _weights, _papers)
+    found = [finding for read in readers for finding in read(folder)]
     if not found and run and not _lacks_weights(folder):
         found += _running(folder, export)
     return found
@@ -123,7 +113,7 @@ def _metadata(folder: Path) -> Iterator[Finding]:
     yield from broken
     if not isinstance(content, dict):
         return
-    where = _Lines(text)
+    where = Lines(text)
     if not str(content.get("schema", "")).endswith(SCHEMA):
         yield Finding(
             name, where["schema"], f"schema is {content.get('schema')!r}, expected one that ends in {SCHEMA}",
@@ -154,7 +144,7 @@ def _metadata(folder: Path) -> Iterator[Finding]:
         yield from _older(name, where, package, str(wanted))
 
 
-def _older(name: str, where: _Lines, package: str, wanted: str) -> Iterator[Finding]:
+def _older(name: str, where: Lines, package: str, wanted: str) -> Iterator[Finding]:
     """A package that is missing, or older than the bundle was made with."""
     line = where[f"{package.replace('torch', 'pytorch')}_version"] or where[package]
     if not re.fullmatch(r"\d+(\.\d+)*((a|b|rc|\.dev|\.post)\d+)?", wanted):
@@ -178,7 +168,7 @@ def _configs(folder: Path) -> Iterator[Finding]:
         name, text = f"configs/{file.name}", file.read_text("utf8", "replace")
         content, broken = _parsed(name, text)
         yield from broken
-        where = _Lines(text)
+        where = Lines(text)
         for key, value in _leaves(content):
             if key.split(".")[-1] == "_target_":
                 wrong = _unknown(str(value))
@@ -259,6 +249,8 @@ def _running(folder: Path, export: bool) -> Iterator[Finding]:
             raise ValueError(f"MONAI finds no {', '.join(missing)}")
 
     def exported() -> None:
+        if (folder / "models" / "model.ts").is_file():  # as it came
+            torch.jit.load(folder / "models" / "model.ts", map_location="cpu")
         with TemporaryDirectory() as aside:
             ckpt_export(
                 net_id="network_def", filepath=f"{aside}/model.ts", config_file=config, meta_file=meta,
@@ -306,21 +298,3 @@ def _leaves(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, f"{key}.{inner}" if key else str(inner))
     if not isinstance(content, dict | list):
         yield key, content
-
-
-class _Lines:
-    """The line on which a dotted key stands; 0 for what is not there."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __getitem__(self, key: str) -> int:
-        at = 0
-        for part in key.split("."):
-            if part.isdigit():
-                continue
-            found = re.compile(rf'"{re.escape(part)}"\s*:').search(self.text, at)
-            if found is None:
-                break
-            at = found.end()
-        return self.text.count("\n", 0, at) + 1 if at else 0

@@ -116,15 +116,17 @@ def _onnx(name: str, file: str, options: Namespace) -> Result:
     for text in options.set:
         key, equals, value = text.partition("=")
         if not equals:
-            raise ValueError(f"--set got {text!r}, expected NAME=VALUE: write it so, in quotes if it has blanks.")
+            raise ValueError(
+                f"--set got {text!r}, expected NAME=VALUE: write it so, in quotes if it has blanks."
+            )
         try:
             settings[key] = json.loads(value)
         except json.JSONDecodeError:
             settings[key] = value
     path, worst = export_onnx(name, file, size=options.size, settings=settings)
     checked = "not compared: onnxruntime is not installed" if worst is None else f"{worst:.1g}"
-    lines = [f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", f"largest difference from Python: {checked}"]
-    return lines, {"outputs": [str(path)], "largest_difference": worst}
+    said = f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)"
+    return [said, f"largest difference from Python: {checked}"], {"outputs": [str(path)], "largest_difference": worst}
 
 
 def _release(options: Namespace) -> Result:

@@ -78,6 +78,39 @@ BREAKS = {
         lambda f: (f / "LICENSE").unlink(),
         "LICENSE: the file is missing; take it from",
     ),
+    "large file that is missing": (
+        lambda f: (f / "large_files.yml").write_text(
+            "large_files:\n- path: models/big.pt\n  url: https://example.org/big.pt\n"
+        ),
+        "large_files.yml:2: models/big.pt is not there; run `python -m monai.bundle download_large_files`",
+    ),
+    "large file of another hash": (
+        lambda f: (f / "large_files.json").write_text(
+            json.dumps({"large_files": [{"path": "LICENSE", "hash_val": "ab", "hash_type": "md5"}]})
+        ),
+        "large_files.json:1: LICENSE has another md5; fetch it again.",
+    ),
+    "large files that are no list": (
+        lambda f: (f / "large_files.yml").write_text("large_files: [1]"),
+        "large_files.yml: no list of files: ",
+    ),
+    "published version": (
+        lambda f: (f.parent / "model_info.json").write_text(json.dumps({f"{f.name}_v0.1.0": {}})),
+        r"configs/metadata.json:\d+: version 0.1.0 is in model_info.json, so it is published; give",
+    ),
+    "logging that runs code": (
+        lambda f: (f / "configs" / "logging.conf").write_text(
+            "[loggers]\nkeys=root\n[handler_a]\nclass=StreamHandler\nargs=(sys.stdout,)\n"
+            "[handler_b]\nclass=os.system\n"
+        ),
+        "configs/logging.conf:7: class of handler_b is 'os.system'; name a handler of Python's own",
+    ),
+    "logging that computes": (
+        lambda f: (f / "configs" / "logging.conf").write_text(
+            "[handler_a]\nclass=handlers.RotatingFileHandler\nargs=(os.path.join('a'),)\n"
+        ),
+        r"configs/logging.conf:3: args of handler_a is \"\(os.path.join\('a'\),\)\"; name a handler",
+    ),
     "python": (
         lambda f: (f / "scripts.py").write_text("print(1)"),
         "scripts.py: a bundle holds no code; move it into a package",
