@@ -133,6 +133,8 @@ def _compare(chain: Chain, out: Path, options: Namespace) -> Result:
         return lines, {"outputs": [str(weights), str(scores)]}
     found = reproduction.matches(here.rows, shipped.rows)
     text = reproduction.table(found)
+    if here.about.get("items") != shipped.about.get("items", here.about.get("items")):
+        text += "\nScored on other items than the shipped (a limit, absent sources): no comparison of like."
     write(out / "comparison.md", f"{text}\n")
     worse = reproduction.worst(found)
     lines = [text, f"wrote {weights}, {scores} and {out / 'comparison.md'}"]

@@ -57,8 +57,8 @@ def table(found: Sequence[Match]) -> str:
         cells = (row.task, row.section, row.group, metric, value(row), value(one.here), one.verdict)
         lines.append(f"| {' | '.join(cells)} |")
     counts = Counter(one.verdict for one in found)
-    told = ", ".join(f"{counts[name]} {name}" for name in VERDICTS)
-    return "\n".join([*lines, "", f"{len(found)} rows: {told} the interval of the shipped scores."])
+    told = ", ".join(f"{name} {counts[name]}" for name in VERDICTS)
+    return "\n".join([*lines, "", f"{len(found)} rows beside the shipped intervals: {told}."])
 
 
 def worst(found: Sequence[Match]) -> list[str]:

@@ -116,7 +116,7 @@ def test_scores_stand_beside_the_shipped_interval():
     assert [one.verdict for one in found] == ["worse", "better", "better"]
     assert matches(shipped, shipped)[0].verdict == "inside"
     assert matches([row("PSNR", 27.4, 26.9, 27.9)], shipped)[0].verdict == "near"
-    assert "1 worse the interval" in table(found) and worst(found) == [
+    assert "inside 0, better 2, near 0, worse 1." in table(found) and worst(found) == [
         "sr4, test, all, PSNR: 27.00, shipped 28.00 (27.50 to 28.50)"
     ]
     with pytest.raises(ValueError, match="share no row"):
@@ -131,7 +131,7 @@ def test_two_tiny_legs_survive_a_kill_and_end_with_weights_and_a_comparison(tmp_
     for leg in content["legs"]:
         leg |= {"steps": 2, "settings": {"budget": 600}}
     content["legs"][0]["settings"] |= {"vision_steps": 1}
-    settings = {"limit": 1, "steps": 1, "tasks": ["sr4"]}
+    settings = {"limit": 1, "tasks": ["sr4"]}
     content |= {"every": 1, "evaluation": {"minutes": 1, "settings": settings}}
     for path in configs.glob("pretrain*.json"):
         (tmp_path / path.name).write_text(path.read_text("utf8"))
@@ -152,3 +152,5 @@ def test_two_tiny_legs_survive_a_kill_and_end_with_weights_and_a_comparison(tmp_
         network, _ = bundle.load(tmp_path / "out" / leg["name"] / "weights")
         assert sum(p.numel() for p in network.parameters()) > 1e6
     assert Report.load(tmp_path / "out" / "scores").find("sr4", "PSNR").n == 1
+    text = (tmp_path / "out" / "comparison.md").read_text("utf8")
+    assert "| sr4 | test | all | PSNR, 2 steps |" in text and "no comparison of like" in text
