@@ -43,8 +43,16 @@ DRAWING = {
 }  # fmt: skip
 # the shares of a leg in which what reads learns alone, from an encoder that learns no more
 READING = {"vqa": 0.8, "caption": 0.2}
-SHARES: dict[str | None, Mapping[str, float]] = {None: WEIGHTS, "reading": READING, "drawing": DRAWING}
-UNREAD = 0.9  # the largest share of a picture's patches that a reading leg hides, see `Dropout.patches`
+# the shares of the last leg: everything but the encoder learns, and words find their pictures again
+FINISHING = {
+    **WEIGHTS, "vqa": 0.14, "caption": 0.05, "text-to-image": 0.24, "seg-tissue": 0.12, "seg-lobes": 0.12,
+    "sr4": 0.14,
+}  # fmt: skip
+LEGS: dict[str, Mapping[str, float]] = {
+    "joint": WEIGHTS, "reading": READING, "drawing": DRAWING, "finishing": FINISHING,
+}  # fmt: skip
+# the largest share of a picture's patches that answers do without, see `Dropout.patches`
+UNREAD = {"reading": 0.9, "finishing": 0.9}
 EDITED_TOGETHER = ("seg-tissue", "seg-lobes", "sr4", "t1-to-t2", "t1-to-pd", "t2-to-t1", "t1-to-gm")
 GAPS = (2.0, 4.0)  # mm between the slices of a group
 RARE = {"histology": 4, "fundus photograph": 5}  # how often an epoch of super-resolution shows them
@@ -75,7 +83,7 @@ def nano_training(
     num_layers: int = 4,
     vision_steps: int | None = None,
     start: str | Path | None = None,
-    alone: str | None = None,
+    leg: str = "joint",
     progress: bool = True,
 ) -> NanoTraining:
     """The network, tokenizer and mixture of the nano model, from the atlas packages.
@@ -87,8 +95,8 @@ def nano_training(
         permissive_only: leave out sources under GPL.
         budget: tokens a pack.
         start: a folder of weights to begin with, with their tokenizer; None begins anew.
-        alone: "reading" or "drawing": the shares of a leg of that alone (`READING`, `DRAWING`); give
-            `UniMedVLModule` what is not to learn. None: of everything.
+        leg: one of `LEGS`, whose shares of the tasks it names; what is not to learn in it, `UniMedVLModule`
+            must be told (`frozen`).
         progress: show bars.
 
     Raises:
@@ -96,16 +104,17 @@ def nano_training(
     """
     if vision_steps is None:
         vision_steps = 600 if start is None else 0
-    if alone not in SHARES:
+    if leg not in LEGS:
         raise ValueError(
-            f"nano_training got alone={alone!r}, expected 'reading', 'drawing' or None: use these."
+            f"nano_training got leg={leg!r}, expected one of {', '.join(LEGS)}: use one of them."
         )
     tasks = (*DEFAULT_TASKS, "slice-group")
     dataset = AtlasDataset(
         root, "train", tasks=tasks, permissive_only=permissive_only, seed=seed, progress=progress
     )
-    unread = UNREAD if alone == "reading" else 0.0
-    packs = partial(nano_mixture, dataset, budget=budget, seed=seed, shares=SHARES[alone], unread=unread)
+    packs = partial(
+        nano_mixture, dataset, budget=budget, seed=seed, shares=LEGS[leg], unread=UNREAD.get(leg, 0.0)
+    )
     if start is not None:
         network, tokenizer = weights.load(start)
         if tokenizer is None:

@@ -100,7 +100,7 @@ def test_a_leg_of_drawing_leaves_the_reading_side_alone(tmp_path: Path) -> None:
 
     folder = models("unimedvl_nano")
     overlay = json.loads((folder.parent / "configs" / "pretrain_drawing.json").read_text())
-    training = nano_training(tmp_path, start=folder, alone=overlay["alone"], budget=1000, progress=False)
+    training = nano_training(tmp_path, start=folder, leg=overlay["leg"], budget=1000, progress=False)
     module = UniMedVLModule(training.network, training.tokenizer.marks, frozen=overlay["frozen"])
     learning = {part_of(name) for name, p in module.network.named_parameters() if p.requires_grad}
     assert learning == {"generation", "heads"}
@@ -118,7 +118,7 @@ def test_a_reading_leg_begins_the_encoder_anew_and_leaves_the_drawing_side_alone
     folder = models("unimedvl_nano")
     overlay = json.loads((folder.parent / "configs" / "pretrain_reading.json").read_text())
     training = nano_training(
-        tmp_path, start=folder, alone=overlay["alone"], vision_steps=1, budget=1000, progress=False
+        tmp_path, start=folder, leg=overlay["leg"], vision_steps=1, budget=1000, progress=False
     )
     before = load(folder)[0].state_dict()
     changed = {
@@ -137,5 +137,5 @@ def test_a_reading_leg_begins_the_encoder_anew_and_leaves_the_drawing_side_alone
 
 
 def test_a_leg_of_another_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="alone='writing', expected 'reading', 'drawing' or None"):
-        nano_training(tmp_path, alone="writing")
+    with pytest.raises(ValueError, match="leg='writing', expected one of joint, reading, drawing, finishing"):
+        nano_training(tmp_path, leg="writing")
