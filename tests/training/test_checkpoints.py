@@ -135,12 +135,14 @@ def test_the_mean_of_the_last_checkpoints(tmp_path: Path) -> None:
         state = {f"network.{key}": value + step for key, value in network.state_dict().items()}
         torch.save({"network": network.config, "state_dict": state}, tmp_path / f"epoch=0-step={step}.ckpt")
     before = network.decoder.embed.weight.clone()
-    assert average(network, tmp_path, 1) == [] and network.decoder.embed.weight.equal(before)
-    assert [path.stem[-3:] for path in average(network, tmp_path, 2)] == ["=20", "100"]
+    assert average(network, tmp_path, 0) == [] == average(
+        network, tmp_path, 101
+    ) and network.decoder.embed.weight.equal(before)
+    assert [path.stem[-3:] for path in average(network, tmp_path, 20)] == ["=20", "100"]
     assert torch.allclose(network.decoder.embed.weight, before + 60)
     torch.save({"network": network.config, "state_dict": {name: before}}, tmp_path / "epoch=0-step=101.ckpt")
     with pytest.raises((ValueError, RuntimeError), match="101|Missing"):
-        average(network, tmp_path, 2)
+        average(network, tmp_path, 20)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
