@@ -75,6 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if values.get("ok", True) else 2
 
 
+def note(options: argparse.Namespace, text: str) -> None:
+    """A remark on stderr, for people."""
+    if not options.quiet:
+        print(text, file=sys.stderr)
+
+
 def _verb(name: str) -> Callable[[argparse.Namespace], Result]:
     """The function behind a verb; its imports are paid now."""
     file, function = DOING.get(name, (name, name))

@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from monai_unimedvl.cli.options import seed
+from monai_unimedvl.cli.options import PLANES, seed
 
 READ = ("modality", "plane", "slice", "window")
 BESIDE = ("history", "indication", "labs", "prior_report", "prior_image", "box")  # of ask and report
 PATHS = ("labs", "prior_report", "prior_image")
 COLUMNS = ("input", "prompt", "seed", "out", *READ, *BESIDE)
-PLANES = ("axial", "coronal", "sagittal")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+PLANES = ("axial", "coronal", "sagittal")
 RESULTS = "results.jsonl"  # in the folder of a list: one line for each line of it
 USAGE = {
     "ask": "IMAGE ... QUESTION",
@@ -97,7 +98,7 @@ def reading(verb: argparse.ArgumentParser) -> None:
         "--modality", help="mri, ct, xray ... (`unimedvl recipes`), or a recipe's YAML (default: see below)"
     )
     group.add_argument(
-        "--plane", choices=["axial", "coronal", "sagittal"], help="of a volume's slices (default: axial)"
+        "--plane", choices=PLANES, help="of a volume's slices (default: axial)"
     )
     group.add_argument("--slice", help="its number from 0, or 'middle'")
     group.add_argument("--count", type=whole(1), help="that many slices, evenly spread")

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from monai_unimedvl.cli.command import Result
+from monai_unimedvl.cli.command import Result, note
 from monai_unimedvl.delivery.destination import Trust, destination
 from monai_unimedvl.delivery.outbox import Outbox, check, instances
 from monai_unimedvl.packages import needed
@@ -41,16 +40,16 @@ def send(options: Namespace) -> Result:
     for path in found:
         outbox.add(path, _address(options), options.unmarked)
     if others:
-        _note(options, f"left out {others} files that are no DICOM")
+        note(options, f"left out {others} files that are no DICOM")
     if options.again:
-        _note(options, f"{outbox.again()} that were refused are tried again")
+        note(options, f"{outbox.again()} that were refused are tried again")
     if options.list:
         return _listed(outbox)
     sent = outbox.flush(trust=trust, all_now=True)
     total, tries = sent.sent, 1
     while sent.waiting and (options.watch or tries < options.tries):
         pause = min(LONGEST, max(0.5, outbox.due_in() or 0.0))
-        _note(options, f"{sent.waiting} wait ({_reasons(outbox)}); next try in {pause:.0f} s")
+        note(options, f"{sent.waiting} wait ({_reasons(outbox)}); next try in {pause:.0f} s")
         time.sleep(pause)
         sent = outbox.flush(trust=trust)
         total, tries = total + sent.sent, tries + 1
@@ -85,8 +84,3 @@ def _listed(outbox: Outbox) -> Result:
 def _reasons(outbox: Outbox) -> str:
     counted = Counter(entry.why or "not tried yet" for entry in outbox.waiting())
     return ", ".join(f"{count} x {why}" for why, count in counted.items())
-
-
-def _note(options: Namespace, text: str) -> None:
-    if not options.quiet:
-        print(text, file=sys.stderr)

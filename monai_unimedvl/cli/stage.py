@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -16,10 +16,9 @@ from monai_unimedvl import bundle
 from monai_unimedvl.data.atlas import LEGENDS
 from monai_unimedvl.data.fetch import licences
 from monai_unimedvl.evaluation import AtlasBenchmark, Report
-from monai_unimedvl.evaluation import baselines as trivial
 from monai_unimedvl.evaluation.asking import DRAWING, EDITING, weights_hash
+from monai_unimedvl.evaluation.atlas_scores import image_scores
 from monai_unimedvl.evaluation.examples import worst_of
-from monai_unimedvl.evaluation.image import dice, labels_from_colours, psnr
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.provenance import Facts
 from monai_unimedvl.tokenizer import Tokenizer
@@ -86,7 +85,6 @@ class Stage:
     atlas: str | None = None
     quiet: bool = True
     benchmark: AtlasBenchmark | None = None  # built from the atlas when none is given
-    fits: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -169,9 +167,7 @@ class Stage:
 
     def fitted(self, task: str) -> dict[str, Any]:
         """Name -> baseline of a task."""
-        if task not in self.fits:
-            self.fits[task] = trivial.fit(task, self.bench.choose("train", task, None))
-        return self.fits[task]
+        return self.bench.baselines_of(task)
 
     def image(self, found: Mapping[str, Any]) -> Tensor:
         """The drawing of a prediction, (3, H, W) in [0, 1]."""
@@ -202,12 +198,8 @@ class Stage:
 
 def score(item: Item, image: Tensor) -> float:
     """Dice or PSNR of a drawn image (3, H, W) against an item's truth."""
-    image, truth = image.unsqueeze(0), item["truth"].unsqueeze(0)
-    if item["task"] not in LEGENDS:
-        return float(psnr(image, truth))
-    legend = LEGENDS[item["task"]]
-    labels, wanted = (labels_from_colours(x, legend) for x in (image, truth))
-    return float(dice(labels, wanted, len(legend)).nanmean())
+    scores = image_scores(item["task"], image.unsqueeze(0), item["truth"].unsqueeze(0))
+    return float(scores["Dice" if item["task"] in LEGENDS else "PSNR"])
 
 
 def scored(metric: str, value: float) -> str:

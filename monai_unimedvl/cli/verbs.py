@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,8 @@ from torch import Tensor
 
 from monai_unimedvl import bundle, provenance, weights
 from monai_unimedvl.cli.case import known_of
-from monai_unimedvl.cli.command import Result
+from monai_unimedvl.cli.command import Result, note
+from monai_unimedvl.cli.options import PLANES
 from monai_unimedvl.cli.reading import Reading, device, place, read_images, volume_recipe
 from monai_unimedvl.cli.writing import (
     ending_of,
@@ -45,7 +45,6 @@ from monai_unimedvl.transforms.masks import UNCERTAIN, ColoursToLabels
 from monai_unimedvl.transforms.pruning import PruneTokens
 from monai_unimedvl.transforms.structured import parse_report
 
-PLANES = ("axial", "coronal", "sagittal")
 AT_ONCE = 8  # slices that are asked about in one batch
 EMPTY = {
     "ask": "the question is empty, but some words are expected: ask something.",
@@ -217,12 +216,6 @@ def segment(options: Namespace, model: Model) -> Result:
     lines.append("labels: " + ", ".join(f"{n} {name} ({pixels[name]} {unit})" for name, n in numbers.items()))
     values = {"outputs": list(map(str, made)), "legend": numbers, "pixels": pixels}
     return lines, {**values, **said, "manifest": facts.manifest()}
-
-
-def note(options: Namespace, text: str) -> None:
-    """A remark on stderr."""
-    if not options.quiet:
-        print(text, file=sys.stderr)
 
 
 def prompt_of(options: Namespace) -> str:

@@ -217,7 +217,7 @@ class AtlasBenchmark:
         if any(task == "text-to-image" for _, task in chosen):
             rows += drawn_sets.measure(
                 images, chosen, truths(self._items["train", "text-to-image"]), self.judge.kind, about,
-                self._baselines("text-to-image"),
+                self.baselines_of("text-to-image"),
             )  # fmt: skip
         for (section, task), items in chosen.items():
             if task == volumes.TASK:
@@ -226,7 +226,7 @@ class AtlasBenchmark:
                 rows += volumes.measure(
                     network, tokenizer, items,
                     {one["id"]: one["scores"]["Dice"] for one in same if one["setting"] == first},
-                    section=section, setting=first, steps=steps[0], baselines=self._baselines(task),
+                    section=section, setting=first, steps=steps[0], baselines=self.baselines_of(task),
                     seed=self.seed,
                 )  # fmt: skip
         about["notes"] = explain(about)
@@ -299,6 +299,12 @@ class AtlasBenchmark:
         items = self._items["train", "text-to-image"]
         return train_judges(truths(items), [kind_of(item) for item in items], seed=self.seed)
 
+    def baselines_of(self, task: str) -> dict[str, Draw]:
+        """Name -> what draws without a model; fitted at first use, where there are training items."""
+        if task not in self._fits:
+            self._fits[task] = trivial.fit(task, self._items["train", task])
+        return self._fits[task]
+
     def _score_words(
         self, task: str, items: Sequence[Item], made: Sequence[Made]
     ) -> Iterable[dict[str, Any]]:
@@ -322,7 +328,7 @@ class AtlasBenchmark:
         scores = image_scores(task, drawn, truth)
         guesses = {
             name: image_scores(task, torch.stack([draw(item) for item in items]), truth)
-            for name, draw in self._baselines(task).items()
+            for name, draw in self.baselines_of(task).items()
         }
         ceiling = image_scores(task, reconstruct(network, truth), truth)
         for n, item in enumerate(items):
@@ -348,7 +354,7 @@ class AtlasBenchmark:
         near, real_near = nearest_correlation(drawn, bank), nearest_correlation(truth, bank)
         kinds = [kind_of(item) for item in self._items["train", task]]
         guessed = {"usual kind": [max(sorted(set(kinds)), key=kinds.count)] * len(items)}
-        for name, draw in self._baselines(task).items():
+        for name, draw in self.baselines_of(task).items():
             guessed[name] = self.judge.name(torch.stack([draw(item) for item in items]))
         for n, item in enumerate(items):
             scores = kind_scores(named[n], kind_of(item)) | {"near copy": float(near[n] > NEAR_COPY)}
@@ -363,12 +369,6 @@ class AtlasBenchmark:
                 "named": list(named[n]), "nearest": float(near[n]),
                 "scores": scores, "baselines": guesses, "ceiling": kind_scores(real[n], kind_of(item)),
             }  # fmt: skip
-
-    def _baselines(self, task: str) -> dict[str, Draw]:
-        """Name -> what draws without a model; fitted at first use, where there are training items."""
-        if task not in self._fits:
-            self._fits[task] = trivial.fit(task, self._items["train", task])
-        return self._fits[task]
 
     def _number(self, item: Item) -> int:
         return zlib.crc32(f"{self.seed} {item['id']}".encode())
