@@ -19,7 +19,14 @@ from monai.transforms import LoadImage
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.pixels import apply_windowing
-from pydicom.uid import CTImageStorage, generate_uid
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    RLELossless,
+    generate_uid,
+)
 from torch.testing import assert_close
 
 from monai_unimedvl.transforms.dicom_values import _by_table
@@ -360,6 +367,24 @@ def test_series_that_do_not_make_a_volume(tmp_path: Path) -> None:
     Image.new("L", (16, 12)).save(folders[3] / "a.png")
     Image.new("L", (16, 13)).save(folders[3] / "b.png")
     refused(folders[3], r"holds pictures of 2 shapes.*pass the pictures one by one")
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, RLELossless])
+def test_slices_are_read_from_their_files_when_their_turn_comes(syntax: UID, tmp_path: Path) -> None:
+    chance = np.random.default_rng(0)
+    stored = chance.integers(0, 4000, (4, 80, 90), dtype=np.int16)  # more than a header holds at once
+    for i, path in enumerate(sorted(series(tmp_path, 4).iterdir())):
+        header = pydicom.dcmread(path)
+        header.Rows, header.Columns = stored.shape[1:]
+        header.PixelData = stored[i].tobytes()
+        header.ImagePositionPatient = [0.0, 0.0, float(i)]
+        header["PixelData"].VR = "OW"
+        if syntax == RLELossless:
+            header.compress(RLELossless)
+        header.file_meta.TransferSyntaxUID = syntax
+        header.save_as(path)
+    volume = read(tmp_path)
+    assert np.array_equal(volume[0].numpy().transpose(2, 1, 0), stored.astype(np.float32) - 1024)
 
 
 def test_frames_at_one_place_are_a_cine(tmp_path: Path) -> None:
