@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from monai_unimedvl.provenance.check import Verdict, examine, read_mark, verify
-    from monai_unimedvl.provenance.facts import NOTICE, SOFTWARE, Facts, manifest_path, sha256, write
+    from monai_unimedvl.provenance.facts import NOTICE, SOFTWARE, Facts, manifest_path, sha256
     from monai_unimedvl.provenance.files import (
         png_mark,
         save_image,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _FILES = {
     "check": ("Verdict", "examine", "read_mark", "verify"),
-    "facts": ("NOTICE", "SOFTWARE", "Facts", "manifest_path", "sha256", "write"),
+    "facts": ("NOTICE", "SOFTWARE", "Facts", "manifest_path", "sha256"),
     "files": ("png_mark", "save_image", "save_page", "save_text", "save_volume", "to_picture"),
     "segmentation": ("reviewed_segmentation", "write_segmentation"),
     "series": ("write_series",),
@@ -51,7 +51,6 @@ __all__ = [
     "sha256",
     "to_picture",
     "verify",
-    "write",
     "write_report",
     "write_segmentation",
     "write_series",

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from monai_unimedvl.atomic import write
 from monai_unimedvl.bundle import load
 from monai_unimedvl.evaluation import Drawing
 from monai_unimedvl.evaluation.asking import weights_hash
-from monai_unimedvl.provenance import write
 
 
 def measure(arm: Any, runner: Any, seed: int) -> dict[str, Any]:

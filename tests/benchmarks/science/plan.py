@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from monai_unimedvl.provenance import write
+from monai_unimedvl.atomic import write
 
 HERE = Path(__file__).resolve().parent
 CONFIGS, RESULTS = HERE / "configs", HERE / "results"

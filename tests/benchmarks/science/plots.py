@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 
-from monai_unimedvl.provenance import write
+from monai_unimedvl.atomic import write
 from science.plan import Question
 from science.report import LABELS, Line, Results, label, point
 

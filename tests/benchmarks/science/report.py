@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from monai_unimedvl.atomic import write
 from monai_unimedvl.evaluation.intervals import Difference, compare, holm, interval
 from monai_unimedvl.evaluation.tables import number
-from monai_unimedvl.provenance import write
 from science import plan
 from science.plan import Arm, Question
 

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from monai_unimedvl.atomic import write
 from monai_unimedvl.evaluation import AtlasBenchmark, Drawing, Report
 from monai_unimedvl.evaluation.asking import Engine
 from monai_unimedvl.networks.unimedvl import UniMedVL
-from monai_unimedvl.provenance import write
 from monai_unimedvl.tokenizer import Tokenizer
 
 DIGITS = 4

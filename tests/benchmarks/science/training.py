@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from monai_unimedvl import weights
+from monai_unimedvl.atomic import write
 from monai_unimedvl.data.atlas import AtlasDataset
 from monai_unimedvl.data.mixture import Dropout, Stream
 from monai_unimedvl.evaluation.asking import weights_hash
 from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.unimedvl import UniMedVL, nano
-from monai_unimedvl.provenance import write
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.training.curriculum import Curriculum, Stage
 from monai_unimedvl.training.objective import Objective
