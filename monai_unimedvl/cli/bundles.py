@@ -43,6 +43,9 @@ def add_options(verb: Any) -> None:
         "--size", nargs=2, type=int, metavar=("ROWS", "COLUMNS"), help="export to ONNX: of the pictures"
     )
     verb.add_argument("--base-url", default="", help="release: address under which the zips will lie")
+    verb.add_argument(
+        "--marker", default="scores", help="document: of the place to fill (default: %(default)s)"
+    )
     verb.add_argument("--full", action="store_true", help="verify: also export to TorchScript")
     verb.add_argument("--no-run", action="store_true", help="verify: only read, build nothing of it")
 
@@ -143,7 +146,7 @@ def _document(options: Namespace) -> Result:
     from monai_unimedvl import bundle as bundles
 
     report = _one(options, "unimedvl bundle document evaluation")
-    path = bundles.document(report, options.folder or bundles.DEFAULT)
+    path = bundles.document(report, options.folder or bundles.DEFAULT, options.marker)
     return [f"filled {path} and the papers of every bundle with these weights"], {"outputs": [str(path)]}
 
 
