@@ -139,10 +139,11 @@ def command(
     names = [*leg.configs, *(chain.permissive if permissive_only else ())]
     files = [str(chain.folder / f"{name}.json") for name in names]
     callback = "train#trainer#callbacks#0#"
+    kept = -1 if _averages(files, leg) else 1  # of the checkpoints: all, or the last one
     settings: dict[str, Any] = {
         "output_dir": str(folder_of(out, leg)), "max_steps": leg.steps,
         "seed": chain.seed if seed is None else seed,
-        f"{callback}every_n_train_steps": chain.every, f"{callback}save_top_k": 1,
+        f"{callback}every_n_train_steps": chain.every, f"{callback}save_top_k": kept,
         **leg.settings,
     }  # fmt: skip
     if root is not None:
@@ -153,6 +154,14 @@ def command(
         settings |= {"resume": str(last), "vision_steps": 0}  # the encoder is in the checkpoint
     words = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files)]
     return words + [word for key, value in settings.items() for word in (f"--{key}", _said(value))]
+
+
+def _averages(files: Sequence[str], leg: Leg) -> bool:
+    """Whether a leg ends with the mean of its checkpoints, which must then be kept."""
+    said: dict[str, Any] = {}
+    for file in files:
+        said |= read_json(Path(file))
+    return bool({**said, **leg.settings}.get("averaged_since"))
 
 
 def _said(value: Any) -> str:

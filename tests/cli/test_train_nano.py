@@ -124,13 +124,13 @@ def test_scores_stand_beside_the_shipped_interval():
 
 
 @pytest.mark.slow
-def test_two_tiny_legs_survive_a_kill_and_end_with_weights_and_a_comparison(tmp_path, monkeypatch):
+def test_tiny_legs_survive_a_kill_and_end_with_weights_and_a_comparison(tmp_path, monkeypatch):
     pytest.importorskip("nilearn", reason="the atlas corpus starts from nilearn's ICBM152 maps")
     configs = bundle.find() / "configs"
     content = json.loads((configs / "legs.json").read_text("utf8"))
     for leg in content["legs"]:
-        leg |= {"steps": 2, "settings": {"budget": 600}}
-    content["legs"][0]["settings"] |= {"vision_steps": 1}
+        leg |= {"steps": 2, "settings": {"budget": 600, "vision_steps": 1}}
+    content["legs"][1]["settings"] |= {"averaged_since": 1}
     settings = {"limit": 1, "tasks": ["sr4"]}
     content |= {"every": 1, "evaluation": {"minutes": 1, "settings": settings}}
     for path in configs.glob("pretrain*.json"):
