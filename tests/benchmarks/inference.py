@@ -8,13 +8,14 @@ of the public scheme, all else against transformers or against ours alone.
 Rows that other scripts measure for long (the full size, solvers, answers of few bits, the server) are read
 from their sections of RESULTS.md, and say so. Rows in bfloat16 bind where the processor has amx_bf16. Why a
 row is not reached is told in LOG.md, with the profile.
-About ten minutes on one quiet core. The sections decode, draw, engine and prefill are written anew from the
-same measurements; their own scripts measure more shapes.
+About ten minutes on one quiet core. The sections branches, decode, draw, engine and prefill are written anew
+from the same measurements; their own scripts measure more shapes.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import re
 import time
@@ -23,12 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import branches
 import decode
 import draw
 import engine
 import prefill
 import torch
-from _timing import SUMMARY, Watch, arguments, load_average, report, sections
+from _timing import SUMMARY, Watch, arguments, load_average, report, rows, sections
 
 from monai_unimedvl.networks.fast import make_fast
 
@@ -103,9 +105,10 @@ class Table:
         self.options, self.load, self.start = options, load_average(), time.monotonic()
         self.cells = [HEAD]
 
-    def add(self, rows: Iterator[Row]) -> None:
+    def add(self, part: Iterator[Row]) -> None:
         """What a part measured."""
-        for row in rows:
+        for row in part:
+            gc.collect()  # networks of the row before
             self.cells.append(row.cells())
             print("  " + " | ".join(self.cells[-1]), flush=True)
         minutes = (time.monotonic() - self.start) / 60
@@ -123,12 +126,13 @@ def decoding(table: Table) -> Iterator[Row]:
     """Greedy words of one sample."""
     found = [decode.COLUMNS]
     for dtype in (FULL, HALF):
-        watches, rows = decode.measured(SMALL, dtype, 3, ("compiled",))
-        found += rows
+        watches, lines = decode.measured(SMALL, dtype, 3, ("compiled",))
+        found += lines
         name = f"decode, 27M, {kind(dtype)}, against transformers"
         yield against(name, watches, "compiled", 1.5, half=dtype == HALF)
-    watches, rows = decode.measured(LARGE, HALF, 2, ("compiled", "int8, compiled", "int4", decode.FLOOR))
-    found += rows
+    sides = ("compiled", "int8, compiled", "int4", decode.FLOOR)
+    watches, lines = decode.measured(LARGE, HALF, 2, sides)
+    found += lines
     yield against("decode, 0.5B, bfloat16, one thread", watches, "compiled", 1.15, half=True)
     floor = [median(watches[name].cpu) for name in (decode.FLOOR, "compiled")]
     yield Row(
@@ -153,8 +157,8 @@ def reading(table: Table) -> Iterator[Row]:
     """A prompt of 128 tokens."""
     found = [prefill.COLUMNS]
     for label, wanted in ((LARGE, 3.0), (SMALL, None)):
-        watches, rows = prefill.measured(label, HALF, 3)
-        found += rows
+        watches, lines = prefill.measured(label, HALF, 3)
+        found += lines
         name = f"prefill of 128 tokens, {label.split(':')[0]}, bfloat16"
         yield against(name, watches, "make_fast", wanted, half=True)
     table.detail("prefill", prefill.ABOUT, found)
@@ -166,8 +170,8 @@ def at_once(table: Table) -> Iterator[Row]:
     for dtype in (FULL, HALF):
         made = engine.network(engine.SHAPES[engine.LABEL], dtype, fast=True)
         half = dtype == HALF
-        watches, rows = engine.long_past(made, f"{kind(dtype)}, make_fast", 3)
-        found += rows
+        watches, lines = engine.long_past(made, f"{kind(dtype)}, make_fast", 3)
+        found += lines
         name = f"decode at 4,096 tokens, 27M, {kind(dtype)}, against a cache copied a word"
         yield against(name, watches, "4,096 tokens", 1.6, half=half)
         times = [median(watches[side].cpu) for side in ("4,096 tokens", "128 tokens")]
@@ -177,12 +181,12 @@ def at_once(table: Table) -> Iterator[Row]:
         for image, what, wanted in (
             (False, "8 prompts of different lengths, 27M", 6.0), (True, "8 questions about one image", 3.0),
         ):  # fmt: skip
-            watches, rows = engine.at_once(made, f"{kind(dtype)}, make_fast", image, 2)
-            found += rows
+            watches, lines = engine.at_once(made, f"{kind(dtype)}, make_fast", image, 2)
+            found += lines
             yield against(f"{what}, {kind(dtype)}, against alone", watches, "together", wanted, half=half)
     made = engine.network(engine.SHAPES[engine.LABEL], FULL, fast=False)
-    watches, rows = engine.at_once(made, "float32, as it comes", False, 2)
-    found += rows
+    watches, lines = engine.at_once(made, "float32, as it comes", False, 2)
+    found += lines
     yield against("8 prompts, 27M, float32, both on layers as they come", watches, "together", 6.0)
     grown = engine.growth(made)
     yield Row(
@@ -194,7 +198,7 @@ def at_once(table: Table) -> Iterator[Row]:
 
 def drawing(table: Table) -> Iterator[Row]:
     """A guided step against a forward for each branch."""
-    found = [draw.COLUMNS]
+    found, apart = [draw.COLUMNS], [branches.COLUMNS]
     label = "hidden 512, 8 layers"
     shape, _ = draw.SHAPES[label]
     for dtype in (FULL, HALF):
@@ -215,7 +219,13 @@ def drawing(table: Table) -> Iterator[Row]:
                     found += draw.cells(label, name, across, dtype, watches, error)
                     name = f"draw {name}, {tokens} latent tokens, {kind(dtype)}"
                     yield against(name, watches, side, None if interval else wanted, half=dtype == HALF)
+        for across, (tokens, _) in LATENT.items():  # `context` is that of the edit
+            watches = branches.measured(context, across, 1)
+            apart += rows([label, tokens, kind(dtype)], watches)
+            name = f"three branches in one forward against one each, {tokens} latent tokens, {kind(dtype)}"
+            yield against(name, watches, "one forward", None)
     table.detail("draw", draw.ABOUT, found)
+    table.detail("branches", branches.ABOUT, apart)
 
 
 def recorded(_: Table) -> Iterator[Row]:
