@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"unimedvl {options.verb}: {said}", file=sys.stderr)
         return 2 if known else 1
     except KeyboardInterrupt:
-        again = ", and the same command goes on" if getattr(options, "input_list", None) else ""
+        goes_on = getattr(options, "input_list", None) or getattr(options, "what", "") == "build"
+        again = ", and the same command goes on" if goes_on else ""
         print(f"unimedvl {options.verb}: stopped; nothing half-written was left{again}.", file=sys.stderr)
         return 130
     if options.json:

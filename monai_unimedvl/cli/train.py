@@ -48,6 +48,7 @@ def train(options: Namespace) -> Result:
 
         scored = None if tasks is None else [task for task in tasks if task != "text"]
         score = AtlasScore(tokenizer, scored, limit=limit, root=root, permissive_only=free)
+    done = {path.parents[1] for path in Path(settings.out).glob("*/weights/config.json")}
     with redirect_stdout(sys.stderr):  # the bar of Lightning
         folders = run(
             network.train(), tokenizer, material, settings, curriculum, stages=stages,
@@ -55,7 +56,11 @@ def train(options: Namespace) -> Result:
         )  # fmt: skip
     if int(os.environ.get("RANK", 0)):
         return [], {}  # the first of several processes speaks
-    lines = [f"{folder.name}: weights in {folder / 'weights'}, log and pictures beside" for folder in folders]
+    lines = [
+        f"{folder.name}: weights in {folder / 'weights'}, "
+        + ("as they were: this stage was done" if folder in done else "log and pictures beside")
+        for folder in folders
+    ]
     lines.append(f"Look at the course: tensorboard --logdir {settings.out}")
     return lines, {"outputs": [str(folder / "weights") for folder in folders]}
 

@@ -48,8 +48,12 @@ def finish(
     plan = list(_plan(work, last, passes[last], parts, int(settings["max_bytes"])))
     told = {each.name: getattr(pipeline, each.name) for each in fields(pipeline)}
     if not plan:
-        reasons = ", ".join(f"{code} {n}" for code, n in _rejected(_steps(work, passes, parts)).items())
-        raise ValueError(f"nothing was kept of what the sources hold ({reasons}): loosen the steps.")
+        counts = _rejected(_steps(work, passes, parts))
+        reasons = ", ".join(f"{code} {n}" for code, n in counts.items())
+        mend = "report it, and run with --restart once that is mended" if "unexpected" in counts else ""
+        raise ValueError(
+            f"nothing was kept of what the sources hold ({reasons}): {mend or 'loosen the steps'}."
+        )
     leaks = any(each.get("step") == "split" for each in pipeline.steps)
     jobs: list[Job] = [
         {"kind": "shard", "name": f"shard-{number:05d}", "work": str(work), "out": str(out), "before": last,

@@ -90,10 +90,11 @@ def train(
     """
     numbers = list(range(1, len(curriculum) + 1)) if stages is None else list(stages)
     named = [(n, Path(settings.out) / f"{n}-{curriculum.stage(n).name}") for n in numbers]
-    if not resume and (there := [path for _, path in named if (path / "checkpoints").is_dir()]):
+    made = ("checkpoints", "weights", "adapters")
+    if not resume and (there := [path for _, path in named if any((path / one).is_dir() for one in made)]):
         raise ValueError(
-            f"{there[0]} holds the checkpoints of a run, expected a new folder: add --resume to go on with "
-            "it, or choose another --out."
+            f"{there[0]} holds what a run has made, expected a new folder: add --resume to go on with it, or "
+            "choose another --out."
         )
     if settings.adapters and not adapted(network):
         if settings.quantise:

@@ -84,6 +84,18 @@ class Doubled(Each):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Broken(Each):
+    """Nobody foresaw what it raises."""
+
+    name: ClassVar[str] = "broken"
+    about: ClassVar[str] = "a step that fails"
+
+    def each(self, record: Any) -> Any:
+        """Never."""
+        raise LookupError(record.id)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Brighter(Stream):
     """A stream that is no `Whole`: it keeps what is not darker than the one before, and says so."""
 
@@ -360,6 +372,8 @@ def test_a_pipeline_that_does_not_fit_is_refused_in_a_sentence(tmp_path: Path, t
 def test_nothing_kept_and_a_folder_of_other_files_are_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing was kept of what the sources hold .darker 1."):
         build(tmp_path / "out", {**plan(count=1), "steps": [{"step": f"{HERE}:Brighter", "least": 256}]})
+    with pytest.raises(ValueError, match="unexpected 1.: report it, and run with --restart"):
+        build(tmp_path / "odd", {**plan(count=1), "steps": [{"step": f"{HERE}:Broken"}]})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("keep me")
     with pytest.raises(ValueError, match="holds other files, expected a new folder"):

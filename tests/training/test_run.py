@@ -141,8 +141,11 @@ def test_a_run_goes_on_from_the_stage_and_step_where_it_stopped(
     folder = tmp_path / "b" / "2-instruction" / "checkpoints"
     folder.mkdir(parents=True)
     (tmp_path / "a" / "2-instruction" / "checkpoints" / "step=2.ckpt").rename(folder / "step=2.ckpt")
-    with pytest.raises(ValueError, match="holds the checkpoints of a run.*add --resume"):
+    with pytest.raises(ValueError, match="holds what a run has made.*add --resume"):
         train(deepcopy(network), tokenizer, material(), settings, SMALL, stages=[1, 2])
+    (tmp_path / "c" / "1-foundation" / "weights").mkdir(parents=True)  # of a run too short for a checkpoint
+    with pytest.raises(ValueError, match="holds what a run has made.*choose another --out"):
+        train(network, tokenizer, material(), replace(settings, out=str(tmp_path / "c")), SMALL, stages=[1])
     resumed = deepcopy(network)  # nothing of stage 1 in it
     train(resumed, tokenizer, material(), settings, SMALL, stages=[1, 2], resume=True)
     assert not moved(straight.state_dict(), resumed.state_dict())
