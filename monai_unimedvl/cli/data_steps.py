@@ -215,7 +215,7 @@ def _run_step(options: Namespace) -> Result:
     given = _given(options, kind)
     tally = Tally()
     if issubclass(kind, Source):
-        folder = Path(options.out)
+        home = folder = Path(options.out)
         given["root"] = str(folder)
         out = folder / "records.jsonl"
         if out.exists():
@@ -227,9 +227,10 @@ def _run_step(options: Namespace) -> Result:
         for path in options.records:
             if Path(path).resolve() == out.resolve():
                 raise ValueError(f"--out {out} is the input itself, expected another name: change it.")
-        if "root" in {field.name for field in fields(kind)} and not given.get("root"):
-            first = Path(options.records[0])
-            given["root"] = str(first if first.is_dir() else first.parent)
+        first = Path(options.records[0])
+        home = Path(given.get("root") or (first if first.is_dir() else first.parent))
+        if "root" in {field.name for field in fields(kind)}:
+            given["root"] = str(home)
         step = make({"step": options.step, **given})
         items = step((item for path in options.records for item in read_records(path)), tally)
     with Sink(out) as sink:
@@ -245,9 +246,8 @@ def _run_step(options: Namespace) -> Result:
     lines += [f"  {count} {code}" for code, count in counts["reasons"].items()]
     if tally.passed:
         lines.append(f"  {tally.passed} lines were no records, or rejected before")
-    root = Path(given.get("root") or out.parent)
-    if (root / "images").is_dir() and root.resolve() != out.parent.resolve():
-        lines.append(f"  the images of these records stay in {root}: say --root {root} to the next step")
+    if (home / "images").is_dir() and home.resolve() != out.parent.resolve():
+        lines.append(f"  the images of these records stay in {home}: say --root {home} to the next step")
     outputs = [str(out), str(report)] + ([str(rejects_beside(out))] if sink.rejects else [])
     return lines, {**counts, "passed": tally.passed, "outputs": outputs}
 

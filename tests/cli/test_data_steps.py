@@ -86,7 +86,7 @@ def test_records_that_leave_their_images_behind_say_where_these_are(tmp_path: Pa
     capsys.readouterr()
     assert run("textify", records, "--out", tmp_path / "out" / "words.jsonl") == 0
     assert "--root" not in capsys.readouterr().out
-    assert run("coarse", records, "--out", tmp_path / "far" / "kept.jsonl", "--min-side", 8) == 0
+    assert run("textify", records, "--out", tmp_path / "far" / "words.jsonl") == 0
     assert f"say --root {tmp_path / 'out'} to the next step" in capsys.readouterr().out
 
 

@@ -9,13 +9,13 @@ very large MRI may differ in the last digit from those of the recipe alone.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import nibabel
-import numpy as np
 from monai.data import MetaTensor
 
 from monai_unimedvl.transforms import Recipe
@@ -59,7 +59,8 @@ def voxels(source: Any) -> int:
         return source.numel() if source.ndim == 4 and source.meta.get("kind") == "volume" else 0
     if isinstance(source, str | os.PathLike) and Path(source).name.lower().endswith(NIFTI):
         try:
-            return int(np.prod(nibabel.load(source).shape, dtype=float))
+            file: Any = nibabel.load(source)
+            return math.prod(file.shape)
         except Exception:  # the recipe says what is wrong with it
             return 0
     return 0
