@@ -26,7 +26,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, load, verify_net_in_out
 from PIL import Image
 
 from monai_unimedvl import __version__, bundle, provenance, weights
-from monai_unimedvl.bundle import places
+from monai_unimedvl.bundle import places, shipping
 from monai_unimedvl.bundle.checks import verify
 from monai_unimedvl.data.atlas import AtlasDataset, licences
 from monai_unimedvl.evaluation import Report, Row
@@ -280,10 +280,26 @@ def test_monais_load_gives_the_network_with_the_trained_weights(tmp_path: Path) 
     (expected,) = draw([[image[1], instruction]], network)
     for path in made.values():
         torch.testing.assert_close(path(image)[1], expected, atol=1e-5, rtol=0)
+    usual = load(name="unimedvl_image_translation", bundle_dir=str(tmp_path), source="github", repo="a/b/c")
+    torch.testing.assert_close(usual(image)[1], expected, atol=1e-5, rtol=0)  # of train.json
     other = made["unimedvl_nano"]
     before = other(image)
     other.network.latent_out.weight.data[0, 0] += 1
     assert not torch.equal(other(image), before), "a weight of the network decides what is drawn"
+
+
+@pytest.mark.parametrize("name", bundle.available())
+def test_training_has_the_network_of_inference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipping, "_weights", lambda name, own: {})
+    files = bundle.compose(name)
+    parsers = {}
+    for kind in ("train", "inference"):
+        parser = parsers[kind] = ConfigParser(json.loads(files[f"configs/{kind}.json"]))
+        parser["network_def#_target_"] = "builtins.dict"
+        parser["model"] = ["the network"]
+        parser["tokenizer"] = "$type('Words', (), {'encode': str, 'marks': 0})"
+    made = {kind: parser.get_parsed_content("network_def") for kind, parser in parsers.items()}
+    assert made["train"] == made["inference"] and made["train"]["network"] == "the network"
 
 
 def test_bundle_root_is_the_working_directory_or_the_shipped_bundle(

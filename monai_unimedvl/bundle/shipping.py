@@ -47,11 +47,27 @@ def compose(name: str) -> dict[str, bytes]:
     files = _read(places.BUNDLES / places.SHARED)
     files |= {path: x for path, x in default.items() if path in COMMON or path.startswith("samples/")}
     files |= {path: content for path, content in _read(own).items() if not path.endswith(".safetensors")}
+    files["configs/train.json"] = _drawing_alike(files)
     fragments = {path: files.pop(path).decode() for path in [*files] if path.startswith("fragments/")}
     for path in [path for path in files if path.endswith(".md")]:
         text = INCLUDE.sub(lambda found: fragments[f"fragments/{found[1]}"].strip(), files[path].decode())
         files[path] = text.replace("BUNDLE_NAME", name).encode()
     return dict(sorted((files | _weights(name, own)).items()))
+
+
+def _drawing_alike(files: Mapping[str, bytes]) -> bytes:
+    """train.json, whose `network_def` draws like that of inference.json: MONAI's `load` takes the former."""
+    train, drawing = (json.loads(files[f"configs/{name}.json"]) for name in ("train", "inference"))
+    made = dict(drawing["network_def"])
+    for name, value in drawing["displayable_configs"].items():
+        reference, plain = f"@displayable_configs#{name}", drawing[value.removeprefix("@")]
+        for key, text in made.items():
+            if text == reference:
+                made[key] = plain
+            elif isinstance(text, str) and f"{reference})" in text:
+                made[key] = text.replace(reference, repr(plain))
+    train["network_def"] = made
+    return (json.dumps(train, indent=4, ensure_ascii=False) + "\n").encode()
 
 
 def copy(name: str, folder: str | Path) -> Path:
