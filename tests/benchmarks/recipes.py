@@ -2,9 +2,8 @@
 """What a recipe adds to the time of a picture that the nano answers a question about, or edits.
 
 Opening a file is paid once and shared by its slices, so whole files are taken: all slices or frames of each.
-What the file's own library (nibabel, pydicom, PIL) takes to give the stored numbers is measured beside it:
-nothing that opens the file can be faster. Processor time of one thread. A unit is one file for a recipe, and
-one picture for the model.
+What the first step takes, which opens and decodes them, is measured beside it: that is paid by whoever wants
+the pixels at all. Processor time of one thread. A unit is one file for a recipe, one picture for the model.
 """
 
 from __future__ import annotations
@@ -14,17 +13,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import nibabel
-import numpy as np
-import pydicom
 import torch
 from _timing import Side, arguments, load_average, report, take_turns
-from PIL import Image
 
 from monai_unimedvl import ImageInferer, TextInferer, load, recipe
 from monai_unimedvl.cli.recipes import CASES
 from monai_unimedvl.evaluation.benchmarks import EDIT_STEPS
-from monai_unimedvl.transforms.deidentify import is_dicom
+from monai_unimedvl.transforms import Recipe
 
 FILES = {  # of a title of the contact sheets: how all of it is read
     ("mri", "ICBM152 average, T1"): {"policy": "all", "field": "square"},
@@ -44,27 +39,12 @@ def scan(modality: str, title: str) -> Any:
     return next(case for case in CASES if (case.modality, case.title) == (modality, title)).find()
 
 
-def opened(source: Any) -> None:
-    """The stored numbers of a file or series by the library that MONAI's readers use too."""
-    if not isinstance(source, str | Path):
-        return
-    path = Path(source)
-    if path.name.endswith((".nii", ".nii.gz")):
-        np.asanyarray(nibabel.load(path).dataobj.get_unscaled())  # type: ignore[attr-defined]
-    elif path.is_dir() or path.suffix == ".dcm":
-        for file in path.iterdir() if path.is_dir() else [path]:
-            if is_dicom(file):
-                pydicom.dcmread(file).pixel_array  # noqa: B018 - decodes
-    else:
-        np.asarray(Image.open(path))
-
-
-def read(source: Any) -> Side:
-    """`opened` as a side."""
+def opened(made: Recipe, source: Any) -> Side:
+    """The first step of a recipe on a file."""
 
     def side(tick: Callable[[], None]) -> None:
         tick()
-        opened(source)
+        made.steps[0](source)
         tick()
 
     return side
@@ -111,7 +91,7 @@ def main() -> None:
         picture = made(source)[0].as_tensor()
         sides = {
             "recipe": prepare(made, source, count),
-            "open": read(source),
+            "open": opened(made, source),
             "answer": model(answer, network, picture, QUESTION),
             "edit": model(edit, network, picture, WORDS),
         }
