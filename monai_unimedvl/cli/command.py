@@ -68,12 +68,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"unimedvl {options.verb}: stopped; nothing half-written was left{again}.", file=sys.stderr)
         return 130
     if options.json:
-        print(json.dumps(values, ensure_ascii=False))
+        _tell(json.dumps(values, ensure_ascii=False), json.dumps(values))
     else:
-        print("\n".join(lines))
+        _tell("\n".join(lines))
     if values.get("failures"):
         return 1  # some were done
     return 0 if values.get("ok", True) else 2
+
+
+def _tell(text: str, plain: str | None = None) -> None:
+    """Print; in `plain`, or escapes, where a terminal knows no more, and not at all to who has left."""
+    try:
+        text.encode(sys.stdout.encoding or "utf8")
+    except UnicodeEncodeError:
+        text = plain or text.encode("ascii", "backslashreplace").decode()
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # such as `head`; what Python flushes at its end goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def note(options: argparse.Namespace, text: str) -> None:

@@ -7,11 +7,13 @@ it draws is put back the same way.
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import nibabel
 import torch
 from monai.data import MetaTensor
 from torch import Tensor
@@ -30,7 +32,7 @@ from monai_unimedvl.transforms.choosing import (
 )
 from monai_unimedvl.transforms.dicom import holds_dicom, series_uids
 
-__all__ = ["Reading", "device", "holds_dicom", "place", "read_images", "volume_recipe"]
+__all__ = ["Reading", "device", "holds_dicom", "one_volume", "place", "read_images", "volume_recipe"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,25 @@ def read_images(paths: Sequence[str], options: Namespace, network: UniMedVL, *, 
         notes.append(f"made square, because this model was trained on {side} x {side} pixels")
     sources = [uid for path in paths for uid in series_uids(Path(path))]
     return Reading(pictures, [sha256(path) for path in paths], notes, sources)
+
+
+def one_volume(path: str, options: Namespace) -> None:
+    """Say before the work that one volume comes out, and not one for each time.
+
+    Raises:
+        ValueError: a NIfTI of several volumes, and none is chosen.
+    """
+    if not path.lower().endswith((".nii", ".nii.gz")) or "volume" in dict(options.settings or ()):
+        return
+    try:
+        count = math.prod(nibabel.load(path).shape[3:])
+    except Exception:  # the recipe says what is wrong with it
+        return
+    if count > 1:
+        raise ValueError(
+            f"{Path(path).name} holds {count} volumes, but one comes out: choose it by --settings volume=0"
+            f" to volume={count - 1}."
+        )
 
 
 def volume_recipe(path: str, options: Namespace, network: UniMedVL) -> tuple[Recipe, str]:

@@ -19,7 +19,7 @@ from monai_unimedvl import bundle, provenance, weights
 from monai_unimedvl.cli.case import known_of
 from monai_unimedvl.cli.command import Result, note
 from monai_unimedvl.cli.options import PLANES
-from monai_unimedvl.cli.reading import Reading, device, place, read_images, volume_recipe
+from monai_unimedvl.cli.reading import Reading, device, one_volume, place, read_images, volume_recipe
 from monai_unimedvl.cli.writing import (
     ending_of,
     outputs,
@@ -288,6 +288,7 @@ def _volume(
     if options.slice or options.count:
         raise ValueError("--slice and --count choose slices, but --whole takes them all: leave one out.")
     (path,) = options.images
+    one_volume(path, options)
     chain, remark = volume_recipe(path, options, model.network)
     planes = PLANES if options.fuse_planes else (options.plane or PLANES[0],)
     infer = VolumeInferer(

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,7 +17,7 @@ import pytest
 from monai_unimedvl import __version__
 from monai_unimedvl.cli import main as run
 from monai_unimedvl.cli import verbs
-from monai_unimedvl.cli.command import EDITS, MASKS, parser
+from monai_unimedvl.cli.command import EDITS, MASKS, _tell, parser
 from monai_unimedvl.data.atlas import INSTRUCTIONS, LEGENDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,6 +152,19 @@ def test_what_nobody_expected_is_one_line_exit_code_1_and_a_hint(command, pictur
     assert re.search("RuntimeError: boom more .*--debug", err)
     with pytest.raises(RuntimeError, match="boom"):
         command("ask", picture, "?", "--debug")
+
+
+def test_who_stops_listening_and_a_terminal_without_umlauts_are_no_error(monkeypatch):
+    heard, said = os.pipe()
+    os.close(heard)  # as `head` does
+    with open(said, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        _tell("one")
+        _tell("two")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written := io.BytesIO(), "ascii"))
+    _tell("Größe")
+    _tell('"Größe"', r'"Gr\u00f6\u00dfe"')
+    assert written.getvalue().decode() == 'Gr\\xf6\\xdfe\n"Gr\\u00f6\\u00dfe"\n'
 
 
 def test_a_package_that_is_not_installed_is_named(command, picture, monkeypatch):

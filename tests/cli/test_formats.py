@@ -121,6 +121,23 @@ def test_a_report_as_dicom_is_refused_before_the_work_where_highdicom_is_missing
     assert code == 2 and re.search("needs highdicom, which is not installed: pip install", err)
 
 
+def test_several_volumes_are_refused_before_the_work_and_one_is_drawn(command, bad, tmp_path, painter):
+    words = (
+        "edit",
+        bad / "series.nii",
+        "Go.",
+        "--modality",
+        "mri",
+        "--whole",
+        "--out",
+        tmp_path / "a.nii.gz",
+    )
+    code, _, err = command(*words)
+    assert code == 2 and "holds 3 volumes, but one comes out: choose it by --settings volume=0" in err
+    assert command(*words, "--settings", "volume=1")[0] == 0
+    assert nibabel.load(tmp_path / "a.nii").shape == (30, 40, 20)
+
+
 def test_nothing_is_copied_into_a_queue_that_cannot_be_sent_from(command, series, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pynetdicom", None)
     words = ("--to", "dicom://A@localhost:1", "--queue", tmp_path / "queue", "--unmarked")
