@@ -97,7 +97,7 @@ def one_volume(path: str, options: Namespace) -> None:
     if not path.lower().endswith((".nii", ".nii.gz")) or "volume" in dict(options.settings or ()):
         return
     try:
-        count = math.prod(nibabel.load(path).shape[3:])
+        count = math.prod(nibabel.load(path).shape[3:])  # type: ignore[attr-defined]
     except Exception:  # the recipe says what is wrong with it
         return
     if count > 1:
