@@ -142,7 +142,7 @@ class FastLayer:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _code(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return fused(function) if self.compiled else function
+        return fused(function, dynamic=None) if self.compiled else function
 
     def _rows(self, routes: Routes) -> list[tuple[str, slice]]:
         """Which tokens each expert takes."""
