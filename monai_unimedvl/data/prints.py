@@ -126,7 +126,7 @@ def word_print(text: str) -> WordPrint:
 @functools.cache
 def _empty_minhash() -> Any:
     sketch = needed("datasketch", "A fingerprint", "data")
-    return sketch.MinHash(PERMUTATIONS, seed=1)
+    return sketch.MinHash(PERMUTATIONS, seed=1, scheme="affine32")  # said, since lists are passed on
 
 
 def words_of(record: Record) -> str:
