@@ -96,7 +96,7 @@ class Viewer {
     const number = `${this.index + 1} of ${this.count}`;
     if (this.study?.kind !== "volume") return number;
     const mm = this.mm[this.axis];
-    return `${number} · ${LETTERS[this.axis]} ${mm < 0 ? "−" : "+"}${Math.abs(mm).toFixed(1)} mm`;
+    return `${number} · ${LETTERS[this.axis]} ${mm.toFixed(1) < 0 ? "−" : "+"}${Math.abs(mm).toFixed(1)} mm`;
   }
 
   // Lay a label map over the image.
