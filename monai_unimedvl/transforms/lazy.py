@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -221,7 +221,7 @@ def _stored(path: Path, proxy: Any) -> np.ndarray:
     try:
         if left <= IN_MEMORY or not path.name.lower().endswith(".gz"):
             return np.asanyarray(proxy.get_unscaled())
-        store: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the mapping
+        store: Any = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the mapping
         with gzip.open(path) as packed:
             while left and (part := packed.read(min(left, 2**22))):
                 store.write(part)

@@ -3,10 +3,9 @@
 
 Speed: the nano's tissue map of axial slices by VolumeInferer, against ImageInferer on the same pictures, cut
 beforehand, in the same batches, and the recipe alone; the sides take turns. The same with guidance, on every
-second slice. Memory: the highest resident size
-above that of the process with the model loaded, for one and for four times the slices, and for a file of the
-size of a CT. Through plane: coronal and sagittal sections of a grey matter map drawn slice by slice, and in
-groups, against the truth.
+second slice. Memory: the highest resident size above that of the process with the model loaded, for one and
+for four times the slices, and for a file and a series of the size of a CT. Through plane: coronal and
+sagittal sections of a grey matter map drawn slice by slice, and in groups, against the truth.
 """
 
 from __future__ import annotations
