@@ -19,6 +19,7 @@ import gc
 import os
 import re
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -275,11 +276,20 @@ def main() -> None:
     """All parts, in order."""
     options = arguments((__doc__ or "").split("\n")[0])
     table = Table(options)
+    failed = []
     for name, part in PARTS.items():
         print(f"== {name}", flush=True)
-        table.add(part(table))
+        try:
+            table.add(part(table))
+        except Exception as error:  # the other parts go on, and the table says what is missing
+            traceback.print_exc()
+            failed.append(name)
+            said = f"stopped by {type(error).__name__}: {error}".split("\n")[0]
+            table.add(iter([Row(f"the rest of {name}", "", "", verdict=said)]))
     options.show = True  # it is written: what is left is to print it
     report(*table.whole, name=SUMMARY)
+    if failed:
+        raise SystemExit(f"{', '.join(failed)} stopped: see above.")
 
 
 if __name__ == "__main__":
