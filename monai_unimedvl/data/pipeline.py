@@ -23,7 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from monai_unimedvl.atomic import new_file
+from monai_unimedvl.atomic import PART, new_file
 from monai_unimedvl.data.engines import run_all
 from monai_unimedvl.data.files import write_json
 from monai_unimedvl.data.finish import PAPERS, finish
@@ -279,11 +279,16 @@ def _remove(out: Path) -> None:
 
 def _clean(folder: Path) -> None:
     """Remove what a killed process has left half-written."""
-    for path in _leftovers(folder):
-        shutil.rmtree(path, ignore_errors=True)
+    for path in list(_leftovers(folder)):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _leftovers(folder: Path) -> Iterator[Path]:
     for path in [folder, *folder.glob("pass-*")] if folder.is_dir() else []:
         with os.scandir(path) as entries:
-            yield from (Path(each.path) for each in entries if each.name.startswith(".tmp-"))
+            for each in entries:
+                if each.name.startswith(".tmp-") or each.name[0] == "." and each.name.endswith(PART):
+                    yield Path(each.path)
