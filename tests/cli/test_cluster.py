@@ -57,17 +57,21 @@ def test_two_workers_give_the_same_files_and_a_killed_one_loses_nothing(model, p
     environment = {**os.environ, **FIXED}
     alone = subprocess.run(words(model, tmp_path, "alone"), env=environment, capture_output=True, text=True)
     assert alone.returncode == 1 and "12 of 13 done" in alone.stdout, alone.stderr
-    many = subprocess.Popen(
+    killed, results = 0, tmp_path / "many" / "results.jsonl"
+    deadline = time.monotonic() + 900  # a minute on an idle machine; five were not enough on a laden one
+    with subprocess.Popen(
         [*words(model, tmp_path, "many"), "--engine", "ray", "--workers", "2"],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    killed, deadline, results = 0, time.monotonic() + 300, tmp_path / "many" / "results.jsonl"
-    while many.poll() is None and time.monotonic() < deadline:
-        if not killed and results.exists() and (found := workers_of(many.pid)):
-            os.kill(found[0], signal.SIGKILL)
-            killed = found[0]
-        time.sleep(0.02)
-    out, err = many.communicate(timeout=60)
+    ) as many:  # fmt: skip
+        try:
+            while many.poll() is None and time.monotonic() < deadline:
+                if not killed and results.exists() and (found := workers_of(many.pid)):
+                    os.kill(found[0], signal.SIGKILL)
+                    killed = found[0]
+                time.sleep(0.02)
+            out, err = many.communicate(timeout=60)
+        finally:
+            many.terminate()
     assert killed, "no worker was found to kill"
     assert many.returncode == 1 and "12 of 13 done" in out, err
     assert content(tmp_path / "many") == content(tmp_path / "alone")
