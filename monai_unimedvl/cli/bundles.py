@@ -129,7 +129,8 @@ def _onnx(name: str, file: str, options: Namespace) -> Result:
     path, worst = export_onnx(name, file, size=options.size, settings=settings)
     checked = "not compared: onnxruntime is not installed" if worst is None else f"{worst:.1g}"
     said = f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)"
-    return [said, f"largest difference from Python: {checked}"], {"outputs": [str(path)], "largest_difference": worst}
+    facts = {"outputs": [str(path)], "largest_difference": worst}
+    return [said, f"largest difference from Python: {checked}"], facts
 
 
 def _release(options: Namespace) -> Result:

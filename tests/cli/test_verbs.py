@@ -145,7 +145,8 @@ def test_of_four_dimensions_one_is_chosen_by_a_setting(model, bad):
     network, _ = bundle.load(model)
     path, read = str(bad / "series.nii"), ["ask", "x", "?", "--modality", "mri"]
     first, last = (
-        read_images([path], parser().parse_args([*read, "--settings", f"volume={n}"]), network) for n in (0, 2)
+        read_images([path], parser().parse_args([*read, "--settings", f"volume={n}"]), network)
+        for n in (0, 2)
     )
     assert len(first.images) == len(last.images) == 1 and first.notes == last.notes
     windows = (
