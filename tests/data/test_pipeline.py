@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from sources import png
 
 from monai_unimedvl.cli import main
 from monai_unimedvl.data import jobs as jobs_module
@@ -295,7 +294,7 @@ def test_ray_gives_the_same_files_and_survives_the_death_of_a_worker(
 
 
 def test_a_bare_image_of_which_words_were_made_is_no_loss(tmp_path: Path) -> None:
-    png(tmp_path / "in" / "cyst" / "a.png", size=(64, 64))
+    write_png(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8), tmp_path / "in" / "cyst")
     source = {"step": "ingest", "kind": "images", "path": str(tmp_path / "in"), "modality": "xray"}
     told: dict[str, Any] = {"name": "bare", "sources": [{**source, "dataset": "d", "public": True}]}
     assert build(tmp_path / "out", {**told, "steps": [{"step": "textify"}]})["rejected"] == {"bare-image": 1}
