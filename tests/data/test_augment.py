@@ -12,7 +12,7 @@ from monai_unimedvl.data.atlas_tasks import LEGENDS, TASKS
 from monai_unimedvl.data.augment import CHANGES, augment, recolour
 from monai_unimedvl.sequence import Turn
 
-LESSONS = {"seg-any", "seg-parcels"}  # no tasks: label maps that an encoder is taught, see training/test_vision.py
+LESSONS = {"seg-any", "seg-parcels"}  # label maps that an encoder is taught (training/test_vision.py)
 DRAWN = sorted(set(CHANGES) - {"vqa", "caption", "text-to-image"} - LESSONS)
 
 
