@@ -167,5 +167,5 @@ def test_what_cannot_be_opened_is_named_in_one_line(folder, tmp_path):
     with pytest.raises(ValueError, match="bare holds no model"):
         bundle.load(tmp_path / "bare")
     (tmp_path / "notes").write_text("x")
-    with pytest.raises(ValueError, match="notes is a file, expected the folder"):
+    with pytest.raises(ValueError, match="notes is a file, expected a folder"):
         bundle.load(tmp_path / "notes")

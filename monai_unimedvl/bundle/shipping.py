@@ -47,7 +47,8 @@ def compose(name: str) -> dict[str, bytes]:
     files = _read(places.BUNDLES / places.SHARED)
     files |= {path: x for path, x in default.items() if path in COMMON or path.startswith("samples/")}
     files |= {path: content for path, content in _read(own).items() if not path.endswith(".safetensors")}
-    files["configs/train.json"] = _drawing_alike(files)
+    if {"configs/train.json", "configs/inference.json"} <= files.keys():
+        files["configs/train.json"] = _drawing_alike(files)
     fragments = {path: files.pop(path).decode() for path in [*files] if path.startswith("fragments/")}
     for path in [path for path in files if path.endswith(".md")]:
         text = INCLUDE.sub(lambda found: fragments[f"fragments/{found[1]}"].strip(), files[path].decode())

@@ -135,7 +135,7 @@ def test_several_volumes_are_refused_before_the_work_and_one_is_drawn(command, b
     code, _, err = command(*words)
     assert code == 2 and "holds 3 volumes, but one comes out: choose it by --settings volume=0" in err
     assert command(*words, "--settings", "volume=1")[0] == 0
-    assert nibabel.load(tmp_path / "a.nii").shape == (30, 40, 20)
+    assert nibabel.load(tmp_path / "a.nii.gz").shape == (30, 40, 20)
 
 
 def test_nothing_is_copied_into_a_queue_that_cannot_be_sent_from(command, series, tmp_path, monkeypatch):

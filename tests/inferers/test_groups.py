@@ -51,11 +51,11 @@ def test_each_slice_begins_at_its_own_source(
     tiny: UniMedVL, tokenizer: Tokenizer, slices: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    from monai_unimedvl.inferers import sampling
+    from monai_unimedvl.inferers import guided
 
-    real = sampling.pack
+    real = guided.pack
     monkeypatch.setattr(
-        sampling, "pack", lambda samples, *a, **k: seen.append(samples) or real(samples, *a, **k)
+        guided, "pack", lambda samples, *a, **k: seen.append(samples) or real(samples, *a, **k)
     )
     GroupInferer(tokenizer, steps=1, guidance=Guidance(text=2.0, image=2.0))([[*slices, "plane?"]], tiny)
     full, wordless, imageless = seen[0]
