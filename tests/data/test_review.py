@@ -227,7 +227,7 @@ def test_the_form_keeps_what_is_typed_and_gives_it_back(page: Any, tmp_path: Pat
     fresh.wait_for_selector("#warning:not([hidden])")
     assert "no review of this form" in fresh.locator("#warning").inner_text()
     fresh.locator("#import").set_input_files(str(path))
-    fresh.locator("#count", has_text="1 of 3 done").wait_for()  # the page's own policy forbids evaluated words
+    fresh.locator("#count", has_text="1 of 3 done").wait_for()  # its policy forbids eval
     assert fresh.locator(
         "#item-2 fieldset[data-dimension='planning coherence'] input[value=none]"
     ).is_checked()
