@@ -10,12 +10,13 @@ import random
 import signal
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+import invented
 import numpy as np
 import pytest
+from invented import Invented, dies_always, dies_once
 
 from monai_unimedvl.cli import main
 from monai_unimedvl.data import jobs as jobs_module
@@ -24,95 +25,13 @@ from monai_unimedvl.data.ingest.base import write_png
 from monai_unimedvl.data.licences import kind_of
 from monai_unimedvl.data.pipeline import build_dataset
 from monai_unimedvl.data.plan import Pipeline, read_pipeline, resolved
-from monai_unimedvl.data.record import ImageFile, InvalidRecord, Message, Record, Reject, pseudonym
 from monai_unimedvl.data.shards import check_shards
-from monai_unimedvl.data.step import Each, Source, Stream, option
 
 pytest.importorskip("pyarrow", reason="shards need the extra 'data'")
 pytest.importorskip("imagehash", reason="fingerprints need the extra 'data'")
 pytest.importorskip("jinja2", reason="the report needs the extra 'data'")
 
-HERE = __name__
-
-
-@dataclass(frozen=True, kw_only=True)
-class Invented(Source):
-    """Records of random pictures; every tenth part is damaged, every seventh is the one before it."""
-
-    name: ClassVar[str] = "invented"
-    about: ClassVar[str] = "random pictures"
-    root: str = option("", "folder of the corpus")
-    count: int = option(40, "how many")
-    licence: str = option("CC0-1.0", "of all")
-    dataset: str = option("invented", "name")
-    pause: float = option(0.0, "seconds a part")
-
-    def parts(self) -> list[int]:
-        """Numbers."""
-        return list(range(self.count))
-
-    def each(self, part: int) -> list[Record]:
-        """One picture and its brightness."""
-        time.sleep(self.pause)
-        if part % 10 == 9:
-            raise InvalidRecord("image-damaged", "part cannot be read, expected a picture.")
-        seed = part - 1 if part % 7 == 6 else part
-        pixels = np.random.default_rng(seed).integers(0, 255, (16, 16), np.uint8)
-        image = ImageFile(f"images/{write_png(pixels, Path(self.root) / 'images')}", 16, 16)
-        said = (Message("human", "<image> How bright?"), Message("gpt", f"{int(pixels.mean())}"))
-        return [
-            Record(
-                id=f"r{part}", main_task_type="image-to-text", sub_task_type="vqa", modality="xray",
-                dataset=self.dataset, licence=self.licence, source="numpy", input_img=(image,), message=said,
-                patient=pseudonym("p", str(part // 3), "key"),
-            )
-        ]  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Doubled(Each):
-    """Each record, and one that asks otherwise."""
-
-    name: ClassVar[str] = "doubled"
-    about: ClassVar[str] = "twice as many"
-
-    def each(self, record: Record) -> list[Record]:
-        """Two records."""
-        said = (Message("human", "<image> Is it bright?"), Message("gpt", "yes"))
-        return [record, replace(record, id=f"{record.id}-b", message=said)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Broken(Each):
-    """Nobody foresaw what it raises."""
-
-    name: ClassVar[str] = "broken"
-    about: ClassVar[str] = "a step that fails"
-
-    def each(self, record: Any) -> Any:
-        """Never."""
-        raise LookupError(record.id)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Brighter(Stream):
-    """A stream that is no `Whole`: it keeps what is not darker than the one before, and says so."""
-
-    name: ClassVar[str] = "brighter"
-    about: ClassVar[str] = "rising brightness"
-    least: int = option(0, "brightness of the first")
-
-    def stream(self, records: Any) -> Any:
-        """In order."""
-        last = self.least
-        for record in records:
-            words = record.message[-1].value
-            value = int(words) if words.isdigit() else last
-            if value < last:
-                yield Reject("darker", "darker than the one before.", record.id, self.name)
-            else:
-                yield replace(record, facts={"bright": value})
-            last = value
+HERE = invented.__name__
 
 
 def plan(**source: Any) -> dict[str, Any]:
@@ -250,21 +169,6 @@ def test_killed_at_ten_random_moments_a_build_ends_with_the_same_bytes(tmp_path:
     assert files(out) == files(tmp_path / "whole")
 
 
-def dies_once(job: dict[str, Any]) -> dict[str, Any]:
-    """A job whose worker is killed the first time."""
-    mark = Path(job["mark"])
-    if job["deadly"] and not mark.exists():
-        mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return {"name": job["name"]}
-
-
-def dies_always(job: dict[str, Any]) -> dict[str, Any]:
-    """A job that does not fit."""
-    os.kill(os.getpid(), signal.SIGKILL)
-    return {}
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the pool forks on POSIX only")
 def test_a_killed_worker_loses_nothing_and_a_deadly_job_is_named(tmp_path: Path) -> None:
     jobs = [{"name": f"job {n}", "mark": str(tmp_path / "mark"), "deadly": n == 3} for n in range(8)]
@@ -279,7 +183,7 @@ def test_ray_gives_the_same_files_and_survives_the_death_of_a_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # its workers import the steps of this file
+    monkeypatch.setenv("PYTHONPATH", str(Path(invented.__file__).parent))  # its workers import the steps
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
     try:
         local = build(tmp_path / "local", plan(count=20))
