@@ -13,15 +13,7 @@ from numpy.typing import NDArray
 
 from .atlas_regions import GROUPS, PARCELS, REGIONS, aal_indices, level_of
 from .atlas_splits import section_of_slab, sections_of_columns
-from .atlas_volumes import (
-    GRID_ORIGIN,
-    SIDE,
-    Arrays,
-    display,
-    prepare_arrays,
-    read_arrays,
-    shrink,
-)
+from .atlas_volumes import GRID_ORIGIN, SIDE, Arrays, display, prepare_arrays, read_arrays, shrink
 
 __all__ = ["Picture", "load_pictures", "make_pictures"]
 
