@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from monai_unimedvl.cli.options import value
 
 if TYPE_CHECKING:
     from monai_unimedvl.cli.command import Result
@@ -117,20 +118,17 @@ def _onnx(name: str, file: str, options: Namespace) -> Result:
 
     settings = {}
     for text in options.set:
-        key, equals, value = text.partition("=")
+        key, equals, said = text.partition("=")
         if not equals:
             raise ValueError(
                 f"--set got {text!r}, expected NAME=VALUE: write it so, in quotes if it has blanks."
             )
-        try:
-            settings[key] = json.loads(value)
-        except json.JSONDecodeError:
-            settings[key] = value
+        settings[key] = value(said)
     path, worst = export_onnx(name, file, size=options.size, settings=settings)
     checked = "not compared: onnxruntime is not installed" if worst is None else f"{worst:.1g}"
-    said = f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)"
+    wrote = f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)"
     facts = {"outputs": [str(path)], "largest_difference": worst}
-    return [said, f"largest difference from Python: {checked}"], facts
+    return [wrote, f"largest difference from Python: {checked}"], facts
 
 
 def _release(options: Namespace) -> Result:
