@@ -61,7 +61,7 @@ def train_nano(options: Namespace) -> Result:
     if options.minutes is not None:
         chain = replace(chain, longest=options.minutes)
     out, free = Path(options.out or "runs/nano"), options.permissive_only
-    print("\n".join(chain.budget(free, options.seed)), flush=True)
+    _say(options, "\n".join(chain.budget(free, options.seed)))
     if options.budget:
         return [], {"done": [leg.name for leg in chain.legs if legs.is_done(out, leg)]}
     _check_sources(options)
@@ -82,7 +82,7 @@ def _sit(chain: Chain, leg: Leg, out: Path, options: Namespace, lock: int) -> No
 
     longest = chain.longest
     before, _ = legs.checkpoint(out, leg)
-    print(f"leg {leg.name}: from step {before} of {leg.steps}, at most {longest:g} minutes", flush=True)
+    _say(options, f"leg {leg.name}: from step {before} of {leg.steps}, at most {longest:g} minutes")
     words = legs.command(
         chain, leg, out, root=options.atlas, seed=options.seed, permissive_only=options.permissive_only
     )
@@ -107,7 +107,7 @@ def _sit(chain: Chain, leg: Leg, out: Path, options: Namespace, lock: int) -> No
         why = f"stopped with code {code}" if code else f"got no further than step {after}"
         raise ValueError(f"leg {leg.name!r} {why} after {minutes:.0f} minutes: see {folder / 'log.txt'}.")
     state = "done" if legs.is_done(out, leg) else f"at step {after}; its time was up"
-    print(f"leg {leg.name}: {state}, after {minutes:.1f} minutes", flush=True)
+    _say(options, f"leg {leg.name}: {state}, after {minutes:.1f} minutes")
 
 
 def _compare(chain: Chain, out: Path, options: Namespace) -> Result:
@@ -118,7 +118,7 @@ def _compare(chain: Chain, out: Path, options: Namespace) -> Result:
     from monai_unimedvl.evaluation import reproduction
 
     weights, scores = folder_of(out, chain.legs[-1]) / "weights", out / "scores"
-    print(f"evaluation of {weights} on the held-out items", flush=True)
+    _say(options, f"evaluation of {weights} on the held-out items")
     if not (scores / "report.json").is_file():
         network, tokenizer = bundle.load(weights)
         evaluation.evaluate(
@@ -141,6 +141,11 @@ def _compare(chain: Chain, out: Path, options: Namespace) -> Result:
     if worse:
         lines += [f"worse than the shipped interval: {line}" for line in worse]
     return lines, {"outputs": [str(weights), str(scores)], "worse": worse, "rows": len(found)}
+
+
+def _say(options: Namespace, text: str) -> None:
+    """Tell at once; beside --json on stderr."""
+    print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
 
 
 def _unfinished(chain: Chain, out: Path) -> Result:

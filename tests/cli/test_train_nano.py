@@ -105,6 +105,12 @@ def test_the_budget_alone_starts_nothing(command, counting):
     assert code == 0 and "packages" in out and not (counting / "out").exists()
 
 
+def test_json_is_alone_on_stdout(command, counting):
+    for more, key in ((["--budget"], "done"), (["--sittings", "1"], "left")):
+        code, out, err = command(*words(counting, "--json", *more), own_model=True)
+        assert code == 0 and key in json.loads(out) and "budget: " in err
+
+
 def test_scores_stand_beside_the_shipped_interval():
     def row(metric, value, low, high):
         task = "sr4" if metric == "PSNR" else "text-to-image"
