@@ -50,7 +50,7 @@ def finish(
     if not plan:
         counts = _rejected(_steps(work, passes, parts))
         reasons = ", ".join(f"{code} {n}" for code, n in counts.items())
-        mend = "report it, and run with --restart once that is mended" if "unexpected" in counts else ""
+        mend = "report it, and run again once that is mended" if "unexpected" in counts else ""
         raise ValueError(
             f"nothing was kept of what the sources hold ({reasons}): {mend or 'loosen the steps'}."
         )

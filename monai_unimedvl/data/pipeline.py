@@ -27,7 +27,7 @@ from monai_unimedvl.atomic import PART, new_file
 from monai_unimedvl.data.engines import run_all
 from monai_unimedvl.data.files import write_json
 from monai_unimedvl.data.finish import PAPERS, finish
-from monai_unimedvl.data.jobs import Job, parts_of, run_job
+from monai_unimedvl.data.jobs import TALLY, Job, parts_of, run_job
 from monai_unimedvl.data.licences import refuse_for_commerce
 from monai_unimedvl.data.plan import (
     SHARDS,
@@ -113,6 +113,7 @@ class _Build:
         settings = {**SHARDS, **self.pipeline.shards}
         self._lay_out()
         jobs, absent = self._plan()
+        _forget_broken(self.work)
         if settings["commercial"]:
             refuse_for_commerce(str(source.get("licence", "")) for source in self.pipeline.sources
                                 if "licence" in source)  # fmt: skip
@@ -284,6 +285,37 @@ def _clean(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _forget_broken(work: Path) -> None:
+    """Take out the parts that kept nothing since a step broke, so that they are done once more.
+
+    What broke it may be mended by now. They stay where something that was kept rests on their pass.
+    """
+    passes = [_tallies(work / f"pass-{number}") for number in range(len(list(work.glob("pass-*"))))]
+    if any(work.glob("shards/*.json")):
+        return
+    for number, tallies in enumerate(passes):
+        broken = [part for part, tally in tallies.items() if _is_broken(tally)]
+        upon = passes[number + 1 :] + [tallies] * any(work.glob(f"verdicts-{number}-*"))
+        if broken and not any(tally["records"] for each in upon for tally in each.values()):
+            for other in reversed(range(number, len(passes))):  # what rests on a part goes before it
+                above = [work / f"pass-{other}"] if other > number else broken
+                for path in (*work.glob(f"verdicts-{other}-*"), *above):
+                    aside = path.with_name(f".tmp-{path.name}")
+                    path.rename(aside)  # a part is there as a whole, or not at all
+                    shutil.rmtree(aside)
+            return
+
+
+def _tallies(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Part of a pass -> what was counted in it."""
+    return {path.parent: json.loads(path.read_text("utf8")) for path in folder.glob(f"part-*/{TALLY}")}
+
+
+def _is_broken(tally: Mapping[str, Any]) -> bool:
+    """Whether a part kept nothing, and not only for reasons that were foreseen."""
+    return not tally["records"] and any("unexpected" in step["reasons"] for _, step in tally["steps"])
 
 
 def _leftovers(folder: Path) -> Iterator[Path]:

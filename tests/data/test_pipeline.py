@@ -276,7 +276,7 @@ def test_a_pipeline_that_does_not_fit_is_refused_in_a_sentence(tmp_path: Path, t
 def test_nothing_kept_and_a_folder_of_other_files_are_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing was kept of what the sources hold .darker 1."):
         build(tmp_path / "out", {**plan(count=1), "steps": [{"step": f"{HERE}:Brighter", "least": 256}]})
-    with pytest.raises(ValueError, match="unexpected 1.: report it, and run with --restart"):
+    with pytest.raises(ValueError, match="unexpected 1.: report it, and run again once"):
         build(tmp_path / "odd", {**plan(count=1), "steps": [{"step": f"{HERE}:Broken"}]})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("keep me")
@@ -284,6 +284,50 @@ def test_nothing_kept_and_a_folder_of_other_files_are_said(tmp_path: Path) -> No
         build(tmp_path / "mine", plan())
     with pytest.raises(ValueError, match="engine is 'spark' with 1 workers, expected local or ray"):
         build(tmp_path / "x", plan(), engine="spark")
+
+
+def test_what_a_fault_broke_is_done_again_once_it_is_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Any, record: Any) -> Any:
+        raise KeyboardInterrupt if record.id == stop else LookupError
+
+    def mended(self: Any, record: Any) -> Any:
+        return [record]
+
+    early = {**plan(count=12), "steps": [{"step": f"{HERE}:Broken"}, *plan()["steps"]]}
+    late = {**plan(count=12), "steps": [{"step": "dedup"}, {"step": f"{HERE}:Broken"}, {"step": "split"}]}
+    for name, told, stop in (("all", early, ""), ("late", late, ""), ("some", early, "r5")):
+        monkeypatch.setattr(invented.Broken, "each", fails)
+        with pytest.raises(KeyboardInterrupt if stop else ValueError):
+            build(tmp_path / name, told)
+        monkeypatch.setattr(invented.Broken, "each", mended)
+        assert "unexpected" not in build(tmp_path / name, told)["rejected"]
+        build(tmp_path / f"{name} whole", told)
+        assert files(tmp_path / name) == files(tmp_path / f"{name} whole")
+
+
+def test_a_part_that_breaks_does_not_undo_what_rests_on_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def odd(self: Any, record: Any) -> Any:
+        if record.id in ("r0", "r1", "r2", "r3"):  # all of the first part
+            raise LookupError
+        return [record]
+
+    def stopped(self: Any, records: Any) -> Any:
+        raise KeyboardInterrupt
+
+    told = {**plan(count=12), "steps": [{"step": f"{HERE}:Broken"}, *plan()["steps"]]}
+    monkeypatch.setattr(invented.Broken, "each", odd)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(invented.Brighter, "stream", stopped)  # after the second pass
+        build(tmp_path / "out", told)
+    passes = sorted((tmp_path / "out" / ".work").glob("pass-*/part-*"))
+    assert len(passes) == 6
+    before = [path.stat().st_mtime_ns for path in passes]
+    build(tmp_path / "out", told, keep_work=True)
+    assert [path.stat().st_mtime_ns for path in passes] == before
 
 
 def test_two_builds_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
