@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monai_unimedvl.evaluation.protocols.strict import token_f1
+from monai_unimedvl.evaluation.protocols.strict import strict_token_f1
 from monai_unimedvl.packages import needed
 
 WORD = re.compile(r"[\u3400-\u9fff]|\d+(?:\.\d+)?|[^\W\d_\u3400-\u9fff]+(?:'[a-z]+)?")
@@ -58,7 +58,7 @@ def overlap(
         ValueError: no texts, not as many lists of references, an empty one, or a package is missing.
     """
     _paired(said, truths)
-    f1 = [max(token_f1(text, one) for one in some) for text, some in zip(said, truths, strict=True)]
+    f1 = [max(strict_token_f1(text, one) for one in some) for text, some in zip(said, truths, strict=True)]
     return {
         **{f"BLEU-{n}": bleu(said, truths, n, language=language, variant=variant) for n in range(1, 5)},
         "ROUGE-L": rouge_l(said, truths, language=language),

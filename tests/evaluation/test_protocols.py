@@ -21,10 +21,10 @@ from monai_unimedvl.evaluation.protocols.strict import (
     chosen,
     is_bare,
     kind_of,
-    normalise,
     polarity,
     refuses,
-    token_f1,
+    strict_spelling,
+    strict_token_f1,
 )
 
 LINES = [
@@ -186,8 +186,8 @@ def test_strict_is_symmetric_and_bounded(rows):
     )
     there, back = score([row], STRICT, details=True), score([mirrored], STRICT, details=True)
     assert there.hits == back.hits and 0.0 <= there.mean() <= 1.0
-    f1 = token_f1(row.truth, row.answer)
-    assert f1 == token_f1(row.answer, row.truth) and 0.0 <= f1 <= 1.0
+    f1 = strict_token_f1(row.truth, row.answer)
+    assert f1 == strict_token_f1(row.answer, row.truth) and 0.0 <= f1 <= 1.0
 
 
 @settings(max_examples=30, deadline=None)
@@ -213,7 +213,7 @@ def test_strict_never_falls_when_an_answer_becomes_the_truth_and_counts_every_it
         )
         after = score([*rows[:place], right, *rows[place + 1 :]], STRICT)
         assert after.mean() >= before.mean()
-        if row.answer_type == "open" and normalise(row.truth).strip(", "):
+        if row.answer_type == "open" and strict_spelling(row.truth).strip(", "):
             assert after.hits[place] in (0.0, 1.0)
     empty = [
         Prediction(row.id, truth=row.truth, answer_type=row.answer_type, options=row.options) for row in rows
@@ -224,9 +224,9 @@ def test_strict_never_falls_when_an_answer_becomes_the_truth_and_counts_every_it
 @settings(max_examples=30, deadline=None)
 @given(TEXTS, TEXTS)
 def test_a_shared_word_more_never_lowers_f1(one, other):
-    leads = any(ARTICLE.match(f"{normalise(text)} zzz") for text in (one, other))
+    leads = any(ARTICLE.match(f"{strict_spelling(text)} zzz") for text in (one, other))
     assume(one and other and not leads)  # an article alone is a word; before another one it is none
-    assert token_f1(f"{one} zzz", f"{other} zzz") >= token_f1(one, other) - 1e-12
+    assert strict_token_f1(f"{one} zzz", f"{other} zzz") >= strict_token_f1(one, other) - 1e-12
 
 
 def test_kinds_come_from_the_benchmark_else_from_the_truth():

@@ -46,7 +46,7 @@ REFUSALS = (
 
 
 @lru_cache(200_000)
-def normalise(text: str) -> str:
+def strict_spelling(text: str) -> str:
     """One spelling: NFKC, no case, no leading article, no punctuation but what changes a finding.
 
     Points within numbers, &, %, comparisons and signs stay: 1.5 is not 15, and ER- is not ER+.
@@ -59,16 +59,16 @@ def normalise(text: str) -> str:
 def as_list(text: str) -> str:
     """The parts of a list in the order of the alphabet, each normalised: "Lung, heart" -> "heart, lung" """
     plain = unicodedata.normalize("NFKC", text).casefold()
-    parts = [normalise(part) for part in LISTED.split(plain)]
+    parts = [strict_spelling(part) for part in LISTED.split(plain)]
     return ", ".join(sorted(part for part in parts if part))
 
 
 def tokens(text: str) -> list[str]:
     """Words of a text, and of Chinese its characters."""
-    return TOKEN.findall(normalise(text))
+    return TOKEN.findall(strict_spelling(text))
 
 
-def token_f1(one: str, other: str) -> float:
+def strict_token_f1(one: str, other: str) -> float:
     """Harmonic mean of precision and recall over tokens, counted as they occur; two empty texts agree."""
     ours, theirs = tokens(one), tokens(other)
     if not ours or not theirs:
@@ -82,7 +82,7 @@ def polarity(text: str) -> str:
 
     English by whole words, so that "normal" and "abnormal" say nothing; Chinese by how the text begins.
     """
-    words = normalise(text).split()
+    words = strict_spelling(text).split()
     if not words:
         return ""
     if HAN.match(words[0]):
@@ -101,7 +101,7 @@ def polarity(text: str) -> str:
 
 def is_bare(truth: str) -> bool:
     """Whether a truth is yes or no and nothing else."""
-    word = normalise(truth)
+    word = strict_spelling(truth)
     return word in YES or word in NO or word in BARE_HAN
 
 
@@ -109,8 +109,8 @@ def is_bare(truth: str) -> bool:
 def chosen(text: str, options: tuple[str, ...]) -> int | None:
     """Place of the option that a text chooses, None where it is not one."""
     plain = unicodedata.normalize("NFKC", text).strip()
-    normal = normalise(plain)
-    texts = [normalise(option) for option in options]
+    normal = strict_spelling(plain)
+    texts = [strict_spelling(option) for option in options]
     if not normal:
         return None
     if texts.count(normal) == 1:
@@ -161,7 +161,7 @@ def closed(said: str, truth: str, row: Prediction) -> float:
     """Yes against yes and no against no; else whether the texts are the same."""
     if is_bare(truth) or is_bare(said):
         return float(polarity(said) == polarity(truth) != "")
-    return float(normalise(said) == normalise(truth) != "")
+    return float(strict_spelling(said) == strict_spelling(truth) != "")
 
 
 def same(said: str, truth: str, row: Prediction) -> float:
@@ -179,14 +179,14 @@ def choice(said: str, truth: str, row: Prediction) -> float:
 
 def f1_of(said: str, truth: str, row: Prediction) -> Mapping[str, float]:
     """Token F1 against the truth, or the best of several."""
-    return {"token F1": max(token_f1(said, one) for one in (truth, *row.references))}
+    return {"token F1": max(strict_token_f1(said, one) for one in (truth, *row.references))}
 
 
 def read(text: str, row: Prediction, kind: str) -> str:
     """One spelling; of open answers also one order of a list; of choices the marks around a letter stay."""
     if kind == "choice":
         return unicodedata.normalize("NFKC", text).strip()
-    return normalise(text) if kind == "closed" else as_list(text)
+    return strict_spelling(text) if kind == "closed" else as_list(text)
 
 
 def untouched(text: str, row: Prediction, kind: str) -> str:
