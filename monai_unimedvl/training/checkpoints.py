@@ -127,15 +127,15 @@ def average(network: UniMedVL, folder: str | Path, since: int) -> list[Path]:
     if len(paths) < 2:
         return []
     states = [read_network(path).state_dict() for path in paths]
-    mean = {
-        name: torch.stack([state[name].float() for state in states]).mean(0).to(value.dtype)
-        if value.is_floating_point()
-        else value
-        for name, value in states[-1].items()
-    }
     try:
+        mean = {
+            name: torch.stack([state[name].float() for state in states]).mean(0).to(value.dtype)
+            if value.is_floating_point()
+            else value
+            for name, value in states[-1].items()
+        }
         network.load_state_dict(mean, strict=True)
-    except RuntimeError as error:
+    except (KeyError, RuntimeError) as error:
         raise ValueError(
             f"The checkpoints in {folder} are of another network ({_reason(error)}), expected those of this "
             "run: give its folder."

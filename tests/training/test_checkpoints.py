@@ -143,6 +143,11 @@ def test_the_mean_of_the_last_checkpoints(tmp_path: Path) -> None:
     torch.save({"network": network.config, "state_dict": {name: before}}, tmp_path / "epoch=0-step=101.ckpt")
     with pytest.raises((ValueError, RuntimeError), match="101|Missing"):
         average(network, tmp_path, 20)
+    for step, one in ((102, tiny_network(decoder={"num_layers": 1})), (103, network)):
+        state = {f"network.{key}": value for key, value in one.state_dict().items()}
+        torch.save({"network": one.config, "state_dict": state}, tmp_path / f"epoch=0-step={step}.ckpt")
+    with pytest.raises(ValueError, match="are of another network"):
+        average(network, tmp_path, 102)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
