@@ -135,11 +135,14 @@ def test_damaged_files_are_named(tmp_path, end):
         examine(path)
 
 
-def test_a_mark_is_checked_and_written_without_torch_and_monai():
+def test_a_mark_is_checked_without_torch_and_monai(tmp_path, photo):
+    path = save_image(photo, tmp_path / "a.png", FACTS)
     code = "import sys; from monai_unimedvl.provenance import examine, save_image, save_volume;"
+    code += "print(examine(sys.argv[1]).case);"
     code += "print([name for name in ('torch', 'monai', 'transformers') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    words = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["marked", "[]"]
 
 
 def test_an_unknown_name_of_provenance_is_an_attribute_error_that_lists_the_known():
