@@ -4,7 +4,7 @@
 Public names are found at first use, so `import monai_unimedvl` loads neither torch nor MONAI nor Lightning.
 """
 
-from importlib import import_module
+from monai_unimedvl.packages import at_first_use
 
 __version__ = "0.1.0"
 
@@ -27,15 +27,4 @@ _ROOMS = {
 
 __all__ = [*_ROOMS, "__version__"]
 
-
-def __getattr__(name: str) -> object:
-    """The public name out of its room."""
-    if name not in _ROOMS:
-        raise AttributeError(f"monai_unimedvl has no public name {name!r}; it has {', '.join(_ROOMS)}.")
-    value = getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
-    globals()[name] = value  # the next look-up does not come here
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = at_first_use(__name__, _ROOMS)

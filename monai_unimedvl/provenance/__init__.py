@@ -5,8 +5,9 @@
 Names are found at first use: to check a mark, or to write a picture, neither torch nor MONAI is loaded.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from monai_unimedvl.packages import at_first_use
 
 if TYPE_CHECKING:
     from monai_unimedvl.provenance.check import Verdict, examine, read_mark, verify
@@ -56,15 +57,4 @@ __all__ = [
     "write_series",
 ]
 
-
-def __getattr__(name: str) -> object:
-    """The public name out of its file."""
-    if name not in _HOME:
-        raise AttributeError(f"{__name__} has no public name {name!r}; it has {', '.join(__all__)}.")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value  # the next look-up does not come here
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = at_first_use(__name__, _HOME)
