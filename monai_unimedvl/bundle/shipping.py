@@ -43,21 +43,22 @@ def compose(name: str) -> dict[str, bytes]:
     if name not in places.available():
         shipped = ", ".join(places.available()) or "none"
         raise ValueError(f"there is no bundle {name!r}, expected one of {shipped}: name one.")
-    own, default = places.BUNDLES / name, _read(places.BUNDLES / places.DEFAULT)
+    folder, default = places.BUNDLES / name, _read(places.BUNDLES / places.DEFAULT)
+    own = {path: x for path, x in _read(folder).items() if not path.endswith(".safetensors")}
     files = _read(places.BUNDLES / places.SHARED)
     files |= {path: x for path, x in default.items() if path in COMMON or path.startswith("samples/")}
-    files |= {path: content for path, content in _read(own).items() if not path.endswith(".safetensors")}
-    if {"configs/train.json", "configs/inference.json"} <= files.keys():
+    files |= own
+    if "configs/train.json" not in own:
         files["configs/train.json"] = _drawing_alike(files)
     fragments = {path: files.pop(path).decode() for path in [*files] if path.startswith("fragments/")}
     for path in [path for path in files if path.endswith(".md")]:
         text = INCLUDE.sub(lambda found: fragments[f"fragments/{found[1]}"].strip(), files[path].decode())
         files[path] = text.replace("BUNDLE_NAME", name).encode()
-    return dict(sorted((files | _weights(name, own)).items()))
+    return dict(sorted((files | _weights(name, folder)).items()))
 
 
 def _drawing_alike(files: Mapping[str, bytes]) -> bytes:
-    """train.json, whose `network_def` draws like that of inference.json: MONAI's `load` takes the former."""
+    """The common train.json, which draws as this inference.json does: MONAI's `load` takes the former."""
     train, drawing = (json.loads(files[f"configs/{name}.json"]) for name in ("train", "inference"))
     made = dict(drawing["network_def"])
     for name, value in drawing["displayable_configs"].items():
