@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,10 +20,12 @@ from monai.utils import optional_import
 from torch import Tensor
 
 from monai_unimedvl import __version__
+from monai_unimedvl.atomic import new_file
 from monai_unimedvl.bundle import places
 from monai_unimedvl.bundle.opening import digest
 from monai_unimedvl.networks.quantised import is_quantised
 from monai_unimedvl.networks.tensor_path import TensorPath
+from monai_unimedvl.packages import needed
 
 LARGEST = 1_900_000_000  # bytes of weights; an ONNX file holds 2 GiB
 SETTINGS = "displayable_configs"
@@ -52,10 +53,8 @@ def export_onnx(
     out = Path(out)
     if out.suffix != ".onnx" or out.exists() or not out.parent.is_dir():
         raise ValueError(f"the file is {str(out)!r}, expected a new one that ends in .onnx: name another.")
-    if not all(optional_import(name)[1] for name in ("onnx", "onnxscript")):
-        raise ValueError(
-            "onnx and onnxscript are not installed, expected both: run `pip install monai-unimedvl[onnx]`."
-        )
+    for name in ("onnx", "onnxscript"):
+        needed(name, "An ONNX file", "onnx")
     folder, values = places.find(path), dict(settings or {})
     network_def, given = _network_def(folder, values)
     check(network_def)
@@ -68,11 +67,9 @@ def export_onnx(
         "software": f"monai_unimedvl {__version__}", "bundle": folder.resolve().name, "weights": digest(path),
         "synthetic": "pred is synthetic: mark it so wherever it is kept", **given,
     }  # fmt: skip
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".onnx") as aside:
-        made = Path(aside) / out.name
+    with new_file(out) as made:
         _write(network_def, pictures, made, properties)
         worst = _difference(network_def, pictures, made)
-        made.rename(out)
     return out, worst
 
 

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -78,10 +80,14 @@ def test_what_cannot_be_written_is_refused_with_what_to_do(
         (tmp_path / "there.onnx").write_text("kept")
         onnx.export_onnx(whole, tmp_path / "there.onnx")
     assert (tmp_path / "there.onnx").read_text() == "kept"
-    monkeypatch.setattr(onnx, "optional_import", lambda name: (None, False))
-    with pytest.raises(ValueError, match=r"run `pip install monai-unimedvl\[onnx\]`"):
-        onnx.export_onnx(whole, tmp_path / "new.onnx")
-    monkeypatch.setattr(onnx, "optional_import", lambda name: (None, True))
+    for name in ("onnx", "onnxscript"):
+        with monkeypatch.context() as without:
+            for module in ("onnx", "onnxscript"):
+                without.setitem(sys.modules, module, None if module == name else ModuleType(module))
+            said = rf"^An ONNX file needs {name}, .* pip install 'monai-unimedvl\[onnx\]'\.$"
+            with pytest.raises(ValueError, match=said):
+                onnx.export_onnx(whole, tmp_path / "new.onnx")
+    monkeypatch.setattr(onnx, "needed", lambda *_: None)
     with pytest.raises(ValueError, match="'words' is no setting here, expected one of instruction, seed"):
         onnx.export_onnx(whole, tmp_path / "new.onnx", settings={"words": "x"})
     with pytest.raises(ValueError, match="size is 0 64, expected rows and columns above 0"):
