@@ -41,7 +41,6 @@ from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.transforms.segments import ToSegments
 
 FAR = 1 << 62  # tokens that nobody spares
-STOPS = ("end", "length", "context", "cancelled", "error")
 
 
 class QueueFull(RuntimeError):
