@@ -20,10 +20,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from monai.utils import optional_import
-
 from monai_unimedvl.atomic import new_file
 from monai_unimedvl.data.shards import parquet
+from monai_unimedvl.packages import needed
 
 FORMAT = "unimedvl-predictions 1"
 ANSWER_TYPES = ("", "closed", "open", "choice", "report")
@@ -133,15 +132,15 @@ def write_predictions(
         about: how it was made, JSON-able; "items" is set to the number of rows unless it is given.
 
     Raises:
-        ValueError: a row that `check` refuses.
+        ValueError: a row that `check` refuses; `MissingPackage` where pyarrow is not installed.
     """
     path, listed = Path(path), list(rows)
     told = {"items": len(listed)} | dict(about or {})
     check(listed, source=path.name)
-    arrow, _ = optional_import("pyarrow")
+    arrow = needed("pyarrow", "A prediction file", "data")
     columns = {name: [_stored(name, getattr(row, name)) for row in listed] for name in COLUMNS}
     notes = {"format": FORMAT, "about": json.dumps(told, ensure_ascii=False, sort_keys=True)}
-    table = arrow.table(columns, schema=_schema().with_metadata(notes))
+    table = arrow.table(columns, schema=_schema(arrow).with_metadata(notes))
     with new_file(path, durable=True) as part:
         parquet().write_table(table, part, compression="ZSTD")
     return path
@@ -242,8 +241,7 @@ def _refuse(
     raise ValueError(f"{_place(number, source, places)} {found}: {mend}.")
 
 
-def _schema() -> Any:
-    arrow, _ = optional_import("pyarrow")
+def _schema(arrow: Any) -> Any:
     text, number = arrow.string(), arrow.float64()
     kinds = {
         "references": arrow.list_(text), "options": arrow.list_(text), "groups": arrow.map_(text, text),

@@ -9,6 +9,7 @@ made of nothing else.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import zlib
 from collections import defaultdict
@@ -19,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.utils import optional_import
 from torch import Tensor
 
 from monai_unimedvl.atomic import write
@@ -29,6 +29,9 @@ from monai_unimedvl.evaluation.intervals import interval
 from monai_unimedvl.evaluation.predictions import Prediction, write_predictions
 from monai_unimedvl.evaluation.protocols.strict import is_bare
 from monai_unimedvl.evaluation.tables import ALL, Row
+from monai_unimedvl.packages import MissingPackage
+
+log = logging.getLogger(__name__)
 
 NOTES = """\
 Sections: `test` is a held-out slab of a known volume, `test_subject` a subject never trained on.
@@ -96,7 +99,7 @@ class Report:
         """Write the report, each file whole or not at all; returns the folder.
 
         report.json, table.md, table.csv, table.tex, predictions.jsonl, predictions.parquet (where pyarrow is
-        installed) and images.safetensors.
+        installed; the log says so if not) and images.safetensors.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,9 +109,12 @@ class Report:
         write(folder / "table.md", self.table() + "\n")
         write(folder / "table.csv", tables.comma_separated(self.rows))
         write(folder / "table.tex", tables.latex(tables.short(self.rows)))
-        if self.predictions and optional_import("pyarrow")[1]:
+        if self.predictions:
             told = {"benchmark": self.about.get("benchmark", ""), "seed": self.about.get("seed")}
-            write_predictions(self.as_predictions(), folder / "predictions.parquet", told)
+            try:
+                write_predictions(self.as_predictions(), folder / "predictions.parquet", told)
+            except MissingPackage as error:
+                log.warning("predictions.parquet is left out: %s", error)
         if self.images:
             from safetensors.torch import save
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -81,6 +82,16 @@ def test_a_report_comes_back_as_it_was_saved(tmp_path):
     saved = json.loads((tmp_path / "deep" / "out" / "report.json").read_text())
     assert saved["rows"][0]["baseline"] == ["bicubic", 20.0]
     assert not [path for path in (tmp_path / "deep" / "out").iterdir() if path.name.startswith("tmp")]
+
+
+def test_a_prediction_file_that_cannot_be_written_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as where it is not installed
+    out = report([prediction(0, 21.0)]).save(tmp_path)
+    assert not (out / "predictions.parquet").exists() and (out / "report.json").is_file()
+    assert caplog.messages == [
+        "predictions.parquet is left out: A prediction file needs pyarrow, which is not installed: "
+        "pip install 'monai-unimedvl[data]'."
+    ]
 
 
 def test_a_folder_without_a_report_is_told(tmp_path):
