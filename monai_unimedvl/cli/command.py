@@ -34,8 +34,6 @@ DOING = {
     "bundle": ("bundles", "bundle"),
     "consolidate": ("train", "consolidate"),
     "data": ("data_steps", "run"),
-    "label-app": ("label_app", "label_app"),
-    "train-nano": ("train_nano", "train_nano"),
 }
 
 Result = tuple[list[str], dict[str, Any]]  # lines for people, values for --json
@@ -96,7 +94,7 @@ def note(options: argparse.Namespace, text: str) -> None:
 
 def _verb(name: str) -> Callable[[argparse.Namespace], Result]:
     """The function behind a verb; its imports are paid now."""
-    file, function = DOING.get(name, (name, name))
+    file, function = DOING.get(name, (name.replace("-", "_"),) * 2)
     found: Callable[[argparse.Namespace], Result] = getattr(
         import_module(f"monai_unimedvl.cli.{file}"), function
     )

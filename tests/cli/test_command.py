@@ -38,6 +38,11 @@ def test_the_example_in_the_help_is_understood(verb):
     assert parser().parse_args([word.strip('"') for word in words]).verb == verb
 
 
+def test_a_mask_is_also_known_by_the_name_that_scores_give_it() -> None:
+    for name in ("tissue", "seg-tissue"):
+        assert parser().parse_args(["segment", "x.png", "--task", name]).task == "tissue"
+
+
 def test_help_loads_nothing_heavy():
     heavy = ["torch", "monai", "numpy", "transformers", "nibabel", "PIL"]
     code = "import sys; from monai_unimedvl.cli.command import parser; parser().format_help();"
