@@ -160,7 +160,10 @@ def parser() -> argparse.ArgumentParser:
         "draw a mask and read its labels",
         "scan.nii.gz --task tissue --modality mri --out mask.nii.gz",
     )
-    segment.add_argument("--task", choices=MASKS, required=True, help="what to segment")
+    segment.add_argument(
+        "--task", type=lambda name: name.removeprefix("seg-"), choices=MASKS, required=True,
+        help="what to segment; seg-tissue, as scores name it, is tissue",
+    )  # fmt: skip
     o.drawing(segment)
     o.reading(segment)
     o.volumes(segment)
