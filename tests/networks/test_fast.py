@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 from golden_support import Golden
-from tiny import MARKS, canvas, text, tiny_network, view
+from tiny import MARKS, canvas, numbers, text, tiny_network, view
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -107,6 +107,22 @@ def test_a_copy_of_a_fast_network_has_its_own_weights() -> None:
             p.mul_(0.5)
     assert not torch.allclose(states(again, packed(torch.float32))[0], before[0], atol=1e-3)
     assert_close(states(network, packed(torch.float32)), before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_fast_head_follows_its_weight_and_a_copy_has_its_own(tied: bool) -> None:
+    decoder = make_fast(tiny_network(decoder={"tied": tied}).float(), compiled=False).decoder
+    hidden = numbers(2, decoder.embed.embedding_dim).float()
+    first = decoder.logits(hidden)
+    again = copy.deepcopy(decoder)
+    for one, factor in ((decoder, 2), (again, 3)):
+        (one.head or one.embed).weight.mul_(factor)
+        assert_close(one.logits(hidden), factor * first)
+    if not tied:
+        decoder.head = Doubled(*reversed(decoder.head.weight.shape), bias=False)
+        decoder.head.weight = again.head.weight
+        assert_close(decoder.logits(hidden), 6 * first)
 
 
 def test_gradients_go_through_the_plain_code() -> None:
