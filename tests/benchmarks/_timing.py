@@ -23,6 +23,8 @@ from statistics import median, quantiles
 
 import torch
 
+from monai_unimedvl.atomic import write
+
 SUMMARY = "inference"  # the section that comes first
 RESULTS = Path(__file__).parent / "RESULTS.md"
 TITLE = """# Results
@@ -117,9 +119,7 @@ def report(
         kept[name] = section.strip()
         order = sorted(kept, key=lambda title: (title != SUMMARY, title))
         whole = "\n\n".join([TITLE.strip(), *(kept[title] for title in order)]) + "\n"
-        beside = RESULTS.with_suffix(".partial")
-        beside.write_text(whole, "utf8")
-        beside.replace(RESULTS)
+        write(RESULTS, whole)
 
 
 def sections() -> dict[str, str]:
