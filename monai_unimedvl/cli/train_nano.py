@@ -34,7 +34,7 @@ def add_options(verbs: Any) -> None:
         verbs, "train-nano", "make the nano's weights again, leg after leg, and compare scores",
         "--out runs/nano", model=False,
     )  # fmt: skip
-    verb.add_argument("--seed", type=int, help="of samples, times and noise (default: that of the shipped)")
+    verb.add_argument("--seed", type=o.seed, help="of samples, times and noise (default: the shipped one's)")
     verb.add_argument("--permissive-only", action="store_true", help="leave out sources under GPL")
     verb.add_argument("--budget", action="store_true", help="say what it takes, and start nothing")
     verb.add_argument("--sittings", type=o.whole(1), help="at most so many now (default: until it is done)")
