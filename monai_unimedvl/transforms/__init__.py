@@ -13,6 +13,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monai_unimedvl.packages import MissingPackage
+
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
@@ -47,6 +49,7 @@ class Recipe:
 
         Raises:
             ValueError: one line with the file's name, what came, what was expected and what to do.
+            MissingPackage: as it came, since no file is at fault.
         """
         from monai_unimedvl.transforms.image import check_picture
 
@@ -59,7 +62,7 @@ class Recipe:
             for item in items:
                 check_picture(item, name or "image", channels=(3,))
         except ValueError as error:
-            if not name or name in str(error):
+            if not name or name in str(error) or isinstance(error, MissingPackage):
                 raise
             raise ValueError(f"{name}: {error}") from error
         for item in items:

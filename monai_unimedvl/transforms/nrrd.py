@@ -31,9 +31,10 @@ def read_values(path: Path, most: int) -> tuple[np.ndarray, np.ndarray | None]:
         most: voxels that are read.
 
     Raises:
-        ValueError: pynrrd is missing, several volumes or layers, too many voxels, another file is named.
+        MissingPackage: pynrrd is not installed.
+        ValueError: several volumes or layers, too many voxels, another file is named.
     """
-    header = needed("nrrd", path.name, "data").read_header(str(path))
+    header = needed("nrrd", "An NRRD file", "data").read_header(str(path))
     if other := next((key for key in header if key.replace(" ", "").lower() == "datafile"), None):
         raise ValueError(
             f"{path.name} says that its values are in another file ({other!r}), but one file is read: export "

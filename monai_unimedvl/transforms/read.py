@@ -26,6 +26,7 @@ from monai.utils import TransformBackends, optional_import
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from monai_unimedvl.packages import MissingPackage
 from monai_unimedvl.transforms import dicom
 from monai_unimedvl.transforms.image import MAX_IMAGE_PIXELS, PerKey, check_picture, not_finite, too_large
 from monai_unimedvl.transforms.nrrd import NRRD, read_values
@@ -117,9 +118,11 @@ def tensor_of(values: np.ndarray) -> Tensor:
 
 @contextmanager
 def opening(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever a reader raises into one line with the file's name."""
+    """Turn whatever a reader raises, but that its package is missing, into one line with the file's name."""
     try:
         yield
+    except MissingPackage:
+        raise
     except Exception as error:  # readers raise many kinds for damaged files
         if type(error) is ValueError and path.name in str(error):
             raise  # one of ours

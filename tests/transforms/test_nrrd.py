@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from torch.testing import assert_close
 
+from monai_unimedvl.packages import MissingPackage
 from monai_unimedvl.transforms import recipe
 from monai_unimedvl.transforms.read import read
 
@@ -88,3 +90,13 @@ def test_what_is_no_single_volume_is_refused_in_one_sentence(tmp_path: Path) -> 
     bomb = words.replace(b"encoding: raw", b"encoding: gzip") + b"\n\n" + gzip.compress(values * 1000)
     (tmp_path / "bad.nrrd").write_bytes(bomb)
     refused("unpacks to more than")
+
+
+@pytest.mark.parametrize("reader", [read, recipe("mri")])
+def test_no_file_is_at_fault_where_the_package_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: Any
+) -> None:
+    nrrd.write(str(tmp_path / "Quasimodo.nrrd"), volume(), header())
+    monkeypatch.setitem(sys.modules, "nrrd", None)
+    with pytest.raises(MissingPackage, match="An NRRD file needs nrrd, which is not installed: pip install"):
+        reader(tmp_path / "Quasimodo.nrrd")
