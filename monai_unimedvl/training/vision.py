@@ -75,10 +75,10 @@ class Quiz(nn.Module):
         ):
             known = (wanted != UNKNOWN).flatten(1).any(1)  # (B,)
             if bool(known.any()):
-                logits = painter(features[known]).unflatten(-1, (patch, patch, count))  # (n, P, p, p, labels)
-                logits = logits.unflatten(1, (h, w)).permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+                logits = painter(features[known]).unflatten(-1, (-1, count))  # (n, P, p*p, labels)
+                told = torch.stack([patchify(each[None], patch) for each in wanted[known]])  # (n, P, p*p)
                 loss = loss + WORTH.get(name, 1.0) * F.cross_entropy(
-                    logits.float(), wanted[known].long(), ignore_index=UNKNOWN
+                    logits.flatten(0, 2).float(), told.flatten().long(), ignore_index=UNKNOWN
                 )
         return loss
 

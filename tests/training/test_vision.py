@@ -55,7 +55,7 @@ def test_the_chance_of_the_caller_is_left_as_it_was() -> None:
     assert torch.equal(torch.nn.Linear(2, 2).weight, drawn)  # what a global seed gave
 
 
-def test_label_maps_move_with_their_picture_and_teach() -> None:
+def test_label_maps_move_with_their_picture() -> None:
     """A picture whose bright half is labelled: the map follows every change of it."""
     image = torch.zeros(3, 64, 64)
     image[:, 12:52, 20:32] = 0.8
@@ -70,6 +70,40 @@ def test_label_maps_move_with_their_picture_and_teach() -> None:
         assert both > 0.9
         places.add(int((wanted[0] == 5).float().sum(0).argmax()))
     assert max(places) - min(places) > 10 and max(places) > 34  # mirrored too
+
+
+class Seeing(torch.nn.Module):
+    """A vision encoder whose feature of a patch is the patch: (V, p*p*3)."""
+
+    patch_size = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(8 * 8 * 3)
+
+    def forward(self, patches: torch.Tensor, cells: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
+        return patches
+
+
+def test_a_head_paints_each_pixel_where_it_is() -> None:
+    """Logits that follow the brightness of each pixel have no loss against the map of what is bright."""
+    quiz = Quiz(Seeing(), {}, {"parcels": 2})  # type: ignore[arg-type]
+    painter = quiz.painters[0]
+    torch.nn.init.zeros_(painter.weight)
+    torch.nn.init.zeros_(painter.bias)
+    with torch.no_grad():
+        for pixel in range(64):
+            painter.weight[2 * pixel + 1, 3 * pixel] = 30.0  # the label 1 by the first colour, in [-1, 1]
+    bright = torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(0)) < 0.2
+    image, unasked = bright.float().expand(3, -1, -1)[None], torch.zeros(1, 0, dtype=torch.long)
+    assert float(quiz(image, unasked, bright[None].byte()).detach()) < 1e-6
+    assert float(quiz(image, unasked, bright.mT[None].byte()).detach()) > 1
+
+
+def test_a_head_learns_a_label_map() -> None:
+    image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    maps = torch.full((len(MAPS), 64, 64), UNKNOWN, dtype=torch.uint8)
+    maps[0] = (image[0] > 0.5) * 5
     quiz = Quiz(small().vision, {})  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(quiz.parameters(), 3e-3)
     losses = []
