@@ -18,13 +18,18 @@ from monai.bundle import ConfigParser
 
 from monai_unimedvl.bundle.findings import Finding, Lines
 
+HASHES = ("sha256", "sha512", "sha1", "md5")  # that MONAI's download knows
+
 
 def large_files(folder: Path) -> Iterator[Finding]:
     """What `large_files.*` lists is there, with its hash; the zoo fetches what is missing."""
     for file in sorted(folder.glob("large_files.*")):
         try:
             listed = ConfigParser.load_config_file(str(file))["large_files"]
-            wanted = [(str(each["path"]), each.get("hash_val"), each.get("hash_type")) for each in listed]
+            wanted = [
+                (str(each["path"]), each.get("hash_val"), str(each.get("hash_type") or "sha256").lower())
+                for each in listed
+            ]
         except Exception as error:  # of YAML, of JSON, of another form
             yield Finding(
                 file.name, 0, f"no list of files: {' '.join(str(error).split())[:100]}",
@@ -39,8 +44,10 @@ def large_files(folder: Path) -> Iterator[Finding]:
                     file.name, at, f"{path} is not there",
                     "run `python -m monai.bundle download_large_files` in the bundle's folder",
                 )  # fmt: skip
-            elif value and _hash(folder / path, kind or "sha256") != value:
-                yield Finding(file.name, at, f"{path} has another {kind or 'sha256'}", "fetch it again")
+            elif value and kind not in HASHES:
+                yield Finding(file.name, at, f"{path} has a hash_type {kind!r}", f"use {' or '.join(HASHES)}")
+            elif value and _hash(folder / path, kind) != value:
+                yield Finding(file.name, at, f"{path} has another {kind}", "fetch it again")
 
 
 def published(folder: Path) -> Iterator[Finding]:

@@ -90,6 +90,12 @@ BREAKS = {
         ),
         "large_files.json:1: LICENSE has another md5; fetch it again.",
     ),
+    "large file of an unknown hash": (
+        lambda f: (f / "large_files.json").write_text(
+            json.dumps({"large_files": [{"path": "LICENSE", "hash_val": "ab", "hash_type": "crc"}]})
+        ),
+        "large_files.json:1: LICENSE has a hash_type 'crc'; use sha256 or sha512 or sha1 or md5.",
+    ),
     "large files that are no list": (
         lambda f: (f / "large_files.yml").write_text("large_files: [1]"),
         "large_files.yml: no list of files: ",
