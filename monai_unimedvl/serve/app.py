@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from monai_unimedvl import __version__
 from monai_unimedvl.serve import chat, drawings, panel
-from monai_unimedvl.serve.guard import Guard
+from monai_unimedvl.serve.guard import FRONT, Guard
 from monai_unimedvl.serve.limits import Refused
 from monai_unimedvl.serve.schema import Error, Health, Model, Models
 from monai_unimedvl.serve.service import Service
@@ -103,11 +103,11 @@ def _add_rest(app: FastAPI, service: Service) -> None:
         """Numbers for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/", include_in_schema=False)
-    @app.get("/panel", include_in_schema=False)
-    @app.get("/panel/", include_in_schema=False)
     async def front(request: Request) -> Response:
         return RedirectResponse("page/" if request.url.path.endswith("panel/") else "panel/page/")
+
+    for path in FRONT:
+        app.get(path, include_in_schema=False)(front)
 
 
 def _describe(app: FastAPI) -> None:
