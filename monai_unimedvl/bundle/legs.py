@@ -86,8 +86,10 @@ class Chain:
             f"seed: {self.seed if seed is None else seed}; disk: {self.disk} MB beside the packages",
             "packages" + (", without those under the GPL:" if permissive_only else ":"),
         ]
-        names = [row for row in licences(permissive_only)]
-        return lines + [f"  {name} {version}  [{licence}]  {used}" for name, version, licence, used in names]
+        return lines + [
+            f"  {name} {version}  [{licence}]  {used}"
+            for name, version, licence, used in licences(permissive_only)
+        ]
 
 
 def read_chain(path: str | Path = DEFAULT) -> Chain:
@@ -101,9 +103,7 @@ def read_chain(path: str | Path = DEFAULT) -> Chain:
         raise ValueError(f"{path} is not there, expected the legs of a training: name a bundle that has one.")
     said = read_json(path)
     try:
-        legs = tuple(
-            Leg(**{**leg, "configs": tuple(leg["configs"])}) for leg in said.pop("legs")
-        )  # fmt: skip
+        legs = tuple(Leg(**{**leg, "configs": tuple(leg["configs"])}) for leg in said.pop("legs"))
         chain = Chain(path.parent, legs, tuple(said.pop("permissive", ())), **said)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(

@@ -101,7 +101,7 @@ def _keep(report: Report, folder: Path, marker: str) -> None:
     about["worst"] = worst_of(report.predictions)
     rows = ",\n".join(json.dumps(asdict(row), ensure_ascii=False) for row in report.rows)
     text = f'{{"about": {json.dumps(about, ensure_ascii=False, indent=1)},\n"rows": [\n{rows}\n]}}\n'
-    write(folder / "docs" / f"{marker}.json", text.encode())
+    write(folder / "docs" / f"{marker}.json", text)
 
 
 def _document(report: Report, folder: Path, marker: str) -> None:
