@@ -7,10 +7,11 @@ they are. The header is looked at before any value: how large it says it is, and
 
 from __future__ import annotations
 
+import bz2
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from monai.data import NrrdReader
@@ -53,8 +54,8 @@ def read_values(path: Path, most: int) -> tuple[np.ndarray, np.ndarray | None]:
             f"{path.name} is {len(sizes)}-D, shape {tuple(sizes)} of {', '.join(map(str, kinds))}, where one "
             "3-D volume is needed: export one volume, or one layer of a segmentation as a label map."
         )
-    if str(header.get("encoding", "")).lower() in ("gzip", "gz"):
-        _check_length(path, WIDEST * int(np.prod(sizes)))
+    if (encoding := str(header.get("encoding", "")).lower()) in UNPACKED:
+        _check_length(path, encoding, WIDEST * int(np.prod(sizes)))
     values = NrrdReader(index_order="F").read(str(path)).array
     shape = [sizes[n] for n in kept] + [1] * (3 - len(kept))
     return np.asarray(values).reshape(shape, order="F"), _affine(header, kept)
@@ -79,19 +80,35 @@ def _affine(header: Mapping[str, Any], kept: list[int]) -> np.ndarray | None:
     return turn @ place
 
 
-def _check_length(path: Path, expected: int) -> None:
+def _check_length(path: Path, encoding: str, expected: int) -> None:
     """Nothing, where a packed file unpacks to no more bytes than its header allows; counted, not kept."""
     with path.open("rb") as stream:
         while line := stream.readline():
             if not line.strip():
                 break
-        unpacker, length = zlib.decompressobj(zlib.MAX_WBITS | 16), 0
-        waiting = stream.read(CHUNK)
-        while waiting and not unpacker.eof:
-            length += len(unpacker.decompress(waiting, CHUNK))
+        length = 0
+        for part in UNPACKED[encoding](stream):
+            length += len(part)
             if length > expected:
                 raise ValueError(
                     f"{path.name} unpacks to more than {expected:,} bytes, expected what its header says: "
                     "export it again."
                 )
-            waiting = unpacker.unconsumed_tail or stream.read(CHUNK)
+
+
+def _gzip(stream: BinaryIO) -> Iterator[bytes]:
+    """What a stream unpacks to, `CHUNK` bytes at a time."""
+    unpacker, waiting = zlib.decompressobj(zlib.MAX_WBITS | 16), stream.read(CHUNK)
+    while waiting and not unpacker.eof:
+        yield unpacker.decompress(waiting, CHUNK)
+        waiting = unpacker.unconsumed_tail or stream.read(CHUNK)
+
+
+def _bzip2(stream: BinaryIO) -> Iterator[bytes]:
+    """As `_gzip`."""
+    with bz2.BZ2File(stream) as unpacked:
+        while part := unpacked.read(CHUNK):
+            yield part
+
+
+UNPACKED = {"gzip": _gzip, "gz": _gzip, "bzip2": _bzip2, "bz2": _bzip2}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import sys
 from pathlib import Path
@@ -39,7 +40,7 @@ def header(space: str = "left-posterior-superior", **more: Any) -> dict[str, Any
 
 
 @pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("encoding", ["raw", "gzip"])
+@pytest.mark.parametrize("encoding", ["raw", "gzip", "bzip2"])
 def test_a_volume_lies_where_its_nifti_lies_in_any_space(tmp_path: Path, space: str, encoding: str) -> None:
     nrrd.write(str(tmp_path / "a.nrrd"), volume(), header(space, encoding=encoding))
     nibabel.save(nibabel.Nifti1Image(volume(), PLACE), tmp_path / "a.nii")
@@ -87,9 +88,10 @@ def test_what_is_no_single_volume_is_refused_in_one_sentence(tmp_path: Path) -> 
     words, _, values = whole.partition(b"\n\n")
     (tmp_path / "bad.nrrd").write_bytes(words + b"\ndata file: good.nrrd\n\n")
     refused("in another file")
-    bomb = words.replace(b"encoding: raw", b"encoding: gzip") + b"\n\n" + gzip.compress(values * 1000)
-    (tmp_path / "bad.nrrd").write_bytes(bomb)
-    refused("unpacks to more than")
+    for encoding, pack in ((b"gzip", gzip.compress), (b"bz2", bz2.compress)):
+        bomb = words.replace(b"encoding: raw", b"encoding: " + encoding) + b"\n\n" + pack(values * 1000)
+        (tmp_path / "bad.nrrd").write_bytes(bomb)
+        refused("unpacks to more than")
 
 
 @pytest.mark.parametrize("reader", [read, recipe("mri")])
