@@ -61,7 +61,7 @@ def fused(function: Callable[..., Any], dynamic: bool | None = True) -> Callable
     Args:
         dynamic: True makes one code for all sizes, False one for each; None one for the first and one for
             all that come after, in which only what has changed (the tokens) is open and loops over heads
-            keep their numbers: up to thirteen times as fast.
+            keep their numbers, which is much faster.
     """
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, RECOMPILES)
