@@ -133,7 +133,7 @@ def rotary(position: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tens
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x (L, H, E) turned by its position, "rotate half" style; the minus of that style is in `sin`.
 
-    The halves change places by `flip`: compiled, `roll` has an index to work out for every number, and is slow.
+    The halves change places by `flip`: compiled, `roll` works out an index for every number, which is slow.
     """
     swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)  # (L, H, E)
     return x * cos + swapped * sin
