@@ -108,7 +108,13 @@ def read_network(checkpoint: str | Path) -> UniMedVL:
             f"{path} is of adapters, whose base it does not hold: end the run with --resume, which writes "
             "them and the merged weights."
         )
-    return _with(config, {n.removeprefix(PREFIX): x for n, x in state.items() if n.startswith(PREFIX)})
+    try:
+        return _with(config, {n.removeprefix(PREFIX): x for n, x in state.items() if n.startswith(PREFIX)})
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} does not hold the weights that its network has ({_reason(error)}), expected a whole "
+            "checkpoint: take another one."
+        ) from error
 
 
 def average(network: UniMedVL, folder: str | Path, since: int) -> list[Path]:

@@ -141,7 +141,7 @@ def test_the_mean_of_the_last_checkpoints(tmp_path: Path) -> None:
     assert [path.stem[-3:] for path in average(network, tmp_path, 20)] == ["=20", "100"]
     assert torch.allclose(network.decoder.embed.weight, before + 60)
     torch.save({"network": network.config, "state_dict": {name: before}}, tmp_path / "epoch=0-step=101.ckpt")
-    with pytest.raises((ValueError, RuntimeError), match="101|Missing"):
+    with pytest.raises(ValueError, match="step=101.ckpt does not hold the weights that its network has"):
         average(network, tmp_path, 20)
     for step, one in ((102, tiny_network(decoder={"num_layers": 1})), (103, network)):
         state = {f"network.{key}": value for key, value in one.state_dict().items()}
