@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,18 @@ def test_a_file_appears_when_its_block_ends_and_readable_to_others(tmp_path: Pat
     usual = tmp_path / "usual"
     usual.touch()
     assert path.read_text() == "new" and path.stat().st_mode == usual.stat().st_mode
+
+
+def test_what_must_outlive_a_power_cut_is_on_the_disk_before_and_after_its_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = os.fsync, []
+    monkeypatch.setattr(os, "fsync", lambda handle: seen.append((tmp_path / "a").exists()) or real(handle))
+    with new_file(tmp_path / "a", durable=True) as part:
+        part.write_text("new")
+    assert seen == [False, True]  # the file, then its name in the folder
+    write(tmp_path / "a", "newer")
+    assert len(seen) == 2
 
 
 def test_a_block_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:

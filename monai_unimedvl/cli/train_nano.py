@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from monai_unimedvl.bundle.legs import Chain, Leg
     from monai_unimedvl.cli.command import Result
 
+LONGEST = 100_000  # minutes of a sitting: some months
 GRACE = 20  # seconds that a leg has to end when its time is up
 
 
@@ -55,8 +56,10 @@ def train_nano(options: Namespace) -> Result:
     """
     from monai_unimedvl.bundle import legs
 
-    if options.minutes is not None and options.minutes <= 0:
-        raise ValueError(f"--minutes {options.minutes:g} came, expected a number above 0: raise it.")
+    if options.minutes is not None and not 0 < options.minutes < LONGEST:
+        raise ValueError(
+            f"--minutes {options.minutes:g} came, expected a number above 0 and below {LONGEST}: correct it."
+        )
     chain = legs.read_chain(options.legs or legs.DEFAULT)
     if options.minutes is not None:
         chain = replace(chain, longest=options.minutes)

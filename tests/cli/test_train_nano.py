@@ -98,6 +98,9 @@ def test_a_folder_has_one_run_at_a_time(command, counting):
 def test_a_sitting_needs_some_time(command, counting):
     code, out, err = command(*words(counting, "--minutes", "-3"), own_model=True)
     assert code == 2 and "--minutes -3 came, expected a number above 0" in err and not out
+    for endless in ("nan", "inf"):
+        code, out, err = command(*words(counting, "--minutes", endless), own_model=True)
+        assert code == 2 and f"--minutes {endless} came, expected a number above 0" in err and not out
 
 
 def test_the_budget_alone_starts_nothing(command, counting):
