@@ -260,8 +260,11 @@ def test_samples_are_offered_by_name_and_opened_by_number(served):
 def test_an_id_is_never_a_path(served, id_):
     client, _ = served
     for path in (f"/results/{id_}", f"/results/{id_}/manifest", f"/images/{id_}/volume", f"/jobs/{id_}"):
-        answer = client.get(path, follow_redirects=False)  # "/results/.." is "/", which leads to the page
-        assert answer.status_code == 404 or answer.headers["location"] == "panel/page/"
+        answer = client.get(path, follow_redirects=False)
+        if path == "/results/..":  # the client asks for "/", which leads to the page
+            assert answer.headers["location"] == "panel/page/"
+        else:
+            assert answer.status_code == 404
 
 
 def test_the_viewer_on_the_page_is_the_one_that_was_published_but_for_a_home_folder():
