@@ -55,14 +55,10 @@ def test_fast_layers_give_the_numbers_of_plain_ones(dtype: torch.dtype, atol: fl
     network = tiny_network(decoder=shape).to(dtype)
     wanted = states(network, packed(dtype))
     make_fast(network, compiled=False)
-    calls = [layer.fast.before for layer in network.decoder.layers]
     found = states(network, packed(dtype))
     assert_close(found, wanted, atol=atol, rtol=0)
     assert all(
         layer.fast.experts.keys() == {"understanding", "generation"} for layer in network.decoder.layers
-    )
-    assert (
-        len(calls) == 2 and max(float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True)) >= 0
     )
 
 

@@ -261,7 +261,7 @@ def test_an_id_is_never_a_path(served, id_):
     client, _ = served
     for path in (f"/results/{id_}", f"/results/{id_}/manifest", f"/images/{id_}/volume", f"/jobs/{id_}"):
         answer = client.get(path, follow_redirects=False)
-        if path == "/results/..":  # the client asks for "/", which leads to the page
+        if path.endswith("/.."):  # the client asks for "/", which leads to the page
             assert answer.headers["location"] == "panel/page/"
         else:
             assert answer.status_code == 404
