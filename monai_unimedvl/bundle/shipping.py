@@ -48,7 +48,7 @@ def compose(name: str) -> dict[str, bytes]:
     files = _read(places.BUNDLES / places.SHARED)
     files |= {path: x for path, x in default.items() if path in COMMON or path.startswith("samples/")}
     files |= own
-    if "configs/train.json" not in own:
+    if "configs/train.json" in files.keys() - own.keys() and "configs/inference.json" in files:
         files["configs/train.json"] = _drawing_alike(files)
     fragments = {path: files.pop(path).decode() for path in [*files] if path.startswith("fragments/")}
     for path in [path for path in files if path.endswith(".md")]:
