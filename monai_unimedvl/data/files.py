@@ -95,11 +95,12 @@ class Sink:
 
     def __enter__(self) -> Sink:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        shards = parquet() if self.path.suffix.lower() in PARQUET else None
         self._kept, self._left = self._open(), self._open()
-        if self.path.suffix.lower() in PARQUET:
+        if shards is not None:
             arrow, _ = optional_import("pyarrow")
             self._schema = arrow_schema(arrow)
-            self._table = parquet().ParquetWriter(self._kept.name, self._schema, compression="zstd")
+            self._table = shards.ParquetWriter(self._kept.name, self._schema, compression="zstd")
         return self
 
     def put(self, item: Item) -> None:
@@ -151,8 +152,9 @@ class Sink:
 
 def _read_parquet(path: Path) -> Iterator[Item]:
     """The rows of a file as `Sink` or `write_shards` wrote it."""
+    arrow = parquet()
     try:
-        file = parquet().ParquetFile(path)
+        file = arrow.ParquetFile(path)
     except Exception as error:  # Arrow raises its own kinds for damaged files
         raise ValueError(
             f"{path.name} cannot be read as Parquet ({str(error).splitlines()[0][:120]}): copy it again."

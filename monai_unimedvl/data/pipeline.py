@@ -42,6 +42,7 @@ from monai_unimedvl.data.plan import (
 from monai_unimedvl.data.shards import MANIFEST, check_shards
 from monai_unimedvl.data.step import Source, make, step_class
 from monai_unimedvl.data.verdicts import decide
+from monai_unimedvl.packages import MissingPackage
 
 WORK = ".work"  # in the folder of the corpus, until it is whole
 
@@ -70,6 +71,7 @@ def build_dataset(
         keep_work: keep the parts, for inspection.
 
     Raises:
+        MissingPackage: what a file needs is not installed; no file is at fault, and so nothing is rejected.
         ValueError: a pipeline that does not fit, a folder in use or of another pipeline, a refused licence.
     """
     if isinstance(pipeline, str | Path):
@@ -150,6 +152,8 @@ class _Build:
                 parts = parts_of(options)
             except TypeError as error:
                 raise ValueError(f"{error} Name a source such as ingest.") from error
+            except MissingPackage:
+                raise
             except ValueError as error:
                 if not optional:
                     raise ValueError(f"source {number + 1} ({label}): {error}") from error

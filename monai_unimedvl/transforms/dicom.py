@@ -21,6 +21,7 @@ from pydicom.encaps import generate_fragments
 from pydicom.filereader import read_partial
 from torch import Tensor
 
+from monai_unimedvl.packages import MissingPackage
 from monai_unimedvl.transforms.deidentify import KEPT, deidentify, is_dicom
 from monai_unimedvl.transforms.dicom_values import pixels
 from monai_unimedvl.transforms.restack import empty_volume
@@ -202,11 +203,11 @@ def _with_pixels(header: Header, source: Header) -> Header:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn whatever pydicom raises into one line with the file's name."""
+    """Turn whatever pydicom raises, but that a package is missing, into one line with the file's name."""
     try:
         yield
     except ValueError as error:
-        if path.name in str(error):
+        if path.name in str(error) or isinstance(error, MissingPackage):
             raise
         raise ValueError(
             f"{path.name} cannot be read as DICOM ({str(error).splitlines()[0][:160]}): copy it again."

@@ -16,16 +16,22 @@ import pydicom
 import torch
 from PIL import Image
 from pydicom import Dataset
-from pydicom.pixels import apply_color_lut, apply_modality_lut
+from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder
+from pydicom.uid import UID
 from torch import Tensor
 
+from monai_unimedvl.packages import MissingPackage
 from monai_unimedvl.transforms.image import MAX_IMAGE_PIXELS, too_large
+
+# JPEG 2000 and HTJ2K, which pylibjpeg-openjpeg unpacks; lossless JPEG and JPEG-LS are GDCM's.
+UNPACKED_BY_PYLIBJPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203))
 
 
 def pixels(header: Dataset, name: str, voi: bool = False) -> tuple[Tensor, bool]:
     """(C, H, W) or (C, H, W, T), uint8 or float32, and whether the values are in [0, 1] already.
 
     Raises:
+        MissingPackage: they are packed in a way that no installed package unpacks.
         ValueError: no pixels, too many, or damaged ones.
     """
     if not any(key in header for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
@@ -37,6 +43,7 @@ def pixels(header: Dataset, name: str, voi: bool = False) -> tuple[Tensor, bool]
     if not hasattr(header, "file_meta") or "TransferSyntaxUID" not in header.file_meta:
         header.ensure_file_meta()
         header.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+    _check_unpacker(header.file_meta.TransferSyntaxUID)
     stored = _stored(header)  # ([T,] H, W[, 3]); YBR is RGB already
     photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
     if photometric == "PALETTE COLOR":
@@ -63,6 +70,20 @@ def pixels(header: Dataset, name: str, voi: bool = False) -> tuple[Tensor, bool]
     kept = stored if stored.dtype == np.uint8 else stored.astype(np.float32)
     result = torch.from_numpy(np.moveaxis(kept, 1, -1))  # (C, H, W, T)
     return (result if frames else result[..., 0].contiguous()), unit
+
+
+def _check_unpacker(syntax: UID) -> None:
+    """Raise MissingPackage where pydicom knows how pixels are packed, and misses what unpacks them."""
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        return  # a film, or a syntax that pydicom does not know: that is the file's doing
+    if not decoder.is_available:
+        extra = "dicom" if syntax in UNPACKED_BY_PYLIBJPEG else "dicom-gdcm"
+        raise MissingPackage(
+            f"DICOM packed as {syntax.name} needs a decoder, which is not installed: "
+            f"pip install 'monai-unimedvl[{extra}]'."
+        )
 
 
 def _stored(header: Dataset) -> np.ndarray:

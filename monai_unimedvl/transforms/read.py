@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
-from monai.utils import TransformBackends, optional_import
+from monai.utils import TransformBackends
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from monai_unimedvl.packages import MissingPackage
+from monai_unimedvl.packages import MissingPackage, needed
 from monai_unimedvl.transforms import dicom
 from monai_unimedvl.transforms.image import MAX_IMAGE_PIXELS, PerKey, check_picture, not_finite, too_large
 from monai_unimedvl.transforms.nrrd import NRRD, read_values
@@ -310,9 +310,7 @@ def _pixels(file: Image.Image) -> Tensor:
 
 def _tiff_pages(path: Path) -> list[Tensor]:
     """TIFF kinds that PIL does not open (16-bit colour, float with predictor), through tifffile."""
-    tifffile, found = optional_import("tifffile")
-    if not found:
-        raise ValueError(f"{path.name} is a TIFF that PIL cannot open: `pip install tifffile` and try again.")
+    tifffile: Any = needed("tifffile", "A TIFF that PIL cannot open whole", "data")
     with tifffile.TiffFile(path) as file:
         series = file.series[0]
         if (

@@ -16,10 +16,12 @@ import torch
 from monai.data import MetaTensor
 from monai.data.wsi_reader import WSIReader
 from monai.transforms import Transform
-from monai.utils import TransformBackends, optional_import
+from monai.utils import TransformBackends
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from monai_unimedvl.packages import MissingPackage, needed
 from monai_unimedvl.transforms.image import MAX_IMAGE_PIXELS, MIN_SIDE, PerKey, resize
 from monai_unimedvl.transforms.read import opening, read
 
@@ -27,6 +29,7 @@ SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide")
 MAYBE = (".tif", ".tiff")  # slides where they hold levels, or more than a picture may
 OUTLINE = 1024  # pixels of the longer side on which tissue is looked for
 BLOCK = 2048  # pixels; what is read at once for the outline
+TILE_WIDTH = 322  # the TIFF tag
 SATURATED = 0.04  # of [0, 1]; the least difference of colours in stained tissue
 
 
@@ -42,7 +45,8 @@ class ReadTiles(Transform):
         nonfinite, frames: as `read` has them.
 
     Raises:
-        ValueError: no tissue, no OpenSlide for a file that needs it, a tile that is too small or large.
+        MissingPackage: a slide, and OpenSlide is not installed.
+        ValueError: no tissue, a file that OpenSlide does not open, a tile that is too small or large.
     """
 
     backend: ClassVar = [TransformBackends.TORCH]
@@ -160,8 +164,13 @@ def _levels(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in (*SLIDES, *MAYBE) or not path.is_file():
         return ""
-    openslide, found = optional_import("openslide")
-    if found and openslide.OpenSlide.detect_format(str(path)):
+    try:
+        openslide: Any = needed("openslide", "A slide", "wsi")
+    except MissingPackage:
+        if suffix in SLIDES or _tiled(path):
+            raise
+        return ""
+    if openslide.OpenSlide.detect_format(str(path)):
         if suffix in SLIDES:
             return "openslide"
         with opening(path, "slide"), openslide.OpenSlide(str(path)) as slide:
@@ -169,10 +178,21 @@ def _levels(path: Path) -> str:
             return "openslide" if slide.level_count > 1 or width * height > MAX_IMAGE_PIXELS else ""
     if suffix in SLIDES:
         raise ValueError(
-            f"{path.name} is no slide that OpenSlide opens (or OpenSlide is missing): `pip install "
-            "openslide-python openslide-bin`, or export it as a tiled TIFF."
+            f"{path.name} is no slide that OpenSlide opens: copy it again, or export it as a tiled TIFF."
         )
     return ""
+
+
+def _tiled(path: Path) -> bool:
+    """Whether a TIFF is laid out as slides are: in tiles, and of several levels or larger than a picture."""
+    try:
+        with Image.open(path) as file:
+            large = file.width * file.height > MAX_IMAGE_PIXELS or getattr(file, "n_frames", 1) > 1
+            return large and TILE_WIDTH in getattr(file, "tag_v2", {})
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # `read` says what is wrong with it
+        return False
 
 
 def _microns(reader: WSIReader, slide: Any) -> float | None:

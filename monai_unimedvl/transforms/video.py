@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.utils import optional_import
 
+from monai_unimedvl.packages import needed
 from monai_unimedvl.transforms.image import MAX_IMAGE_PIXELS, too_large
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ts")
@@ -32,11 +32,10 @@ def read_video(path: Path, frames: int | None = None, content: bytes | None = No
         content: the film itself, where it is a part of the file (DICOM).
 
     Raises:
-        ValueError: no PyAV, no film in the file, too large, or cut short.
+        MissingPackage: PyAV is not installed.
+        ValueError: no film in the file, too large, or cut short.
     """
-    av, found = optional_import("av")
-    if not found:
-        raise ValueError(f"{path.name} is a video, which PyAV reads: `pip install av` and try again.")
+    av: Any = needed("av", "A video", "video")
 
     def opened() -> Any:
         return av.open(str(path) if content is None else BytesIO(content), timeout=PATIENCE)

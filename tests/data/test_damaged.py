@@ -19,7 +19,7 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
-from pydicom.uid import JPEGLSLossless, generate_uid
+from pydicom.uid import JPEG2000Lossless, generate_uid
 from sources import block, dicom, nifti, png, series
 
 from monai_unimedvl.data import record, step
@@ -139,12 +139,12 @@ def lied(folder: Path) -> None:
 
 
 def squeezed(folder: Path) -> None:
-    """A header that says JPEG-LS over bytes that are none."""
+    """A header that says JPEG 2000 over bytes that are none."""
     path = dicom(folder / "bad.dcm")
     header = pydicom.dcmread(path)
     header.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8 no image"])
     header["PixelData"].is_undefined_length = True
-    header.file_meta.TransferSyntaxUID = JPEGLSLossless
+    header.file_meta.TransferSyntaxUID = JPEG2000Lossless
     header.save_as(path)
 
 

@@ -181,8 +181,9 @@ def _lines(path: Path) -> array[int]:
 
 
 def _groups(path: Path) -> list[int]:
+    arrow = parquet()
     try:
-        with parquet().ParquetFile(path) as file:
+        with arrow.ParquetFile(path) as file:
             about = file.metadata
             return [about.row_group(group).num_rows for group in range(about.num_row_groups)]
     except Exception as error:  # Arrow raises its own kinds for damaged files
