@@ -17,7 +17,7 @@ from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.networks.vision import Vision
 
 PARTS = ("understanding", "generation", "vision", "autoencoder")
-DRAWING = ("time_embed", "latent_in", "latent_out", "latent_gate", "tones")  # beside the expert
+DRAWING = ("time_embed", "latent_in", "latent_out", "latent_gate", "tones", "details")  # beside the expert
 
 
 class Absent(nn.Module):
@@ -84,10 +84,10 @@ def build_parts(config: dict[str, Any], parts: tuple[str, ...]) -> UniMedVL:
         ValueError: parts that make no network together.
     """
     config = dict(config)
-    tones = config.get("tones", 0)
+    reads_source = config.get("tones", 0) or config.get("details", 0)
     if "generation" not in parts:
-        config["tones"] = 0
-    elif tones and "autoencoder" not in parts:
+        config["tones"] = config["details"] = 0
+    elif reads_source and "autoencoder" not in parts:
         raise ValueError(
             f"This network draws in the basis of its autoencoder, but parts={parts} leave it out: "
             "add 'autoencoder'."

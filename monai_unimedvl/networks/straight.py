@@ -131,7 +131,7 @@ def draw(path: TensorPath, image: Tensor, plan: Plan) -> Tensor:
     x = plan.noise + image.new_zeros(1, count, 1)  # (Z, N, C)
     for t, t_next in zip(plan.times[:-1], plan.times[1:], strict=True):
         each = [
-            _velocity(network, drawing, x, t, past, latents)
+            _velocity(network, drawing, x, t, past, latents, plan.grid)
             for (_, drawing), past in zip(branches, read, strict=True)
         ]
         x = flow.step(x, _guided(path.guidance, each), t, t_next)
@@ -153,20 +153,27 @@ def _read(
 
 
 def _velocity(
-    network: UniMedVL, drawing: Stretch, x: Tensor, t: float, past: list[Past] | None, base: Tensor | None
-) -> Tensor:
-    """x (Z, N, C) at time t -> its velocity (Z, N, C)"""
+    network: UniMedVL, drawing: Stretch, x: Tensor, t: float, past: list[Past] | None, base: Tensor | None,
+    grid: Size,
+) -> Tensor:  # fmt: skip
+    """x (Z, N, C) at time t, drawings of `grid` -> its velocity (Z, N, C)"""
     parts = [_words(network, drawing, x.shape[1]), _canvas(network, drawing, x, t)]
     h = _decoded(network, drawing, torch.cat(parts), past)[0][len(parts[0]) :]  # (Z, N, D)
     if network.prediction == "velocity":
         return network.latent_out(h).to(x)
-    rows = x.flatten(0, 1)
+    rows = _rows(x)
     seq = replace(
         drawing.seq, latents=rows, times=rows.new_full(rows.shape[:1], t, dtype=torch.float32),
-        bases=None if base is None else base.flatten(0, 1),
+        bases=None if base is None else _rows(base),
         based=torch.full(rows.shape[:1], base is not None, device=x.device),
     )  # fmt: skip
-    return network._from_image(h.flatten(0, 1), seq).to(x).unflatten(0, x.shape[:2])
+    velocity = network._from_image(_rows(h), seq, grid).to(x)
+    return velocity.unflatten(0, (x.shape[1], -1)).transpose(0, 1)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(Z, N, ...) -> (N*Z, ...), picture by picture, as a pack holds them."""
+    return x.transpose(0, 1).flatten(0, 1)
 
 
 def _words(network: UniMedVL, stretch: Stretch, count: int) -> Tensor:

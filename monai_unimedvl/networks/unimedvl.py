@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.decoder import Decoder, KVCache
+from monai_unimedvl.networks.details import Details
 from monai_unimedvl.networks.layers import MLP, TimeEmbed, grid_table, patchify, unpatchify
 from monai_unimedvl.networks.tones import Tones
 from monai_unimedvl.networks.vision import Vision
@@ -47,6 +48,7 @@ class UniMedVL(nn.Module):
         prediction: what the head says: "velocity" as released, or "image": a correction to a first guess of
             the image, turned into a velocity here (see `_from_image`).
         tones: levels of the curve through which an edit may send its source (see `Tones`); 0 for none.
+        details: features of the convolutions over an edit's source (see `Details`); 0 for none.
         timestep_shift: shift of training times.
         grids: sizes that images are fitted to, {"view": [longest side, shortest side, stride], ...} and
             the same for "canvas", in pixels; None takes the released rules, 980/378 and 1024/512, as far as
@@ -65,6 +67,7 @@ class UniMedVL(nn.Module):
         table_scale: float = 1.0,
         prediction: str = "velocity",
         tones: int = 0,
+        details: int = 0,
         timestep_shift: float = 1.0,
         grids: dict[str, list[int]] | None = None,
     ) -> None:
@@ -74,10 +77,10 @@ class UniMedVL(nn.Module):
                 f"UniMedVL got prediction={prediction!r}, expected 'velocity' or 'image': use one."
             )
         linear = latent_patch == 1 and isinstance(autoencoder, PatchCodec)
-        if tones and not (linear and prediction == "image"):
+        if (tones or details) and not (linear and prediction == "image"):
             raise ValueError(
-                f"UniMedVL got tones={tones}, expected them with prediction='image', latent_patch=1 and a "
-                "PatchCodec: set tones=0 or these."
+                f"UniMedVL got tones={tones} and details={details}, expected them with prediction='image', "
+                "latent_patch=1 and a PatchCodec: set both to 0, or these."
             )
         hidden_size = decoder.embed.embedding_dim
         self.decoder, self.vision, self.autoencoder = decoder, vision, autoencoder
@@ -101,6 +104,7 @@ class UniMedVL(nn.Module):
             nn.init.zeros_(self.latent_gate.weight)
             nn.init.zeros_(self.latent_gate.bias)
             self.tones = Tones(hidden_size, tones) if tones else None
+            self.details = Details(hidden_size, details) if details else None
             self.register_buffer("latent_variance", torch.ones(self.latent_size))
         autoencoder.requires_grad_(False)
         self.grids = {**self._released_grids(), **(grids or {})}
@@ -209,6 +213,7 @@ class UniMedVL(nn.Module):
             "table_scale": self.table_scale,
             "prediction": self.prediction,
             "tones": 0 if self.prediction != "image" or self.tones is None else self.tones.levels,
+            "details": 0 if self.prediction != "image" or self.details is None else self.details.features,
             "timestep_shift": self.timestep_shift,
             "grids": {name: list(rule) for name, rule in self.grids.items()},
         }
@@ -233,12 +238,15 @@ class UniMedVL(nn.Module):
             )
         return table[cells[:, 0] * side + cells[:, 1]]
 
-    def _from_image(self, h: Tensor, seq: PackedSequence) -> Tensor:
+    def _from_image(self, h: Tensor, seq: PackedSequence, grid: tuple[int, int] | None = None) -> Tensor:
         """The velocity (Z, C) that leads to the image this network predicts from h (Z, D).
 
         The head corrects a guess: the best linear one from x_t alone (Wiener's, for independent latents of
         `latent_variance`), or, as far as a gate opens, the base of the canvas: an edit begins at its source,
-        recoloured by `tones`.
+        recoloured by `tones` and redrawn by `details`.
+
+        Args:
+            grid: rows and columns of all drawings, where they are edits of one size; None looks in the pack.
         """
         noisy = seq.latents if seq.latents.dtype == torch.float64 else seq.latents.float()  # type: ignore
         t = seq.times.unsqueeze(-1).to(noisy)
@@ -250,6 +258,12 @@ class UniMedVL(nn.Module):
             if self.tones is not None:
                 source = seq.bases.to(noisy)
                 guess = guess + self.tones(h, source, self.autoencoder) * seq.based.unsqueeze(-1)
+            if self.details is not None and grid is not None:
+                guess = guess + self.details(h, seq.bases.to(noisy), self.autoencoder, grid)
+            elif self.details is not None:
+                for drawn, at in seq.edits().items():  # those of one size at once
+                    change = self.details(h[at], seq.bases[at].to(noisy), self.autoencoder, drawn)
+                    guess = guess.index_add(0, at, change)
         image = guess + self.latent_out(h).to(noisy)
         return (noisy - image) / t.clamp(min=SMALLEST_TIME)
 
@@ -339,7 +353,7 @@ def nano(autoencoder: nn.Module, *, vocab_size: int, hidden_size: int = 160, num
     not the velocity; position tables with short wavelengths; keys start equal to queries, so that tokens of
     one place attend to each other at once; image content and position code start at the same size.
     """
-    heads, vision_size = hidden_size // 32, hidden_size
+    heads, vision_size, linear = hidden_size // 32, hidden_size, isinstance(autoencoder, PatchCodec)
     decoder = Decoder(
         vocab_size, hidden_size, 3 * hidden_size, num_layers, heads, heads,
         rope_theta=1e4, tied=True, max_context=1024,
@@ -347,7 +361,7 @@ def nano(autoencoder: nn.Module, *, vocab_size: int, hidden_size: int = 160, num
     vision = Vision(vision_size, 3 * vision_size, 3, heads, patch_size=8, grid_side=16)
     network = UniMedVL(
         decoder, vision, autoencoder, latent_patch=1, latent_side=16, table_base=50.0, table_scale=1.0,
-        prediction="image", tones=16 if isinstance(autoencoder, PatchCodec) else 0, timestep_shift=2.0,
+        prediction="image", tones=16 if linear else 0, details=24 if linear else 0, timestep_shift=2.0,
         grids={"view": [64, 64, 8], "canvas": [64, 64, autoencoder.downsample]},
     )  # fmt: skip
     nn.init.normal_(decoder.embed.weight, std=0.05)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -63,6 +64,16 @@ class PackedSequence:
     def with_latents(self, latents: Tensor, times: Tensor) -> PackedSequence:
         """The same pack with other latents (Z, C) and times (Z,), or (1,) where all have the same."""
         return replace(self, latents=latents, times=times)
+
+    def edits(self) -> dict[tuple[int, int], Tensor]:
+        """Where the drawings that have a base stand in Z, one after the other: grid -> places."""
+        places: dict[tuple[int, int], list[Tensor]] = {}
+        for end, length in zip(accumulate(self.canvas_lengths), self.canvas_lengths, strict=True):
+            if bool(self.based[end - length]):
+                row, column = self.latent_cells[end - 1].tolist()
+                place = torch.arange(end - length, end, device=self.based.device)
+                places.setdefault((row + 1, column + 1), []).append(place)
+        return {grid: torch.cat(found) for grid, found in places.items()}
 
     def detached(self) -> PackedSequence:
         """The same pack with understanding states cut off from the gradient (`freeze_und`)."""

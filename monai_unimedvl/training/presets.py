@@ -48,8 +48,14 @@ FINISHING = {
     **WEIGHTS, "vqa": 0.14, "caption": 0.05, "text-to-image": 0.24, "seg-tissue": 0.12, "seg-lobes": 0.12,
     "sr4": 0.14,
 }  # fmt: skip
+# the shares of a long leg of the drawing side alone: what lags most, masks of lobes and stains, comes most
+SHARPENING = {
+    **DRAWING, "text-to-image": 0.12, "seg-lobes": 0.2, "sr4": 0.18, "h-to-he": 0.03, "h-to-ihc": 0.03,
+    "t1-to-gm": 0.025, "slice-group": 0.015, "edit-group": 0.06,
+}  # fmt: skip
 LEGS: dict[str, Mapping[str, float]] = {
     "joint": WEIGHTS, "reading": READING, "drawing": DRAWING, "finishing": FINISHING,
+    "sharpening": SHARPENING,
 }  # fmt: skip
 # the largest share of a picture's patches that answers do without, see `Dropout.patches`
 UNREAD = {"reading": 0.9, "finishing": 0.9}
