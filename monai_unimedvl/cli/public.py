@@ -36,8 +36,7 @@ def add_options(verb: argparse.ArgumentParser) -> None:
 
 
 def evaluate_benchmark(options: Namespace) -> Result:
-    "Ask a benchmark, write predictions.parquet, and score them by every protocol; drawings by their"
-    "images."
+    """Ask a benchmark, write predictions.parquet, and score it: words by protocols, drawings by images."""
     from monai_unimedvl import bundle as bundles
     from monai_unimedvl.cli.measuring import on_ray
     from monai_unimedvl.cli.reading import device

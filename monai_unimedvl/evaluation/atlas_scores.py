@@ -16,7 +16,7 @@ from monai_unimedvl.data.atlas import LEGENDS
 from monai_unimedvl.data.atlas_regions import REGIONS
 from monai_unimedvl.evaluation.baselines import Item
 from monai_unimedvl.evaluation.image import dice, labels_from_colours, psnr, ssim
-from monai_unimedvl.evaluation.text import exact_match, named_kind, named_level, normalise, token_f1
+from monai_unimedvl.evaluation.text import exact_match, named_kind, named_level, plain_words, token_f1
 from monai_unimedvl.networks.unimedvl import UniMedVL
 
 NEAR_COPY = 0.98  # correlation to a training image
@@ -52,9 +52,9 @@ def text_scores(task: str, said: str, item: Item) -> dict[str, float]:
 def caption_labels(caption: str) -> frozenset[str]:
     """What an atlas caption says, decoded: contrast, plane, level, kind, tissue, regions, tumour, nuclei."""
     contrast, plane = named_kind(caption)
-    text = f" {normalise(caption)} "
+    text = f" {plain_words(caption)} "
     found = {"contrast": contrast, "plane": plane, "level": named_level(caption)}
-    found["kind"] = next((kind for kind in MADE if f" {normalise(kind)} " in text), "")
+    found["kind"] = next((kind for kind in MADE if f" {plain_words(kind)} " in text), "")
     for name, pattern in (
         ("tissue", r" histology of ([\w ]+?) (?:h&e|ihc) "), ("body", r" of the (head|chest|retina) "),
         ("window", r" (bone|brain) window "), ("side", r" tumour in the (left|right) "),

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from monai_unimedvl.evaluation.intervals import interval
+from monai_unimedvl.evaluation.intervals import interval, median_interval
 
 FEWEST = 50  # drawn images, below which the gate does not decide
 FALSE_ALARMS = 0.01  # share of held-out real images that the copy distance takes for copies
@@ -95,10 +95,9 @@ def audit(
     limit = float(real_near.quantile(FALSE_ALARMS))
     copies = _share((near <= limit).double(), float((real_near <= limit).double().mean()), seed)
     ratios = near / second.clamp_min(1e-12)
-    low, high = interval(ratios.tolist(), seed=seed)
-    ratio = Share(
-        float(ratios.median()), low, high, float((real_near / real_second.clamp_min(1e-12)).median())
-    )
+    low, high = median_interval(ratios.tolist(), seed=seed)
+    real = real_near / real_second.clamp_min(1e-12)
+    ratio = Share(float(ratios.quantile(0.5)), low, high, float(real.quantile(0.5)))
     count = min(len(training), len(held_out))
     rows = torch.randperm(len(training), generator=generator)[:count]
     others = torch.randperm(len(held_out), generator=generator)[:count]

@@ -116,10 +116,11 @@ def frechet_distance(drawn: Tensor, real: Tensor) -> float:
 def frechet_interval(
     drawn: Tensor, real: Tensor, *, seed: int = 0, resamples: int = 100, level: float = 0.95
 ) -> Measured:
-    """The Frechet distance with its basic bootstrap interval.
+    """The Frechet distance with its bootstrap interval, as wide as that of resampled sets, about the value.
 
-    A resampled set has twins in it, so its distance is higher than that of the set it is from. The basic
-    interval, 2 value - quantile, takes that bias off instead of adding it a second time.
+    A resampled set has twins in it, so its distance is higher than that of the set it is from: the middle of
+    the bootstrap is moved back onto the value. How much a distance of so few images is too high is not in the
+    interval; a distance of as many other images is too high by about as much.
     """
     drawn, real = drawn.double(), real.double()
     value = frechet_distance(drawn, real)
@@ -128,10 +129,10 @@ def frechet_interval(
     for _ in range(resamples):
         rows = [torch.from_numpy(generator.integers(0, len(x), len(x))) for x in (drawn, real)]
         found.append(_frechet(drawn[rows[0]], real[rows[1]]))
-    upper, lower = np.quantile(found, [(1 + level) / 2, (1 - level) / 2])
+    low, middle, high = np.quantile(found, [(1 - level) / 2, 0.5, (1 + level) / 2])
     return Measured(
-        value, max(0.0, 2 * value - float(upper)), max(0.0, 2 * value - float(lower)),
-        "basic bootstrap of images",
+        value, max(0.0, value - float(middle - low)), value + float(high - middle),
+        "bootstrap of images about the value",
     )  # fmt: skip
 
 

@@ -52,6 +52,21 @@ def interval(
     return float(low), float(high)
 
 
+def median_interval(
+    values: Sequence[float] | Array, *, seed: int = 0, level: float = 0.95, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the median; the same seed gives the same.
+
+    Raises:
+        ValueError: no value, or one that is no finite number.
+    """
+    sample = _sample(values)
+    draws = _draws(len(sample), seed=seed, resamples=resamples)
+    medians = np.concatenate([np.median(sample[rows], axis=1) for rows in draws])
+    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 @dataclass(frozen=True)
 class Difference:
     """Two runs on the same items, b - a.

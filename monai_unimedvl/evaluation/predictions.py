@@ -270,10 +270,10 @@ def _table(path: Path) -> tuple[dict[str, list[Any]], dict[str, Any]]:
             if path.suffix == ".jsonl":
                 lines = [json.loads(line) for line in stream if line.strip()]
             elif path.suffix == ".csv":
-                lines = [dict(line) for line in csv.DictReader(stream)]
+                lines = [dict(line) for line in csv.DictReader(stream, strict=True)]
             else:
                 raise ValueError(f"its name ends in {path.suffix or 'nothing'}")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         said = " ".join(str(error).split())
         raise ValueError(
             f"{path.name} cannot be read ({said}), expected {ENDINGS}: write it again."

@@ -253,12 +253,12 @@ def _words(report: Report) -> Section | None:
             cards.append(Card(f"{NAMES.get(section, section)}: {title}", figures, wide=True))
         lines = [(str(n), one.asked) for n, one in enumerate(some, 1)]
         cards.append(Card(f"{NAMES.get(section, section)}: the words", (), lines, wide=True))
-    head = ("section", "measure", "n", "drawings (95 %)", "as many random training images")
+    head = ("section", "measure", "n", "drawings (95 %)", "as many images that need no model")
     rows: list[Sequence[str | tuple[str, bool]]] = [head]
     for row in report.rows:
         if row.task == "text-to-image" and (row.metric in LONG or row.metric == "Frechet distance"):
             low, high = number(row.metric, row.low), number(row.metric, row.high)
-            other = ", ".join(number(row.metric, value) for value in row.baselines.values())
+            other = cells(row)[6]
             shown = f"{number(row.metric, row.value)} ({low} to {high})"
             rows.append((row.section.replace("_", " "), row.metric, str(row.n), shown, other))
     return Section(

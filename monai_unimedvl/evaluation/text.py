@@ -13,14 +13,14 @@ CONTRASTS = (
 )  # fmt: skip
 
 
-def normalise(text: str) -> str:
+def plain_words(text: str) -> str:
     """Lower case, punctuation out, one space between words; `&` and `%` stay: H&E and 22 % need them."""
     return " ".join(re.sub(r"[^\w&%]+", " ", text.casefold()).split())
 
 
 def exact_match(said: str, truth: str) -> float:
-    """1.0 if both texts are the same after `normalise`, else 0.0."""
-    return float(normalise(said) == normalise(truth))
+    """1.0 if both texts are the same after `plain_words`, else 0.0."""
+    return float(plain_words(said) == plain_words(truth))
 
 
 def token_f1(said: str, truth: str) -> float:
@@ -28,7 +28,7 @@ def token_f1(said: str, truth: str) -> float:
 
     Two empty texts agree (1.0); one empty text shares nothing (0.0).
     """
-    ours, theirs = normalise(said).split(), normalise(truth).split()
+    ours, theirs = plain_words(said).split(), plain_words(truth).split()
     if not ours or not theirs:
         return float(ours == theirs)
     shared = (Counter(ours) & Counter(theirs)).total()
@@ -43,6 +43,6 @@ def named_level(caption: str) -> str:
 
 def named_kind(caption: str) -> tuple[str, str]:
     """(contrast, plane) that a caption names, "" for what it does not."""
-    text = f" {normalise(caption)} "
+    text = f" {plain_words(caption)} "
     plane = next((plane for plane in PLANES if f" {plane} " in text), "")
-    return next((name for name in CONTRASTS if f" {normalise(name)} " in text), ""), plane
+    return next((name for name in CONTRASTS if f" {plain_words(name)} " in text), ""), plane

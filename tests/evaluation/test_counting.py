@@ -149,6 +149,7 @@ def test_a_judge_decides_open_items_and_is_named():
 def test_short_answers_of_vlmevalkit_count_with_a_judge_only():
     bare = score(ROWS, protocol("vlmevalkit-mcq"))
     assert [hit is None for hit in bare.hits] == [True] * 6 + [False] + [True] * 2
+    assert bare.why[0] == "a short answer, which a judge scores and nothing else"
     found = judged(score(ROWS, protocol("vlmevalkit-mcq:faithful")), Asked("yes"))
     assert found.stops == {} and found.hits[8] == 1.0 and None not in found.hits
 

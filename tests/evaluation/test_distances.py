@@ -110,15 +110,23 @@ def test_intervals_hold_their_value_and_are_repeatable():
     low, high = kernel_interval(x, y, seed=1)
     assert low < kernel_distance(x, y) < high and kernel_interval(x, y, seed=1) == (low, high)
     found = frechet_interval(x, y, seed=1)
-    assert found.low < found.value and frechet_interval(x, y, seed=1) == found
+    assert found.low < found.value < found.high and frechet_interval(x, y, seed=1) == found
 
 
-def test_the_interval_of_the_frechet_distance_comes_down_to_the_truth():
+@pytest.mark.parametrize("width", [5, 60])  # 40 images are few for 60 features
+def test_the_interval_of_the_frechet_distance_is_about_its_value_and_as_wide_as_other_sets_are_apart(width):
     generator = torch.Generator().manual_seed(3)
-    x, y = (torch.randn(150, 5, generator=generator, dtype=torch.float64) for _ in range(2))
-    y = y + 0.5
-    found = frechet_interval(x, y)
-    assert found.low < 5 * 0.25 < found.high  # of the laws; the value itself is biased upwards
+
+    def pair():
+        x, y = torch.randn(2, 40, width, generator=generator, dtype=torch.float64)
+        return x, y + 0.3
+
+    values = np.array([frechet_distance(*pair()) for _ in range(60)])
+    found = [frechet_interval(*pair(), resamples=40) for _ in range(8)]
+    assert all(one.low < one.value < one.high for one in found)
+    wide = np.mean([one.high - one.low for one in found]) / (2 * 1.96 * values.std())
+    assert 0.5 < wide < 2
+    assert np.mean([one.low < values.mean() < one.high for one in found]) >= 0.75
 
 
 def test_all_measures_come_with_encoder_counts_and_warnings(caplog):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from monai_unimedvl.evaluation.intervals import compare, holm, interval
+from monai_unimedvl.evaluation.intervals import compare, holm, interval, median_interval
 
 stats = pytest.importorskip("scipy.stats", reason="the bootstrap and the tests are held against scipy's")
 
@@ -22,6 +22,11 @@ def scipy_bootstrap(data, statistic, paired=False, resamples=1000, seed=3):
 def test_the_interval_is_that_of_scipys_bootstrap():
     values = np.random.default_rng(0).normal(20, 3, 70)
     assert interval(values, seed=3) == pytest.approx(scipy_bootstrap((values,), np.mean), abs=1e-12)
+
+
+def test_the_interval_of_a_median_is_that_of_scipys_bootstrap():
+    values = np.random.default_rng(0).exponential(size=61)
+    assert median_interval(values, seed=3) == pytest.approx(scipy_bootstrap((values,), np.median), abs=1e-12)
 
 
 def test_the_interval_by_cluster_is_that_of_scipys_bootstrap_of_a_ratio():

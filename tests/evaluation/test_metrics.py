@@ -20,7 +20,7 @@ from monai_unimedvl.evaluation.image import (
     psnr,
     ssim,
 )  # fmt: skip
-from monai_unimedvl.evaluation.text import exact_match, named_kind, named_level, normalise, token_f1
+from monai_unimedvl.evaluation.text import exact_match, named_kind, named_level, plain_words, token_f1
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_nearest_correlation_finds_the_copy_whatever_its_brightness():
 
 
 def test_texts_are_read_alike():
-    assert normalise(" H&E-stain, 22 %.\n") == "h&e stain 22 %"
+    assert plain_words(" H&E-stain, 22 %.\n") == "h&e stain 22 %"
     assert exact_match("Axial.", "axial") == 1.0 and exact_match("axial plane", "axial") == 0.0
 
 

@@ -108,7 +108,16 @@ def test_the_same_id_may_come_again_in_another_setting_only():
         check([])
 
 
-@pytest.mark.parametrize("name, content", [("p.parquet", b"PAR1"), ("p.txt", b"x"), ("p.jsonl", b"[1]\n")])
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("p.parquet", b"PAR1"),
+        ("p.txt", b"x"),
+        ("p.jsonl", b"[1]\n"),
+        ("cut.csv", b'id,truth,answer\n1,no,no\n2,yes,"Yes, it\n3,no,no\n'),  # one quote takes in all below
+        ("tail.csv", b'id,truth,answer\n1,no,"no"t\n'),
+    ],
+)
 def test_a_file_that_is_none_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} "):

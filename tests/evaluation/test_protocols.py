@@ -67,7 +67,8 @@ def test_the_copy_of_llavamed_in_medtrinity_lacks_one_fault():
 
 @pytest.mark.parametrize(
     "name, fault",
-    [(name, fault) for name in FAULTS for fault in FAULTS[name] if fault != "judged-twice"],  # test_judge.py
+    # "judged-twice" needs a judge: test_counting.py
+    [(name, fault) for name in FAULTS for fault in FAULTS[name] if fault != "judged-twice"],
 )
 def test_each_fault_moves_some_row_and_is_explained(name, fault):
     rows = [*ROWS, Prediction("dots", truth="lung" + "." * 80, answer="lung", answer_type="open")]

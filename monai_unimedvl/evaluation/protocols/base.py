@@ -72,6 +72,7 @@ class Protocol:
         faults: all that the public code is known to have. faithful: those that this object has.
         judged: (row, kind) -> whether a judge, if there is one, is asked. combine: (score of the rule, the
             verdict or None if not asked, row, kind) -> score, where there is a judge.
+        unscored: why an item does not count that one of the rules gives no score.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Protocol:
     faithful: frozenset[str] = frozenset()
     judged: Callable[[Prediction, str], bool] = _open_only
     combine: Callable[[float, bool | None, Prediction, str], float] = _verdict
+    unscored: str = "left out by the rule of its kind"
 
     def __str__(self) -> str:
         if not self.faithful:
@@ -172,9 +174,7 @@ def score(rows: Sequence[Prediction], protocol: Protocol, *, details: bool = Fal
                 stops[place] = str(error)
                 hit = 0.0
             if hit is None:
-                reason = (
-                    f"no score for {kind} items" if rules[kind] is no_rule else f"left out by its {kind} rule"
-                )
+                reason = f"no score for {kind} items" if rules[kind] is no_rule else protocol.unscored
             elif details and kind in protocol.details:
                 for name, value in protocol.details[kind](said, truth, row).items():
                     more.setdefault(f"{kind} {name}", [None] * len(rows))[place] = value

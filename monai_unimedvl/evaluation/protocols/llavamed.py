@@ -97,7 +97,7 @@ SAYS = {
 
 
 @lru_cache(200_000)
-def normalise(text: str, stops: int = 0) -> str:
+def vqa_spelling(text: str, stops: int = 0) -> str:
     """As VQA-v2 reads a text.
 
     A punctuation mark with a space on either side is removed everywhere, any other becomes a space; a number
@@ -141,11 +141,11 @@ def llavamed(faithful: Collection[str] = (), candidates: Sequence[str] = ()) -> 
     """
     having = frozenset(faithful)
     stops = 32 if "periods" in having else 0
-    known = tuple(dict.fromkeys(normalise(normalise(one.lower(), stops), stops) for one in candidates))
+    known = tuple(dict.fromkeys(vqa_spelling(vqa_spelling(one.lower(), stops), stops) for one in candidates))
 
     def read(text: str, row: Prediction, kind: str) -> str:
-        once = normalise(text.lower(), stops)
-        return once if kind == "closed" else normalise(once, stops)  # its open measures normalise again
+        once = vqa_spelling(text.lower(), stops)
+        return once if kind == "closed" else vqa_spelling(once, stops)  # its open measures vqa_spelling again
 
     def closed(said: str, truth: str, row: Prediction) -> float | None:
         if "substring" in having:
@@ -172,7 +172,7 @@ def llavamed(faithful: Collection[str] = (), candidates: Sequence[str] = ()) -> 
         SOURCE, select=partial(_select, untyped="untyped" in having), split=closed_or_open,
         read=read, read_truth=read, says=SAYS, closed=closed, open=opened,
         measures={"closed": "accuracy", "open": "token recall"}, details={"open": details},
-        faults=FAULTS, faithful=having,
+        faults=FAULTS, faithful=having, unscored="a wrong yes or no, which its closed rule drops",
     )  # fmt: skip
 
 

@@ -98,7 +98,7 @@ def vlmevalkit(faithful: Collection[str] = ()) -> Protocol:
     def short(said: str, truth: str, row: Prediction) -> float | None:
         if "judgeless" in having:
             raise PublicCodeStops("KeyError: no judge has seen this item")
-        return None
+        return None  # `unscored` says why
 
     return Protocol(
         "vlmevalkit-mcq", "1",
@@ -107,6 +107,7 @@ def vlmevalkit(faithful: Collection[str] = ()) -> Protocol:
         says=SAYS, closed=short, open=short, choice=choice,
         measures={"closed": "judged right", "open": "judged right", "choice": "accuracy"},
         suffixes=SUFFIXES, faults=FAULTS, faithful=having, judged=lambda row, kind: kind != "choice",
+        unscored="a short answer, which a judge scores and nothing else",
     )  # fmt: skip
 
 
