@@ -7,6 +7,7 @@ The scores are those of `evaluation`, on a few items; the page shows them and le
 from __future__ import annotations
 
 import platform
+import re
 import time
 from argparse import Namespace
 from collections import defaultdict
@@ -32,6 +33,7 @@ from monai_unimedvl.provenance import Facts
 HISTORY = "History: headache for three weeks. Lab: CRP 4 mg/L."
 ABOVE = {True: "\u25b2", False: "\u25bc"}
 FETCH = "`unimedvl data fetch-atlas`"
+JOINT = r"(?s)<!-- joint -->(.*?)<!-- /joint -->"  # of a bundle's README
 
 
 def demo(options: Namespace) -> Result:
@@ -61,7 +63,7 @@ def every_section(stage: Stage) -> list[Section]:
     """Everything between header and footer; a task without items is left out and named."""
     found = [at_a_glance(stage), questions(stage), unified(stage), descriptions(stage), drawings(stage)]
     found += [edits(stage, title, tasks) for title, tasks in TASKS.items()]
-    found += [failures(stage), measured(stage), sources(stage)]
+    found += [failures(stage), measured(stage), joint(stage), sources(stage)]
     return [section for section in found if section is not None]
 
 
@@ -295,12 +297,25 @@ def failures(stage: Stage) -> Section:
 
 def measured(stage: Stage) -> Section | None:
     """The tables in the bundle's papers."""
-    paper = bundle.find(stage.model) / "docs" / "README.md"
-    tables = markdown_tables(paper.read_text("utf8")) if paper.is_file() else ""
+    tables = markdown_tables(re.sub(JOINT, "", paper(stage)))
     return Section(
         "Measured", "All held-out items, with 95 % intervals: the table that comes with these weights.",
         markdown=tables,
     ) if tables else None  # fmt: skip
+
+
+def joint(stage: Stage) -> Section | None:
+    """Joint against separate training at equal compute, where the bundle's papers have the comparison."""
+    found = re.search(JOINT, paper(stage))
+    about, _, table = (found[1] if found else "").strip().partition("\n\n")
+    tables = markdown_tables(table)
+    return Section("Reading and drawing, together or apart", about, markdown=tables) if tables else None
+
+
+def paper(stage: Stage) -> str:
+    """The README of the bundle, empty where it has none."""
+    file = bundle.find(stage.model) / "docs" / "README.md"
+    return file.read_text("utf8") if file.is_file() else ""
 
 
 def sources(stage: Stage) -> Section:

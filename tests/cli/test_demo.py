@@ -188,6 +188,20 @@ def test_tables_of_scores_come_over_and_nothing_else():
     assert "Measured" in page("t", [], [Section("Measured", "about", markdown=html)], [])
 
 
+def test_joint_against_separate_has_a_section_of_its_own(stage, monkeypatch, tmp_path):
+    table = "| task | metric | value |\n|---|---|---|\n| {} | Dice | 0.5 |\n"
+    (tmp_path / "docs").mkdir()
+    paper = tmp_path / "docs" / "README.md"
+    monkeypatch.setattr(bundle, "find", lambda path: tmp_path)
+    joint = f"<!-- joint -->\n\nNull too.\n\n{table.format('vqa')}\n<!-- /joint -->"
+    paper.write_text(f"## Scores\n\n{table.format('seg')}\n{joint}")
+    section = pages.joint(stage)
+    assert section.about == "Null too." and "vqa" in section.markdown and "seg" not in section.markdown
+    assert "vqa" not in pages.measured(stage).markdown and "seg" in pages.measured(stage).markdown
+    paper.write_text(table)
+    assert pages.joint(stage) is None
+
+
 def test_every_source_of_the_corpus_has_a_credit():
     known = {row[0] for row in licences()}
     assert set(PACKAGES.values()) <= known

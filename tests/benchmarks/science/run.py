@@ -2,7 +2,7 @@
 """Train, score and report what the configurations ask; what is done is not done again.
 
     python tests/benchmarks/science/run.py --only a b --seeds 1   # arms of two questions, seed 0
-    python tests/benchmarks/science/run.py --report               # README.md and plots from the results
+    python tests/benchmarks/science/run.py --report               # README.md, plots, the short table
 
 A killed arm goes on from its last checkpoint. Checkpoints lie in the cache, results beside this file.
 """
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from monai_unimedvl.data.atlas import AtlasDataset  # noqa: E402
 from monai_unimedvl.data.fetch import default_root  # noqa: E402
 from monai_unimedvl.evaluation.asking import weights_hash  # noqa: E402
-from science import curves, lessons, plan, report  # noqa: E402
+from science import curves, joint, lessons, plan, report  # noqa: E402
 from science.plan import Arm  # noqa: E402
 from science.scoring import Scorer  # noqa: E402
 from science.training import curve, fit, metered, start  # noqa: E402
@@ -134,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     if options.arms is None or arm.name in options.arms:
                         runner.run(arm, seed)
     report.write_all(plan.HERE)
+    joint.write_all(plan.HERE)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from monai_unimedvl.data.atlas_pictures import Picture  # noqa: E402
 from monai_unimedvl.evaluation import benchmarks  # noqa: E402
 from monai_unimedvl.training.curriculum import PAPER  # noqa: E402
 from monai_unimedvl.training.module import UniMedVLModule  # noqa: E402
-from science import lessons, plan, report, run, scoring, training  # noqa: E402
+from science import joint, lessons, plan, report, run, scoring, training  # noqa: E402
 
 RESULTS = sorted(plan.RESULTS.glob("*-seed*.json"))
 CONFIGS = sorted(plan.CONFIGS.glob("?.yaml"))
@@ -186,6 +187,17 @@ def test_the_page_was_made_of_these_results() -> None:
 @pytest.mark.slow
 def test_the_page_says_what_the_results_say() -> None:
     assert (plan.HERE / "README.md").read_text("utf8") == report.render(plan.HERE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("paper", joint.PAPERS, ids=lambda path: path.parent.name)
+def test_the_papers_say_what_the_results_say(paper: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "README.md"
+    copy.write_text(re.sub(r"\d\.\d{3}", "0.123", paper.read_text("utf8")))
+    joint.write_all(plan.HERE, [copy])
+    said = [text.split("<!-- joint -->")[1].split("<!-- /joint -->")[0] for text in
+            (copy.read_text("utf8"), paper.read_text("utf8"))]  # fmt: skip
+    assert said[0] == said[1] and "| sr4 | slab | PSNR |" in said[0]
 
 
 def test_sharpness_is_a_share_of_the_truths() -> None:
