@@ -66,7 +66,9 @@ def list_own(
     Raises:
         ValueError: no such folder or layout, a file or a line that does not fit, nothing in the section.
     """
-    if folder is None or not Path(folder).is_dir():
+    if folder is None:
+        raise ValueError(f"dataset_dir is not given, expected a folder with {LAYOUTS}: pass it.")
+    if not Path(folder).is_dir():
         raise ValueError(f"dataset_dir is {str(folder)!r}, expected a folder with {LAYOUTS}: check the path.")
     if section not in SECTIONS or not 0 <= holdout < 1:
         raise ValueError(
@@ -81,7 +83,9 @@ def list_own(
     elif (folder / "source").is_dir() and (folder / "target").is_dir():
         items = _from_pairs(folder, "source", "target", _asked_pair(folder, instruction), slices)
     else:
-        raise ValueError(f"dataset_dir {folder.name} has none of the known layouts, expected {LAYOUTS}.")
+        raise ValueError(
+            f"dataset_dir {folder.name} has none of the known layouts, expected {LAYOUTS}: lay it out so."
+        )
     chosen = [item for item in _sections(items, holdout, seed) if section in ("all", item["section"])]
     if not chosen:
         raise ValueError(

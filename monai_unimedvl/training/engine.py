@@ -30,6 +30,7 @@ from monai_unimedvl.training.replay import Guard
 from monai_unimedvl.transforms import recipe
 from monai_unimedvl.transforms.dicom import holds_dicom
 from monai_unimedvl.transforms.image import meta_of, resize
+from monai_unimedvl.transforms.nrrd import NRRD
 from monai_unimedvl.transforms.read import DICOM, NIFTI, PICTURES
 
 FILE = "filename_or_obj"  # where MONAI's meta keeps it
@@ -337,11 +338,12 @@ def _output(losses: Losses, pack: Pack) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def list_images(folder: str | Path) -> list[dict[str, str]]:
+def list_images(folder: str | Path, volumes: bool = False) -> list[dict[str, str]]:
     """MONAI's data list of a folder: [{"image": path}, ...] in the order of names.
 
     Args:
         folder: holds images and, as folders, DICOM series; or is one image.
+        volumes: leave out pictures.
 
     Raises:
         ValueError: no such folder, or no image in it.
@@ -350,11 +352,14 @@ def list_images(folder: str | Path) -> list[dict[str, str]]:
     if not folder.exists():
         raise ValueError(f"dataset_dir {folder} does not exist, expected a folder of images: check the path.")
     found = [folder] if folder.is_file() else sorted(folder.iterdir())
-    known = (*PICTURES, *NIFTI, *DICOM)
+    known = (*(() if volumes else PICTURES), *NIFTI, *NRRD, *DICOM)
     series = [path for path in found if path.is_dir() and holds_dicom(path)]
     kept = [path for path in found if path.name.lower().endswith(known) or path in series]
     if not kept:
-        raise ValueError(f"dataset_dir {folder} holds no image, expected {', '.join(known)}: add some.")
+        raise ValueError(
+            f"dataset_dir {folder} holds no {'volume' if volumes else 'image'} ({len(found)} other entries), "
+            f"expected {', '.join(known)} or folders of DICOM files: add some, or name another folder."
+        )
     return [{CommonKeys.IMAGE: str(path)} for path in kept]
 
 

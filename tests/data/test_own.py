@@ -156,8 +156,10 @@ def test_what_is_wrong_with_a_table_is_said_with_its_line(table: Path, break_it,
 
 
 def test_what_is_wrong_with_a_folder_is_said(masks: Path, pairs: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="dataset_dir is 'None', expected a folder"):
+    with pytest.raises(ValueError, match="dataset_dir is not given, expected a folder"):
         list_own(None)
+    with pytest.raises(ValueError, match="nowhere', expected a folder with questions.csv.*check the path"):
+        list_own(tmp_path / "nowhere")
     for content in ("", json.dumps({"a": 0}), json.dumps(["a"])):
         (masks / "labels.json").write_text(content)
         with pytest.raises(ValueError, match="masks/labels.json is missing or no list of labels"):

@@ -128,8 +128,11 @@ def test_the_data_list_of_a_folder_is_its_images(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert [Path(row["image"]).name for row in list_images(tmp_path)] == ["a.nii.gz", "b.png"]
     assert list_images(tmp_path / "b.png") == [{"image": str(tmp_path / "b.png")}]
-    with pytest.raises(ValueError, match="holds no image, expected .png"):
+    assert [Path(row["image"]).name for row in list_images(tmp_path, volumes=True)] == ["a.nii.gz"]
+    with pytest.raises(ValueError, match=r"holds no image \(0 other entries\), expected .png.*: add some"):
         list_images(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"holds no volume \(1 other entries\), expected .nii"):
+        list_images(tmp_path / "b.png", volumes=True)
     with pytest.raises(ValueError, match="does not exist, expected a folder"):
         list_images(tmp_path / "nowhere")
 
