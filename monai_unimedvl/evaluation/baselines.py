@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import permutations
 from typing import Any
@@ -26,6 +27,21 @@ Item = Mapping[str, Any]  # as `AtlasDataset` gives them
 Draw = Callable[[Item], Tensor]  # an item -> the image (3, H, W) that a baseline would have drawn
 STAINS = ("h-to-he", "h-to-ihc")
 LEVELS = 64  # grey levels of a lookup table: fine enough for 8-bit scans, coarse enough to be filled
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What stands beside the drawings of N items of a task.
+
+    Args:
+        truth: (N, 3, H, W). drawn: name of a baseline -> (N, 3, H, W).
+        scores: name of a baseline -> metric -> (N,). ceiling: metric -> (N,) of the best that can be had.
+    """
+
+    truth: Tensor
+    drawn: Mapping[str, Tensor]
+    scores: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    ceiling: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def fit(task: str, items: Sequence[Item]) -> dict[str, Draw]:

@@ -34,7 +34,7 @@ from monai_unimedvl.evaluation.atlas_scores import (
     text_scores,
     truths,
 )
-from monai_unimedvl.evaluation.baselines import Draw, Item
+from monai_unimedvl.evaluation.baselines import Beside, Draw, Item
 from monai_unimedvl.evaluation.classifier import Judges, train_judges
 from monai_unimedvl.evaluation.image import nearest_correlation
 from monai_unimedvl.evaluation.items import WORDS, asked, digest, plans, prompt, record
@@ -191,18 +191,21 @@ class AtlasBenchmark:
             )
             predictions: list[dict[str, Any]] = []
             images: dict[str, Tensor] = {}
+            held: dict[tuple[str, str], Beside] = {}  # of what is scored as a whole further down
             for (section, task), items in chosen.items():
                 if task in WORDS:
                     predictions += self._score_words(task, items, made[section, task, None])
+                    continue
+                beside = self._beside(network, task, items)
+                if task in ("text-to-image", volumes.TASK):
+                    held[section, task] = beside
                 score = self._judge_drawings if task == "text-to-image" else self._score_edits
                 for plan in drawn_by[section, task]:
-                    if plan is None:
-                        continue
                     name = f"{section}/{task}/{plan}"
                     images[name] = drawn = torch.cat(
                         [one.images for one in made[section, task, plan] if one.images is not None]
                     )
-                    for place, one in enumerate(score(network, task, items, drawn.float() / 255)):
+                    for place, one in enumerate(score(task, items, drawn.float() / 255, beside)):
                         if plan is not drawn_by[section, task][0]:
                             one["groups"] = [group for group in one["groups"] if group.startswith(ALL)]
                         predictions.append(one | {"setting": str(plan), "image": [name, place]})
@@ -216,9 +219,8 @@ class AtlasBenchmark:
         rows = summarise(predictions, seed=self.seed)
         if any(task == "text-to-image" for _, task in chosen):
             rows += drawn_sets.measure(
-                images, chosen, truths(self._items["train", "text-to-image"]), self.judge.kind, about,
-                self.baselines_of("text-to-image"),
-            )  # fmt: skip
+                images, held, truths(self._items["train", "text-to-image"]), self.judge.kind, about
+            )
         for (section, task), items in chosen.items():
             if task == volumes.TASK:
                 first = str(plans(task, steps, drawing)[0])
@@ -226,7 +228,7 @@ class AtlasBenchmark:
                 rows += volumes.measure(
                     network, tokenizer, items,
                     {one["id"]: one["scores"]["Dice"] for one in same if one["setting"] == first},
-                    section=section, setting=first, steps=steps[0], baselines=self.baselines_of(task),
+                    section=section, setting=first, steps=steps[0], beside=held[section, task].drawn,
                     seed=self.seed,
                 )  # fmt: skip
         about["notes"] = explain(about)
@@ -321,16 +323,22 @@ class AtlasBenchmark:
                 | {"ceiling": {}, "question_type": item["question"], "seed": self.seed}
             )
 
-    def _score_edits(
-        self, network: UniMedVL, task: str, items: Sequence[Item], drawn: Tensor
-    ) -> Iterable[dict[str, Any]]:
+    def _beside(self, network: UniMedVL, task: str, items: Sequence[Item]) -> Beside:
+        """What stands beside the drawings of some items in every setting, made once."""
         truth = truths(items)
-        scores = image_scores(task, drawn, truth)
-        guesses = {
-            name: image_scores(task, torch.stack([draw(item) for item in items]), truth)
+        drawn = {
+            name: torch.stack([draw(item) for item in items])
             for name, draw in self.baselines_of(task).items()
         }
-        ceiling = image_scores(task, reconstruct(network, truth), truth)
+        if task == "text-to-image":  # judged, not compared pixel by pixel
+            return Beside(truth, drawn)
+        scores = {name: image_scores(task, images, truth) for name, images in drawn.items()}
+        return Beside(truth, drawn, scores, image_scores(task, reconstruct(network, truth), truth))
+
+    def _score_edits(
+        self, task: str, items: Sequence[Item], drawn: Tensor, beside: Beside
+    ) -> Iterable[dict[str, Any]]:
+        scores = image_scores(task, drawn, beside.truth)
         for n, item in enumerate(items):
             groups = [item["source"]]
             if task == "sr4":
@@ -339,23 +347,22 @@ class AtlasBenchmark:
             yield record(item, groups) | {
                 "asked": asked(item), "seed": self._number(item),
                 "scores": {metric: float(values[n]) for metric, values in scores.items()},
-                "ceiling": {metric: float(values[n]) for metric, values in ceiling.items()},
+                "ceiling": {metric: float(values[n]) for metric, values in beside.ceiling.items()},
                 "baselines": {
-                    metric: {name: float(guess[metric][n]) for name, guess in guesses.items()}
+                    metric: {name: float(guess[metric][n]) for name, guess in beside.scores.items()}
                     for metric in scores
                 },
             }  # fmt: skip
 
     def _judge_drawings(
-        self, network: UniMedVL, task: str, items: Sequence[Item], drawn: Tensor
+        self, task: str, items: Sequence[Item], drawn: Tensor, beside: Beside
     ) -> Iterable[dict[str, Any]]:
-        truth, bank = truths(items), truths(self._items["train", task])
+        truth, bank = beside.truth, truths(self._items["train", task])
         named, real = self.judge.name(drawn), self.judge.name(truth)
         near, real_near = nearest_correlation(drawn, bank), nearest_correlation(truth, bank)
         kinds = [kind_of(item) for item in self._items["train", task]]
         guessed = {"usual kind": [max(sorted(set(kinds)), key=kinds.count)] * len(items)}
-        for name, draw in self.baselines_of(task).items():
-            guessed[name] = self.judge.name(torch.stack([draw(item) for item in items]))
+        guessed |= {name: self.judge.name(images) for name, images in beside.drawn.items()}
         for n, item in enumerate(items):
             scores = kind_scores(named[n], kind_of(item)) | {"near copy": float(near[n] > NEAR_COPY)}
             told = {name: kind_scores(guess[n], kind_of(item)) for name, guess in guessed.items()}

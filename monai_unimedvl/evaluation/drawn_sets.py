@@ -8,16 +8,15 @@ Frechet distance by it is none by Inception. Beside each figure stands that of r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from monai_unimedvl.evaluation.atlas_scores import truths
 from monai_unimedvl.evaluation.audit import Audit, audit
-from monai_unimedvl.evaluation.baselines import Draw, Item
+from monai_unimedvl.evaluation.baselines import Beside
 from monai_unimedvl.evaluation.classifier import Judge
 from monai_unimedvl.evaluation.distances import NEIGHBOURS, SetScores, compare_sets
 from monai_unimedvl.evaluation.encoders import Encoder
@@ -28,15 +27,15 @@ REAL = "random training images"
 
 
 def measure(
-    images: Mapping[str, Tensor], chosen: Mapping[tuple[str, str], Sequence[Item]], training: Tensor,
-    judge: Judge, about: dict[str, Any], baselines: Mapping[str, Draw] | None = None,
+    images: Mapping[str, Tensor], beside: Mapping[tuple[str, str], Beside], training: Tensor, judge: Judge,
+    about: dict[str, Any],
 ) -> list[Row]:  # fmt: skip
     """The rows of all drawings from words; their audits and warnings go into `about`.
 
     Args:
-        images: "section/task/setting" -> (N, 3, H, W) uint8. chosen: (section, task) -> their items.
+        images: "section/task/setting" -> (N, 3, H, W) uint8.
+        beside: (section, task) -> the true images, and the sets that are drawn without a model.
         training: (M, 3, H, W) in [0, 1]. about: of the report, with its seed.
-        baselines: name -> what draws without a model; their sets stand beside.
     """
     rows: list[Row] = []
     about["audits"], about["warnings"] = {}, []
@@ -44,10 +43,11 @@ def measure(
         section, task, setting = name.split("/")
         if task != "text-to-image":
             continue
-        sets, encoder = (drawn.float() / 255, truths(chosen[section, task]), training), encoder_of(judge)
-        items = chosen[section, task]
-        guesses = {name: torch.stack([draw(x) for x in items]) for name, draw in (baselines or {}).items()}
-        found, told = set_rows(task, section, setting, *sets, encoder, seed=about["seed"], guesses=guesses)
+        others = beside[section, task]
+        sets, encoder = (drawn.float() / 255, others.truth, training), encoder_of(judge)
+        found, told = set_rows(
+            task, section, setting, *sets, encoder, seed=about["seed"], guesses=others.drawn
+        )
         rows += found
         about["warnings"] += told
         if found:

@@ -19,7 +19,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from monai_unimedvl.data.atlas import INSTRUCTIONS, LEGENDS
-from monai_unimedvl.evaluation.baselines import Draw, Item, shown
+from monai_unimedvl.evaluation.baselines import Item, shown
 from monai_unimedvl.evaluation.image import dice, labels_from_colours
 from monai_unimedvl.evaluation.intervals import interval
 from monai_unimedvl.evaluation.tables import ALL, Row
@@ -70,13 +70,13 @@ def volume_dice(labels: Tensor, slices: Sequence[Item]) -> float:
 
 def measure(
     network: UniMedVL, tokenizer: Tokenizer, items: Sequence[Item], alone: Mapping[str, float], *,
-    section: str, setting: str, steps: int, baselines: Mapping[str, Draw], seed: int = 0,
+    section: str, setting: str, steps: int, beside: Mapping[str, Tensor], seed: int = 0,
 ) -> list[Row]:  # fmt: skip
     """One row, a slab an item, or none where no slab is whole.
 
     Args:
         items: of the tissue task and one section. alone: id -> Dice of the slice drawn by itself.
-        baselines: what draws slices without a model; their maps are stacked and scored as volumes too.
+        beside: name -> the items as drawn without a model (N, 3, H, W); these are scored as volumes too.
     """
     found = slabs(items)
     if not found:
@@ -86,14 +86,15 @@ def measure(
         ImageInferer(tokenizer, steps=steps, seed=seed), None, INSTRUCTIONS[TASK],
         output=Labels(legend, threshold=None), batch=64,
     )  # fmt: skip
+    place = {item["id"]: n for n, item in enumerate(items)}
     scores: list[float] = []
     guesses: dict[str, list[float]] = defaultdict(list)
     for slices in found:
         made: Any = draw(stacked(slices), network)  # (1, H, W, Z)
         scores.append(volume_dice(made[0].as_subclass(Tensor).movedim(-1, 0), slices))
         guesses["its slices"].append(float(np.nanmean([alone[item["id"]] for item in slices])))
-        for name, guess in baselines.items():
-            maps = labels_from_colours(torch.stack([guess(item) for item in slices]), legend)
+        for name, images in beside.items():
+            maps = labels_from_colours(images[[place[item["id"]] for item in slices]], legend)
             guesses[name].append(volume_dice(maps, slices))
     low, high = interval(scores, seed=seed)
     means = {name: float(np.mean(values)) for name, values in guesses.items()}

@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from monai_unimedvl.evaluation import AtlasBenchmark, Drawing, Report, asking, atlas_scores
+from monai_unimedvl.evaluation import AtlasBenchmark, Drawing, Report, asking, atlas_scores, benchmarks
+from monai_unimedvl.evaluation.baselines import fit
 from monai_unimedvl.inferers import Answer
 
 
@@ -127,6 +128,20 @@ def test_a_network_in_training_is_scored_in_eval_and_handed_back_in_training(dat
     hook.remove()
     assert network.training and set(modes) == {False}
     network.eval()
+
+
+def test_a_baseline_draws_each_item_once_whatever_is_scored_with_it(data, model, monkeypatch):
+    drawn: list[tuple[str, str]] = []
+
+    def watched(task, items):
+        def watch(name, draw):
+            return lambda item: (drawn.append((name, item["id"])), draw(item))[1]
+
+        return {name: watch(name, draw) for name, draw in fit(task, items).items()}
+
+    monkeypatch.setattr(benchmarks.trivial, "fit", watched)
+    run(data, model, tasks=["text-to-image", "sr4", "seg-tissue"], steps=(2, 1))
+    assert len(drawn) == len(set(drawn)) > 30
 
 
 def test_the_report_survives_the_disk(report, tmp_path):

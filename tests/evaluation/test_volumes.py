@@ -54,9 +54,10 @@ def test_a_slab_is_shown_as_its_slices_were_and_scored_whole(monkeypatch):
 
     monkeypatch.setattr(volumes, "ImageInferer", Painter)
     alone = {item["id"]: 0.5 for item in items}
-    draws = {"truth": lambda item: item["truth"]}
+    given = items[::-1]  # the order of a slab is not that of the items
+    drawn = {"truth": torch.stack([item["truth"] for item in given])}
     (row,) = volumes.measure(
-        None, None, items, alone, section="test", setting="2 steps", steps=2, baselines=draws
+        None, None, given, alone, section="test", setting="2 steps", steps=2, beside=drawn
     )
     assert row.group == "all, as volumes" and row.n == 1
     assert row.baselines == {"its slices": 0.5, "truth": 1.0}
