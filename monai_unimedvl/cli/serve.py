@@ -109,22 +109,14 @@ def key_of(options: Namespace) -> str | None:
     every user of the machine would see it.
 
     Raises:
-        ValueError: a file that cannot be read, or a key too short to be one.
+        ValueError: see `serve.keys`.
     """
+    from monai_unimedvl.serve.keys import checked, read_key
+
     if options.api_key_file:
-        path = Path(options.api_key_file)
-        try:
-            text = path.read_text("utf8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"--api-key-file {path.name} cannot be read: check the path.") from error
-        key = next(iter(text.splitlines()), "").strip()
-    else:
-        key = os.environ.get(KEY, "").strip()
-        if not key:
-            return None
-    if len(key) < 8:
-        raise ValueError(f"the key has {len(key)} characters, but 8 or more are expected: lengthen it.")
-    return key
+        return read_key(options.api_key_file, "--api-key-file")
+    key = os.environ.get(KEY, "").strip()
+    return checked(key, KEY) if key else None
 
 
 def _listen(host: str, port: int) -> socket.socket:

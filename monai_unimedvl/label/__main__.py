@@ -16,9 +16,9 @@ from monai_unimedvl.label.door import ORIGINS, VARIABLE
 from monai_unimedvl.label.guard import protect
 from monai_unimedvl.label.quiet import VARIABLE as VERBOSE
 from monai_unimedvl.label.quiet import hush
+from monai_unimedvl.serve.keys import read_key
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-LEAST = 16  # characters of a key
 READ = ["*.nii.gz", "*.nii", "*.nrrd", "*.dcm", "*.png", "*.jpg", "*.jpeg", "*.tif", "*.tiff"]
 
 
@@ -102,20 +102,9 @@ def digest_of(file: Path) -> str:
     """sha256 of the key in a file.
 
     Raises:
-        ValueError: no such file, or a key that can be guessed.
+        ValueError: see `serve.keys`.
     """
-    try:
-        key = file.read_text("utf8").strip()
-    except OSError as error:
-        raise ValueError(
-            f"--key-file {file.name} cannot be read ({error.strerror}): check the path."
-        ) from error
-    if len(key) < LEAST:
-        raise ValueError(
-            f"--key-file {file.name} holds {len(key)} characters, expected {LEAST} or more: make it with"
-            " `openssl rand -hex 32`."
-        )
-    return hashlib.sha256(key.encode()).hexdigest()
+    return hashlib.sha256(read_key(file, "--key-file").encode()).hexdigest()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

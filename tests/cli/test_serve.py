@@ -16,7 +16,7 @@ import pytest
 REFUSED = [
     (["--host", "0.0.0.0"], "no key is set"),
     (["--host", "::"], "no key is set"),
-    (["--api-key-file", "KEY"], "8 or more"),
+    (["--api-key-file", "KEY"], "a key has 16 or more of ASCII"),
     (["--api-key-file", "none.txt"], "cannot be read"),
     (["--port", "70000"], "cannot be listened at"),
     (["--port", "TAKEN"], "choose another --port"),

@@ -182,7 +182,7 @@ def test_the_launcher_listens_on_loopback_unless_there_is_a_key(
     with pytest.raises(ValueError, match="--host 0.0.0.0 can be reached from elsewhere, expected a key"):
         prepare(parser().parse_args([*common, "--host", "0.0.0.0"]))
     (tmp_path / "short").write_text("1234\n")
-    with pytest.raises(ValueError, match="holds 4 characters, expected 16 or more"):
+    with pytest.raises(ValueError, match="--key-file short holds 4 characters, but a key has 16 or more"):
         digest_of(tmp_path / "short")
     with pytest.raises(ValueError, match="has no main.py"):
         prepare(parser().parse_args(["--app", str(tmp_path), "--studies", "s"]))
