@@ -36,6 +36,7 @@ def items(section: str, count: int = 3) -> list[dict[str, Any]]:
                 {
                     "id": f"{task}/{section}/{n}/{question}", "task": task, "section": section,
                     "source": ("spmPET", "ch2")[n % 2], "subject": "s", "modality": "MRI", "contrast": "T1",
+                    "body": ("head", "chest")[n % 2],
                     "turns": [Turn("user", [*shown, asked or f"{plane} T1 MRI."]), Turn("assistant", [told])],
                     "plane": plane, "question": question, "balanced": question == "plane",
                     "kind": "text" if isinstance(told, str) else "image",

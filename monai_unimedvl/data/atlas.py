@@ -125,6 +125,7 @@ class AtlasDataset(Dataset):
             "source": picture.source,
             "subject": picture.subject,
             "modality": picture.modality,
+            "body": str(picture.facts["body"]),
             "contrast": picture.contrast,
             "plane": picture.plane,
             "section": self.section,

@@ -77,6 +77,8 @@ def mi_claim_gen(report: Report, name: str, told: Sequence[str]) -> str:
     about = report.about
     drawn = any(row.task == "text-to-image" for row in report.rows)
     baselines = sorted({one for row in report.rows for one in row.baselines})
+    lines = "left_out" in about  # no Parquet without pyarrow
+    file, prompt = ("predictions.jsonl", "asked") if lines else ("predictions.parquet", "prompt")
     parts: list[tuple[str, list[tuple[str, str]]]] = [
         ("1. Study design", [
             ("Question and setting", f"{ASK} the clinical problem and where the model would be used."),
@@ -91,7 +93,7 @@ def mi_claim_gen(report: Report, name: str, told: Sequence[str]) -> str:
              f"{_list(about.get('sections'))}. Baselines and the judge were fitted on training items alone."
              f" {ASK} whether test data can lie in the pretraining of any part."),
             ("Inputs and outputs", f"Tasks: {_list(about.get('tasks'))}."),
-            ("Prompts", "Stored with every prediction (`prompt` in predictions.parquet)."),
+            ("Prompts", f"Stored with every prediction (`{prompt}` in {file})."),
         ]),
         ("3. Optimisation and choice of the final model", [
             ("Training", f"{ASK} hyperparameters, hardware, and how the checkpoint was chosen."),
@@ -107,7 +109,7 @@ def mi_claim_gen(report: Report, name: str, told: Sequence[str]) -> str:
         ]),
         ("5. Examination", [
             ("Errors", "\n".join(["Worst, middle, best items: index.html.", *(f"  - {x}" for x in told)])),
-            ("Bias", "Slices by modality, question type and known failures: slices.csv."
+            ("Bias", "Slices by modality, anatomy, question type and known failures: slices.csv."
              f" {ASK} slices by sex, age, ethnicity and site, which this run does not know."),
             ("Harm", "Drawings are marked as synthetic in file and manifest."
              f" {ASK} foreseeable misuse and what prevents it."),
@@ -116,19 +118,19 @@ def mi_claim_gen(report: Report, name: str, told: Sequence[str]) -> str:
         ]),
         ("6. Reproducibility", [
             ("Code", f"monai_unimedvl {__version__}, Apache-2.0; torch {about.get('torch', 'unknown')}."),
-            ("Predictions", "predictions.parquet: one row an item with prompt, seed, weights and scores."),
+            ("Predictions", f"{file}: one row an item with prompt, seed and scores."),
             ("Data", f"{ASK} who can get the data. Items sha256 `{about.get('items', 'unknown')}`."),
             ("Tier", f"{ASK} 1 all shared, 2 a third party evaluates, 3 virtual machine, 4 none."),
         ]),
     ]  # fmt: skip
-    lines = [
+    text = [
         f"# MI-CLAIM-GEN card of {name}",
         "Filled by the run where it knows; the rest is marked. After the checklist of Miao et al. (2024).",
     ]
     for title, rows in parts:
-        lines.append(f"## {title}")
-        lines += [f"- *{item}.* {text}" for item, text in rows]
-    return "\n\n".join(lines) + "\n"
+        text.append(f"## {title}")
+        text += [f"- *{item}.* {answer}" for item, answer in rows]
+    return "\n\n".join(text) + "\n"
 
 
 def open_questions(card: str) -> int:

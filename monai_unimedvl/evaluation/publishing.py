@@ -279,7 +279,7 @@ def _slices(slices: Sequence[Row], told: Sequence[str]) -> Section:
         if (
             row.group != ALL
             and (row.setting, row.metric) == first
-            and row.group.startswith(("modality", "known"))
+            and row.group.startswith(("modality", "anatomy", "known"))
         ):
             if row.n >= FEWEST or row.group.startswith("known"):
                 task, section, group, _, n, value, baselines, _ = cells(row)
@@ -289,8 +289,9 @@ def _slices(slices: Sequence[Row], told: Sequence[str]) -> Section:
     notes = "".join(f"<li>{line}</li>" for line in told)
     return Section(
         "Slices and warnings",
-        "First what a mean hides; then the scores by modality, where there are 20 items, and by what this"
-        " model family is known to get wrong. Smaller slices and those by question type are in `slices.csv`.",
+        "First what a mean hides; then the scores by modality and anatomy, where there are 20 items, and by"
+        " what this model family is known to get wrong. Smaller slices and those by question type are in"
+        " `slices.csv`.",
         cards=[Card("Slices", rows=rows, wide=True)] if len(rows) > 1 else [],
         markdown=f'<ul class="notes">{notes}</ul>' if notes else "",
     )
@@ -325,7 +326,7 @@ def _method(report: Report) -> Section:
     about = report.about
     names = (
         "benchmark", "sections", "tasks", "limit", "seed", "batch", "edit_steps", "drawing", "weights",
-        "items", "missing_sources", "parameters", "torch",
+        "items", "missing_sources", "parameters", "torch", "left_out",
     )  # fmt: skip
     rows: list[Sequence[str | tuple[str, bool]]] = [("setting", "value")]
     rows += [(name.replace("_", " "), _words_of(about[name])) for name in names if name in about]

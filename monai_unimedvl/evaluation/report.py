@@ -99,7 +99,7 @@ class Report:
         """Write the report, each file whole or not at all; returns the folder.
 
         report.json, table.md, table.csv, table.tex, predictions.jsonl, predictions.parquet (where pyarrow is
-        installed; the log says so if not) and images.safetensors.
+        installed; if not, `about["left_out"]` and the log say so) and images.safetensors.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,9 @@ class Report:
             try:
                 write_predictions(self.as_predictions(), folder / "predictions.parquet", told)
             except MissingPackage as error:
-                log.warning("predictions.parquet is left out: %s", error)
+                (folder / "predictions.parquet").unlink(missing_ok=True)  # of an earlier run
+                self.about["left_out"] = f"predictions.parquet is left out: {error}"
+                log.warning("%s", self.about["left_out"])
         if self.images:
             from safetensors.torch import save
 
@@ -231,7 +233,7 @@ def _prediction(one: Mapping[str, Any], benchmark: str, weights: str) -> Predict
         question=one.get("asked", "").replace("<image>", "").strip(),
         benchmark=benchmark, section=one["section"], task=one["task"], setting=one["setting"],
         answer_type=_answer_type(one), question_type=one.get("question_type", ""),
-        modality=one.get("modality", ""),
+        modality=one.get("modality", ""), anatomy=one.get("body", ""),
         image=one.get("picture", ""), patient=one.get("subject", ""), seed=one.get("seed", 0),
         weights=weights,
         groups={key: one[key] for key in told if one.get(key)},

@@ -139,6 +139,7 @@ def test_other_tables_hold_the_same_rows(folder, report):
     assert "known failure" not in tex
     slices = (folder / "slices.csv").read_text("utf8")
     assert "modality: MRI" not in slices  # all items are: no row of its own
+    assert "vqa,test,anatomy: chest,,exact match,4," in slices
     assert "vqa,test,all,,exact match,8," in slices
 
 

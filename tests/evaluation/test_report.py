@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from monai_unimedvl.evaluation import Report, fill
+from monai_unimedvl.evaluation.cards import hub_card, mi_claim_gen
 from monai_unimedvl.evaluation.intervals import interval
 from monai_unimedvl.evaluation.report import summarise
 
@@ -86,8 +87,14 @@ def test_a_report_comes_back_as_it_was_saved(tmp_path):
 
 def test_a_prediction_file_that_cannot_be_written_is_said(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "pyarrow", None)  # as where it is not installed
-    out = report([prediction(0, 21.0)]).save(tmp_path)
+    (tmp_path / "predictions.parquet").write_text("of an earlier run")
+    made = report([prediction(0, 21.0)])
+    out = made.save(tmp_path)
     assert not (out / "predictions.parquet").exists() and (out / "report.json").is_file()
+    assert made.about["left_out"] == Report.load(out).about["left_out"] == caplog.messages[0]
+    for card in (hub_card(made, "m", []), mi_claim_gen(made, "m", [])):
+        assert "predictions.parquet" not in card
+    assert "`asked` in predictions.jsonl" in mi_claim_gen(made, "m", [])
     assert caplog.messages == [
         "predictions.parquet is left out: A prediction file needs pyarrow, which is not installed: "
         "pip install 'monai-unimedvl[data]'."
