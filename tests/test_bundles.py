@@ -215,7 +215,7 @@ def test_what_the_user_overrides_reaches_the_result(copied: Path, elsewhere: Pat
     manifest = provenance.verify(elsewhere / "out" / names[0])
     assert manifest["prompt"] == "white matter" and manifest["steps"] == 1
     assert manifest["slices"] == [int(names[0].split("-")[1])]
-    assert Image.open(elsewhere / "out" / "wide-drawing.png").size == (40, 40), "the padded square"
+    assert Image.open(elsewhere / "out" / "wide-drawing.png").size == (30, 40), "the pixels of the file"
     empty = workflow(copied, "inference", dataset_dir=str(elsewhere / "nowhere"))
     with pytest.raises(RuntimeError) as caught:
         empty.run()

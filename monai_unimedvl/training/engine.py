@@ -9,13 +9,13 @@ of prompts and a pack are not tensors that could be taken apart along their firs
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from monai.data import MetaTensor
+from monai.data import MetaTensor, decollate_batch
 from monai.engines import PrepareBatch
 from monai.engines.utils import IterationEvents
 from monai.transforms import MapTransform
@@ -29,7 +29,8 @@ from monai_unimedvl.training.objective import VALIDATION, Losses, Objective, pac
 from monai_unimedvl.training.replay import Guard
 from monai_unimedvl.transforms import recipe
 from monai_unimedvl.transforms.dicom import holds_dicom
-from monai_unimedvl.transforms.image import meta_of, resize
+from monai_unimedvl.transforms.geometry import put_back
+from monai_unimedvl.transforms.image import meta_of
 from monai_unimedvl.transforms.nrrd import NRRD
 from monai_unimedvl.transforms.read import DICOM, NIFTI, PICTURES
 
@@ -61,6 +62,8 @@ class PreparePrompts(PrepareBatch):
     ) -> tuple[list[Prompt], Any]:
         """B prompts, and what lies under "label". Pictures stay where they are: the network moves its tokens.
 
+        A batch of MONAI's loader gives pictures that know their file and what was done to their pixels.
+
         Raises:
             ValueError: no pictures, or pictures of another shape.
         """
@@ -75,7 +78,8 @@ class PreparePrompts(PrepareBatch):
                 "preprocessing, and set the loader's batch_size to 1 where sizes differ."
             )
         texts = batchdata.get(self.key, [self.text] * len(images))
-        pictures = images.as_subclass(Tensor)
+        batched = isinstance(images, MetaTensor) and images.is_batch
+        pictures = decollate_batch(images) if batched else images.as_subclass(Tensor)
         return [[picture, text] for picture, text in zip(pictures, texts, strict=True)], label
 
 
@@ -150,8 +154,8 @@ class SaveResults:
 class ByRecipe(MapTransform):
     """Preprocessing: a file by the recipe of its modality; one mapping for each slice or frame of it.
 
-    A picture's meta keeps its file and, of several slices, its index; "source_size" is its size (H, W) for
-    `AtSourceSized`. MONAI's DataLoader takes the lists apart.
+    A picture's meta keeps its file and, of several slices, its index; what the recipe did to its pixels stays
+    in `applied_operations`, for `AtSourceSized`. MONAI's DataLoader takes the lists apart.
 
     Args:
         keys: of the paths.
@@ -163,27 +167,41 @@ class ByRecipe(MapTransform):
         self.recipe = recipe(modality, **settings)
 
     def __call__(self, data: Mapping[Any, Any]) -> list[dict[Any, Any]]:
-        """{key: path} -> [{key: (3, H, W) in [0, 1], "source_size": (2,)}, ...]"""
+        """{key: path} -> [{key: (3, H, W) in [0, 1]}, ...]"""
         found = []
         for key in self.key_iterator(data):
             for picture in self.recipe(data[key]):
                 source = picture.meta["source"]
                 index = source["index"] if source["count"] > 1 else -1
-                image = MetaTensor(picture.as_tensor(), meta={FILE: str(data[key]), "slice": index})
-                found.append({**data, key: image, "source_size": torch.tensor(image.shape[1:])})
+                image = MetaTensor(
+                    picture.as_tensor(), affine=picture.affine, meta={FILE: str(data[key]), "slice": index},
+                    applied_operations=picture.applied_operations,
+                )  # fmt: skip
+                found.append({**data, key: image})
         return found
 
 
 class AtSourceSized(MapTransform):
-    """Postprocessing: drawings (3, h, w) at the size of the pictures they were drawn from; texts stay."""
+    """Postprocessing: drawings (3, h, w) on the pixels of the files or slices they were drawn from.
+
+    Texts stay, and so does what was drawn from words alone. Thick slices seen from the side keep the
+    proportions that they have for the eye.
+
+    Args:
+        keys: of the drawings.
+        prompts: key of the prompts, as `PreparePrompts` makes them of what `ByRecipe` read.
+    """
+
+    def __init__(self, keys: Any, prompts: str = CommonKeys.IMAGE) -> None:
+        super().__init__(keys)
+        self.prompts = prompts
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
-        """A new mapping with the list under each key resized; as it was without "source_size"."""
+        """A new mapping with the drawings in the list under each key put back."""
         result = dict(data)
         for key in self.key_iterator(result):
-            if "source_size" in result:
-                sizes = torch.as_tensor(result["source_size"]).tolist()
-                result[key] = [_at(made, size) for made, size in zip(result[key], sizes, strict=True)]
+            pairs = zip(result[key], result[self.prompts], strict=True)
+            result[key] = [_put_back(made, prompt) for made, prompt in pairs]
         return result
 
 
@@ -371,5 +389,8 @@ def _sources(images: Any) -> list[tuple[Path | None, int]]:
     return [(Path(name), index) for name, index in zip(names, indexes, strict=True)]
 
 
-def _at(made: Any, size: Sequence[int]) -> Any:
-    return resize(made, (size[1], size[0]), (0.0, 1.0)) if isinstance(made, Tensor) else made
+def _put_back(made: Any, prompt: Prompt) -> Any:
+    pictures = [part for part in prompt if isinstance(part, Tensor)]
+    if not isinstance(made, Tensor) or not pictures:
+        return made
+    return put_back(made, pictures[-1], until="SquarePixels").as_subclass(Tensor)

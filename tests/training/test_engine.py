@@ -9,10 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
-from monai.data import MetaTensor
+from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from PIL import Image
 from tiny import MARKS, canvas, text, tiny_network, view
@@ -110,16 +111,38 @@ def test_results_are_marked_and_never_overwrite_each_other(tmp_path: Path) -> No
     assert inputs == [[provenance.sha256(tmp_path / name)] for name in ("a.png", "a.bmp")]
 
 
-def test_a_drawing_comes_back_at_the_size_of_its_picture_and_a_text_as_it_was(tmp_path: Path) -> None:
-    Image.new("RGB", (30, 20), "red").save(tmp_path / "red.png")
-    (item,) = ByRecipe("image", "histopathology")({"image": str(tmp_path / "red.png"), "more": 1})
-    assert item["source_size"].tolist() == [20, 30] and item["more"] == 1
-    assert item["image"].meta["filename_or_obj"] == str(tmp_path / "red.png")
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_what_was_drawn_of_a_file_comes_back_on_its_pixels_and_a_text_as_it_was(
+    tmp_path: Path, batch_size: int
+) -> None:
+    pixels = [np.random.default_rng(n).integers(0, 256, (20, 30, 3)).astype(np.uint8) for n in range(2)]
+    for n, values in enumerate(pixels):
+        Image.fromarray(values).save(tmp_path / f"{n}.png")
+
+    class Copies:
+        seed = 0
+
+        def __call__(self, prompts: list[Any], network: Any) -> list[Any]:
+            assert all(prompt[0].shape == (3, 30, 30) for prompt in prompts), "padded to a square"
+            return [prompt[0].as_subclass(Tensor) for prompt in prompts]
+
+    reading = ByRecipe("image", "histopathology", field="square")
+    (item,) = reading({"image": str(tmp_path / "0.png"), "more": 1})
+    assert item["more"] == 1 and item["image"].meta["filename_or_obj"] == str(tmp_path / "0.png")
     assert item["image"].meta["slice"] == -1
-    sizes = torch.stack([item["source_size"]] * 2)
-    made = AtSourceSized("pred")({"pred": [torch.rand(3, 8, 8), "words"], "source_size": sizes})
-    assert made["pred"][0].shape == (3, 20, 30) and made["pred"][1] == "words"
-    assert AtSourceSized("pred")({"pred": ["a"]}) == {"pred": ["a"]}
+    loader = DataLoader(Dataset(list_images(tmp_path), reading), batch_size=batch_size)
+    evaluator = SupervisedEvaluator(
+        device="cpu", val_data_loader=loader, network=torch.nn.Identity(), inferer=Copies(), decollate=False,
+        prepare_batch=PreparePrompts("Copy."), postprocessing=AtSourceSized("pred"),
+        val_handlers=[SaveResults(tmp_path / "out", "copy", weights="w" * 64)],
+    )  # fmt: skip
+    evaluator.run()
+    for n, values in enumerate(pixels):
+        written = np.asarray(Image.open(tmp_path / "out" / f"{n}-copy.png"))
+        assert written.shape == values.shape and np.abs(written.astype(int) - values).max() <= 1
+    picture = [torch.rand(3, 8, 8), "Why?"]
+    assert AtSourceSized("pred")({"pred": ["words"], "image": [picture]})["pred"] == ["words"]
+    assert AtSourceSized("pred")({"pred": [picture[0]], "image": [["Draw."]]})["pred"][0] is picture[0]
 
 
 def test_the_data_list_of_a_folder_is_its_images(tmp_path: Path) -> None:
