@@ -5,19 +5,18 @@ from __future__ import annotations
 
 import argparse
 from argparse import Namespace
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from monai_unimedvl.cli.command import Result
-    from monai_unimedvl.evaluation.predictions import Predictions
-    from monai_unimedvl.evaluation.readers import Benchmark
 
 NAMES = (
     "vqa-rad", "slake", "slake-en", "slake-zh", "pathvqa", "omnimedvqa", "gmai-mmbench", "medxpertqa-mm",
     "text-to-image", "bci", "ixi-sr4", "brats23", "icg-cxr", "segmentation", "mimic-cxr", "iu-xray",
 )  # fmt: skip
+DRAWN = ("PSNR", "SSIM", "Dice", "HD95")
 
 
 def add_options(verb: argparse.ArgumentParser) -> None:
@@ -41,8 +40,9 @@ def evaluate_benchmark(options: Namespace) -> Result:
     from monai_unimedvl.cli.measuring import on_ray
     from monai_unimedvl.cli.reading import device
     from monai_unimedvl.evaluation.counting import as_json, count, count_texts, table
-    from monai_unimedvl.evaluation.pictures import rows_of
-    from monai_unimedvl.evaluation.public import Drawing, ask_benchmark
+    from monai_unimedvl.evaluation.predictions import write_predictions
+    from monai_unimedvl.evaluation.public import FILE, Drawing, ask_benchmark
+    from monai_unimedvl.evaluation.public_report import FROM_WORDS, report_of, scored, write_report
     from monai_unimedvl.evaluation.readers import read_benchmark
     from monai_unimedvl.evaluation.tables import markdown
 
@@ -64,32 +64,26 @@ def evaluate_benchmark(options: Namespace) -> Result:
         weights=bundles.digest(options.model), progress=not options.quiet,
         engine=on_ray(options) if options.engine == "ray" else None,
     )  # fmt: skip
+    made = scored(made, benchmark, options.out)
+    write_predictions(made.rows, Path(options.out) / FILE, made.about)
     words = [row for row in made.rows if row.truth]
+    counts = count(words, seed=options.seed) if any(row.answer_type != "report" for row in words) else []
+    counts += count_texts(words, seed=options.seed)
+    report = report_of(made, benchmark, options.out)
+    write_report(report, options.out, name=Path(options.model).name, counts=counts)
     values: dict[str, Any] = {"about": made.about}
     lines = [str(benchmark)]
     if options.limit is not None and options.limit < len(benchmark):
         lines.append(f"asked {len(made)} of them: --limit {options.limit}, seed {options.seed}")
-    counts = count(words, seed=options.seed) if any(row.answer_type != "report" for row in words) else []
-    counts += count_texts(words, seed=options.seed)
     if counts:
         lines += ["", table(counts)]
         values["protocols"] = as_json(counts)
-    if any(row.drawn for row in made.rows):
-        found = rows_of(_scored(made, options.out, benchmark), seed=options.seed)
+    if found := [row for row in report.rows if row.metric in DRAWN]:
         lines += ["", markdown(found)]
         values["rows"] = [asdict(row) for row in found]
-    lines += ["", f"wrote {options.out}/predictions.parquet"]
+    if any(row.drawn and row.task == FROM_WORDS for row in made.rows):
+        again = f"unimedvl evaluate --predictions {options.out}/{FILE} --pictures {options.out}"
+        lines += ["", f"Drawings from words are compared as sets: {again} --encoder KIND=PATH"]
+    names = sorted(path.name for path in Path(options.out).iterdir() if path.is_file())
+    lines += ["", f"wrote {options.out}: {', '.join(names)}"]
     return lines, values
-
-
-def _scored(made: Predictions, out: str, benchmark: Benchmark) -> Predictions:
-    """The drawings with their scores; masks of several legends one legend after the other."""
-    from monai_unimedvl.evaluation.pictures import score_pictures
-
-    legends = {item.id: dict(item.legend) for item in benchmark.items if item.legend}
-    rows = []
-    for legend in {str(one): one for one in (legends.get(row.id) for row in made.rows)}.values():
-        some = [row for row in made.rows if row.drawn and legends.get(row.id) == legend]
-        if some:
-            rows += score_pictures(replace(made, rows=some), out, legend=legend).rows
-    return replace(made, rows=rows)

@@ -90,7 +90,8 @@ def mi_claim_gen(report: Report, name: str, told: Sequence[str]) -> str:
             ("Model", f"{name}, {_count(about)} parameters, weights sha256"
              f" `{about.get('weights', 'unknown')}`."),
             ("Separation", "Items scored are held out from training by section: "
-             f"{_list(about.get('sections'))}. Baselines and the judge were fitted on training items alone."
+             f"{_list(about.get('sections'))}."
+             + (" Baselines and the judge were fitted on training items alone." if baselines else "") +
              f" {ASK} whether test data can lie in the pretraining of any part."),
             ("Inputs and outputs", f"Tasks: {_list(about.get('tasks'))}."),
             ("Prompts", f"Stored with every prediction (`{prompt}` in {file})."),

@@ -171,7 +171,7 @@ def lines(scored: Scored, *, seed: int = 0) -> list[Line]:
 def table(counts: Iterable[Count]) -> str:
     """Markdown: a line for each number, and below what is left out, where codes stop, what faults moved."""
     head = "| protocol | of | kind | measure | n | value (95 %) |"
-    told, notes = [head, "|---|---|---|---|--:|--:|"], []
+    told, below = [head, "|---|---|---|---|--:|--:|"], []
     for one in counts:
         for line in one.lines:
             span = "" if math.isnan(line.low) else f" ({line.low:.3f} to {line.high:.3f})"
@@ -186,11 +186,11 @@ def table(counts: Iterable[Count]) -> str:
             told.append(f"| {' | '.join(cells)} |")
         if not one.lines:
             told.append(f"| {one.protocol} | all | | nothing counts | 0 | |")
-        notes += [f"- {one.protocol}: {note}" for note in _notes(one)]
+        below += [f"- {one.protocol}: {note}" for note in notes(one)]
     rows = next(
         (f"{c.rows} rows, {c.empty} empty answers, {c.refused} that decline to answer." for c in counts), ""
     )
-    return "\n".join([*told, "", rows, *notes])
+    return "\n".join([*told, "", rows, *below])
 
 
 def as_json(counts: Iterable[Count]) -> list[dict[str, Any]]:
@@ -202,7 +202,8 @@ def as_json(counts: Iterable[Count]) -> list[dict[str, Any]]:
     return found
 
 
-def _notes(one: Count) -> Iterable[str]:
+def notes(one: Count) -> Iterable[str]:
+    """What to know of the numbers of a protocol: what it leaves out, where its code ends, what faults do."""
     if few := [line for line in one.lines if 0 < line.clusters < FEW]:
         least = min(line.clusters for line in few)
         yield f"{len(few)} intervals are drawn by few patients or images, {least} at least: they say little."

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 from monai_unimedvl.evaluation.baselines import Item, shown
 
 MAIN = {"PSNR": "{:.1f} dB", "Dice": "Dice {:.2f}", "contrast and plane": "{}"}
+T = TypeVar("T")
 GRID = 16  # drawings from words
 ANSWERS = 6
 
@@ -74,10 +75,20 @@ def choose(
         elif task == "vqa":
             found += _answers(some, items)
         else:
-            ranked = sorted(some, key=lambda one: one["scores"]["token F1"])
-            places = {"worst": 0, "middle": len(ranked) // 2, "best": len(ranked) - 1}
-            found += [_said(ranked[at], why, items) for why, at in _apart(places)]
+            chosen = ranked(some, lambda one: one["scores"]["token F1"])
+            found += [_said(one, why, items) for why, one in chosen]
     return found
+
+
+def ranked(some: Sequence[T], score: Callable[[T], float | None]) -> list[tuple[str, T]]:
+    """The worst, the middle and the best of what has a score, each once, and which it is."""
+    values = [(value, place) for place, one in enumerate(some) if (value := score(one)) is not None]
+    order = [some[place] for value, place in sorted(values) if not math.isnan(value)]
+    if not order:
+        return []
+    places = {"worst": 0, "middle": len(order) // 2, "best": len(order) - 1}
+    last = {at: why for why, at in places.items()}  # of one or two items the better word
+    return [(why, order[at]) for at, why in last.items()]
 
 
 def worst_of(predictions: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -141,18 +152,8 @@ def _by_score(
     some: Sequence[Mapping[str, Any]], items: Mapping[str, Item], images: Mapping[str, Tensor]
 ) -> list[Example]:
     metric = next(iter(some[0]["scores"]))
-    ranked = sorted(
-        (one for one in some if not math.isnan(one["scores"][metric])), key=lambda one: one["scores"][metric]
-    )
-    if not ranked:
-        return []
-    places = {"worst": 0, "middle": len(ranked) // 2, "best": len(ranked) - 1}
-    return [_drawn(ranked[at], why, items, images) for why, at in _apart(places)]
-
-
-def _apart(places: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Each place once, the last name for it."""
-    return [(why, at) for at, why in {at: why for why, at in places.items()}.items()]
+    chosen = ranked(some, lambda one: one["scores"][metric])
+    return [_drawn(one, why, items, images) for why, one in chosen]
 
 
 def _answers(some: Sequence[Mapping[str, Any]], items: Mapping[str, Item]) -> list[Example]:
@@ -161,8 +162,8 @@ def _answers(some: Sequence[Mapping[str, Any]], items: Mapping[str, Item]) -> li
     wrong = sorted((one for one in sure if not one["scores"]["exact match"]), key=lambda one: -one["logprob"])
     right = sorted((one for one in sure if one["scores"]["exact match"]), key=lambda one: -one["logprob"])
     found = []
-    for why, ranked in (("surest wrong", wrong), ("surest right", right)):
-        each = {one["question_type"]: one for one in reversed(ranked)}  # the first of each question
+    for why, ordered in (("surest wrong", wrong), ("surest right", right)):
+        each = {one["question_type"]: one for one in reversed(ordered)}  # the first of each question
         best = sorted(each.values(), key=lambda one: -one["logprob"])
         found += [_said(one, why, items) for one in best[: ANSWERS // 2]]
     return found

@@ -144,7 +144,7 @@ def rows_of(predictions: Predictions, *, seed: int = 0) -> list[Row]:
 def set_scores(
     predictions: Predictions, root: str | Path, encoder: Encoder, *, seed: int = 0
 ) -> dict[str, SetScores]:
-    """Task -> distances between its drawings and its true images, whatever their sizes.
+    """Task (and modality, where rows say it) -> distances of its drawings to its true images, of any size.
 
     Raises:
         ValueError: files as for `score_pictures`; too few images of a task.
@@ -152,9 +152,8 @@ def set_scores(
     features: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
     for number, row in enumerate(predictions.rows, 1):
         where = f"{predictions.source} row {number} (id {row.id})"
-        for kept, column in zip(
-            features.setdefault(row.task, ([], [])), ("drawn", "truth_image"), strict=True
-        ):
+        name = f"{row.task}, {row.modality}" if row.modality else row.task  # papers count each by itself
+        for kept, column in zip(features.setdefault(name, ([], [])), ("drawn", "truth_image"), strict=True):
             image = read_picture(Path(root) / getattr(row, column), f"{where}, {column}")
             kept.append(encoder(image.unsqueeze(0)))
     return {

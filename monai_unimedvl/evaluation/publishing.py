@@ -27,25 +27,30 @@ from monai_unimedvl.evaluation.cards import GATES, hub_card, mi_claim_gen
 from monai_unimedvl.evaluation.examples import Example, difference
 from monai_unimedvl.evaluation.page import Card, Figure, Section, page
 from monai_unimedvl.evaluation.predictions import Prediction
+from monai_unimedvl.evaluation.protocols import protocol
 from monai_unimedvl.evaluation.report import Report
 from monai_unimedvl.evaluation.slices import FEWEST, slice_rows, warnings
 from monai_unimedvl.evaluation.tables import ALL, LONG, LOWER, Row, cells, comma_separated, number, short
 from monai_unimedvl.provenance import Facts, save_page
 
 RISKS = (0.05, 0.1, 0.2)
+RIGHT = ("exact match", str(protocol("strict-v1")))
 KEY = (
     "Dot and whisker: the model with its 95 % interval, green where all of it beats the best baseline, brown"
     " where the best baseline beats all of it. Rings: baselines. Blue bar: ceiling. Hover for names."
 )
-NAMES = {"test": "held-out slab", "test_subject": "unseen subjects", "val": "validation slab"}
+NAMES = {"test": "held-out slab", "test_subject": "unseen subjects", "val": "validation slab"}  # of the atlas
 
 
-def publish(report: Report, folder: str | Path, *, name: str, facts: Facts | None = None) -> list[Path]:
+def publish(
+    report: Report, folder: str | Path, *, name: str, facts: Facts | None = None, more: Sequence[Section] = ()
+) -> list[Path]:
     """Write the page, the slices and the two cards into the folder of a report; returns what was written.
 
     Args:
         name: of the model.
         facts: for the mark of the page; by default the seed and weights of the run.
+        more: sections of the page behind the scores.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,18 +59,21 @@ def publish(report: Report, folder: str | Path, *, name: str, facts: Facts | Non
         "evaluation", int(about.get("seed") or 0), str(about.get("weights", "")), "evaluate"
     )
     slices = slice_rows(report.as_predictions(), seed=int(about.get("seed") or 0))
-    told = [*about.get("warnings", ()), *warnings(slices)]
+    beside = about.get("beside", ())  # protocols that stand beside ours and say the same of a slice
+    told = [*about.get("warnings", ()), *warnings(row for row in slices if row.metric not in beside)]
     written = [
         folder / "slices.csv", folder / "model_card.md", folder / "mi_claim_gen.md", folder / "index.html",
     ]  # fmt: skip
     write(written[0], comma_separated(slices))
     write(written[1], hub_card(report, name, told))
     write(written[2], mi_claim_gen(report, name, told))
-    save_page(html(report, name, slices, told), written[3], facts)
+    save_page(html(report, name, slices, told, more), written[3], facts)
     return written
 
 
-def html(report: Report, name: str, slices: Sequence[Row], told: Sequence[str]) -> str:
+def html(
+    report: Report, name: str, slices: Sequence[Row], told: Sequence[str], more: Sequence[Section] = ()
+) -> str:
     """The text of the page."""
     about = report.about
     limit = about.get("limit")
@@ -80,7 +88,7 @@ def html(report: Report, name: str, slices: Sequence[Row], told: Sequence[str]) 
         " follows from any of it.",
     ]
     found = [
-        _overview(report), _scores(report), _answers(report), *_pictures(report), _words(report),
+        _overview(report), _scores(report), *more, _answers(report), *_pictures(report), _words(report),
         _slices(slices, told), _privacy(report), _method(report),
     ]  # fmt: skip
     foot = [
@@ -129,7 +137,7 @@ def _answers(report: Report) -> Section | None:
     rows = _answered(report)
     if not rows:
         return None
-    sure, right = confidences(rows)
+    sure, right = confidences(rows, _right(rows))
     found, curve = reliability(sure, right), risk_coverage(sure, right)
     panels = "".join(
         f'<div class="chartcard"><h3>{title}</h3>{chart}</div>'
@@ -164,7 +172,7 @@ def refusals(report: Report) -> list[str]:
     halves = [[row for row in rows if places[row.image] % 2 == half] for half in (0, 1)]
     if not all(halves):
         return ["Too few answers to choose a refuse threshold."]
-    (sure, right), (other, truth) = (confidences(half) for half in halves)
+    (sure, right), (other, truth) = (confidences(half, _right(rows)) for half in halves)
     lines = []
     for risk in RISKS:
         chosen = refuse_threshold(sure, right, risk=risk)
@@ -177,10 +185,14 @@ def refusals(report: Report) -> list[str]:
 
 def _answered(report: Report) -> list[Prediction]:
     """The answers to questions that have both a confidence and a score."""
-    return [
-        row for row in report.as_predictions()
-        if row.task == "vqa" and row.logprob is not None and row.scores.get("exact match") is not None
-    ]  # fmt: skip
+    rows = report.as_predictions()
+    return [row for row in rows if row.logprob is not None and row.scores.get(_right(rows)) is not None]
+
+
+def _right(rows: Iterable[Prediction]) -> str:
+    """The score that says whether an answer is right: of the atlas, or strict-v1 of a public benchmark."""
+    known = {name for row in rows for name in row.scores}
+    return next((name for name in RIGHT if name in known), RIGHT[0])
 
 
 def _answer(one: Example) -> Card:
@@ -261,10 +273,15 @@ def _words(report: Report) -> Section | None:
             other = cells(row)[6]
             shown = f"{number(row.metric, row.value)} ({low} to {high})"
             rows.append((row.section.replace("_", " "), row.metric, str(row.n), shown, other))
+    about = "Evenly spaced items of the benchmark, drawn and real under the same number."
+    if len(rows) > 1:
+        about += (
+            " Distances between the sets are by the small judge trained here, not by Inception: no paper's"
+            " number compares with them."
+        )
     return Section(
         "Drawn from words",
-        "Evenly spaced items of the benchmark, drawn and real under the same number. Distances between the"
-        " sets are by the small judge trained here, not by Inception: no paper's number compares with them.",
+        about,
         cards,
         rows=rows if len(rows) > 1 else [],
     )

@@ -57,13 +57,14 @@ class Report:
     """Rows, the predictions they come from, how it was done, and the drawn images.
 
     Args:
+        predictions: as above; those of a public benchmark are rows of its file and not for `save`.
         about: settings and versions, JSON-able.
         images: name -> (N, 3, H, W) uint8; a prediction names its image as "image": [name, place].
         examples: what a page shows; they are not saved.
     """
 
     rows: list[Row]
-    predictions: list[dict[str, Any]]
+    predictions: list[Any]
     about: dict[str, Any]
     images: dict[str, Tensor] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
@@ -128,7 +129,10 @@ class Report:
     def as_predictions(self) -> list[Prediction]:
         """The predictions as rows of a prediction file; scores that are no numbers are None."""
         benchmark, weights = self.about.get("benchmark", "own"), self.about.get("weights", "")
-        return [_prediction(one, benchmark, weights) for one in self.predictions]
+        return [
+            one if isinstance(one, Prediction) else _prediction(one, benchmark, weights)
+            for one in self.predictions
+        ]
 
     @classmethod
     def load(cls, folder: str | Path) -> Report:

@@ -92,7 +92,7 @@ def warnings(rows: Iterable[Row]) -> list[str]:
                 f"{row.task}, {row.section}, {row.group}: {row.metric} {row.value:.3f} (up to "
                 f"{row.high:.3f}, {row.n} items) is below the {every.value:.3f} of all."
             )
-    if "vqa" in tasks:
+    if {"vqa", "choice"} & set(tasks):
         missing = [name for name in FAILURES if not asked[name]]
         if missing:
             found.append(

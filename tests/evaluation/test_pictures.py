@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +70,11 @@ def test_drawings_and_truths_of_any_size_are_compared_as_sets(tmp_path):
     found = set_scores(rows, tmp_path, encoder)["sr4"]
     assert (found.encoder, found.drawn, found.real) == ("means", 8, 8)
     assert found.scores["Frechet"].value == pytest.approx(3 * 0.25**2, abs=0.05)
+    kinds = [replace(row, modality=("ct", "mri")[n % 2]) for n, row in enumerate(rows.rows)]
+    found = set_scores(
+        replace(rows, rows=kinds + [replace(row, id=f"{row.id}b") for row in kinds]), tmp_path, encoder
+    )
+    assert {name: one.drawn for name, one in found.items()} == {"sr4, ct": 8, "sr4, mri": 8}
 
 
 def test_masks_are_decoded_from_their_colours(tmp_path):

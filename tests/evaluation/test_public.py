@@ -115,7 +115,14 @@ def test_a_benchmark_is_asked_and_counted_by_one_command(tmp_path, capsys):
     assert main([*command, "--partial", "--limit", "2"]) == 0
     told = capsys.readouterr().out
     assert "slake test: 3 items, 2,094 published" in told and "asked 2 of them: --limit 2, seed 0" in told
-    assert "| strict-v1 1 |" in told and f"wrote {out}/predictions.parquet" in told
+    assert "| strict-v1 1 |" in told and f"wrote {out}: index.html, " in told
+    saved = read_predictions(out / "predictions.parquet")
+    assert len(saved) == 2 and all(0 <= row.scores["strict-v1 1"] <= 1 for row in saved.rows)
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"table.md", "table.csv", "table.tex", "slices.csv", "model_card.md", "mi_claim_gen.md"}
+    page = (out / "index.html").read_text("utf8")
+    assert "limited to 2 items" in page and "By every protocol" in page and "held-out slab" not in page
+    assert "Not the whole benchmark: slake test: 3 items, 2,094 published." in page
 
 
 def test_masks_are_scored_by_one_command(tmp_path, capsys):
