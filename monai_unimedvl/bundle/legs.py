@@ -22,7 +22,6 @@ from monai_unimedvl.data.fetch import licences
 from monai_unimedvl.weights.headers import read_json
 
 CONFIG = "legs"
-STEP = re.compile(r"step=(\d+)\.ckpt$")
 
 
 @dataclass(frozen=True)
@@ -126,9 +125,10 @@ def is_done(out: str | Path, leg: Leg) -> bool:
 
 def checkpoint(out: str | Path, leg: Leg) -> tuple[int, Path | None]:
     """Step and file of the last checkpoint of a leg; (0, None) before the first."""
-    found = (folder_of(out, leg) / "checkpoints").glob("*.ckpt")
-    steps = [(int(hit[1]), path) for path in found if (hit := STEP.search(path.name))]
-    return max(steps, default=(0, None))
+    from monai_unimedvl.training.checkpoints import newest, step_of  # Lightning takes seconds to import
+
+    last = newest(folder_of(out, leg) / "checkpoints")
+    return (0, None) if last is None else (step_of(last), last)
 
 
 def command(

@@ -78,7 +78,13 @@ def newest(folder: str | Path) -> Path | None:
     for left in folder.glob(f".*{PART}"):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     found = [path for path in folder.glob("*.ckpt") if path.is_file() or (path / META).is_file()]
-    return max(found, key=_step, default=None)
+    return max(found, key=step_of, default=None)
+
+
+def step_of(path: Path) -> int:
+    """After which step a checkpoint was written, by its name; 0 where that says none."""
+    digits = "".join(c for c in path.stem.split("step=")[-1].split("-")[0] if c.isdigit())
+    return int(digits or 0)
 
 
 def read_network(checkpoint: str | Path) -> UniMedVL:
@@ -128,8 +134,8 @@ def average(network: UniMedVL, folder: str | Path, since: int) -> list[Path]:
     Raises:
         ValueError: a checkpoint of another network.
     """
-    found = sorted(Path(folder).glob("*.ckpt"), key=_step) if since > 0 else []
-    paths = [path for path in found if _step(path) >= since]
+    found = sorted(Path(folder).glob("*.ckpt"), key=step_of) if since > 0 else []
+    paths = [path for path in found if step_of(path) >= since]
     if len(paths) < 2:
         return []
     states = [read_network(path).state_dict() for path in paths]
@@ -178,11 +184,6 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
     }
     dcp.load(state, storage_reader=reader, no_dist=True)
     return {name.removeprefix("state_dict."): x for name, x in state.items()}
-
-
-def _step(path: Path) -> int:
-    digits = "".join(c for c in path.stem.split("step=")[-1].split("-")[0] if c.isdigit())
-    return int(digits or 0)
 
 
 def _reason(error: Exception) -> str:

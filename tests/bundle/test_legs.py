@@ -64,7 +64,9 @@ def test_a_leg_is_begun_with_its_configs_and_goes_on_from_its_last_checkpoint(tm
     checkpoints.mkdir(parents=True)
     for step in (2, 10, 4):
         (checkpoints / f"epoch=0-step={step}.ckpt").touch()
+    (checkpoints / ".epoch=0-step=12.ckpt.part").touch()  # what a kill left half
     on = settings(first)
+    assert [path.name for path in checkpoints.glob(".*")] == []
     assert on["--resume"].endswith("step=10.ckpt") and on["--vision_steps"] == "0"
     assert not legs.is_done(tmp_path / "out", first)
 

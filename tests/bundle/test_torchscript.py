@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""models/model.ts, as the papers say to make it: MONAI's zoo loads it, and it draws what the network draws."""
+"""models/model.ts, made as the papers say: MONAI's zoo loads it, and it draws what the network draws."""
 
 from __future__ import annotations
 
