@@ -128,7 +128,8 @@ setup(
     package_dir={RECIPES: "transforms", BUNDLES: "bundles"},
     package_data={
         "monai_unimedvl": [
-            "py.typed", "data/*.json*", "data/templates/*", "data/pipelines/*", "label/*.txt", "serve/page/*"
+            "py.typed", "data/*.json*", "data/templates/*", "data/pipelines/*", "label/*.txt", "serve/page/*",
+            "networks/words/*",
         ],
         RECIPES: ["*.yaml", "*.md"],
         BUNDLES: [*(f"**/*.{end}" for end in BUNDLE_FILES), "**/LICENSE", "**/logging.conf"],

@@ -6,8 +6,9 @@ So the layers are laid out flat, once for each answer: two functions a layer ove
 plain layer (an adapter, a quantised weight) is called as it is; where someone watches the layers (hooks), the
 decoder's own forward runs.
 
-On request (`compile_words`) the two functions are compiled. One row times a matrix is then a loop over the
-weights as they lie, in the caller's stead of a matrix product that packs them first.
+On request (`compile_words`) all of it is one call of our own C++ (see `native`). Where that cannot be had,
+the two functions are compiled by torch: one row times a matrix is then a loop over the weights as they lie,
+instead of a matrix product that packs them first.
   B samples   D hidden size   H heads   K key-value heads   E head size   V vocabulary
 """
 
@@ -25,6 +26,7 @@ from monai_unimedvl.networks.cache import KVCache, Window
 from monai_unimedvl.networks.compiling import check_compiler, fused
 from monai_unimedvl.networks.decoder import Attention, Decoder, Layer
 from monai_unimedvl.networks.layers import PerExpert, RMSNorm, SwiGLU, rotary, rotate
+from monai_unimedvl.networks.native import Native, native
 from monai_unimedvl.networks.quantised import Int8Linear
 from monai_unimedvl.sequence import Routes, step
 
@@ -57,8 +59,9 @@ class After(NamedTuple):
 def compile_words(network: nn.Module) -> nn.Module:
     """The same network; words are decoded by compiled code from the next answer on.
 
-    The first word takes ten to thirty seconds longer, or one where torch has kept the code. Drawing and
-    prompts stay as they are.
+    The first time on a machine a C++ compiler works for some seconds; where our code cannot be built, or the
+    weights are not of its kind, torch compiles functions for one row at the first answer, which takes longer.
+    Drawing and prompts stay as they are.
 
     Raises:
         ValueError: no decoder in it, or no C++ compiler for the CPU.
@@ -91,12 +94,14 @@ class NextWord:
         self.norm = decoder.norm.understanding
         self.bare: list[tuple[tuple[Any, ...], tuple[Any, ...]]] | None = None
         self.head: Linear | None = None
+        self.native: Native | None = None
         if whole and decoder.compiled_words:
             bare = [found for one, two in flat if (found := _bare(one, two))]
             head = decoder.embed if decoder.head is None else decoder.head
             self.head = (head.weight, None, None) if type(head) is nn.Embedding else _bare_linear(head)
             if len(bare) == len(flat) and self.head is not None and type(self.norm) is RMSNorm:
                 self.bare = bare
+                self.native = native(decoder, bare, (self.norm.weight, self.norm.eps), self.head)
 
     @torch.no_grad()
     def __call__(self, ids: Tensor, samples: Sequence[int], cache: KVCache) -> Tensor:
@@ -113,6 +118,8 @@ class NextWord:
         decoder = self.decoder
         cache.hold(dict.fromkeys(samples, 1), decoder.max_context)
         x = decoder.embed(ids)  # (B, D)
+        if self.native is not None:
+            return self._counted(self.native(x, samples, cache), samples, cache)
         position = torch.tensor([cache.positions[s] for s in samples], device=ids.device)
         cos, sin = rotary(position, decoder.head_size, decoder.rope_theta)
         window, rope = cache.words(samples), (cos.to(x.dtype), sin.to(x.dtype))
@@ -120,6 +127,11 @@ class NextWord:
             logits = self._compiled(x, window, rope)
         else:
             logits = self._eager(x, window, rope)
+        return self._counted(logits, samples, cache)
+
+    @staticmethod
+    def _counted(logits: Tensor, samples: Sequence[int], cache: KVCache) -> Tensor:
+        """The same, once the words are past."""
         for s in samples:
             cache.lengths[s] += 1
             cache.positions[s] += 1

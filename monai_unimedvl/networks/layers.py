@@ -124,10 +124,14 @@ def scaled_dot_product(
 
 def rotary(position: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
     """cos and signed sin, each (L, 1, E) in float32, of rotary positions (L,), for `rotate`."""
-    frequency = _frequencies(head_size, theta, position.device)
-    angle = (position.float().unsqueeze(-1) * frequency).unsqueeze(1)  # (L, 1, E/2)
+    angle = angles(position, head_size, theta).unsqueeze(1)  # (L, 1, E/2)
     cos, sin = angle.cos(), angle.sin()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+def angles(position: Tensor, head_size: int, theta: float) -> Tensor:
+    """(L,) -> (L, E/2), by how much each pair of numbers of a head is turned, in float32."""
+    return position.float().unsqueeze(-1) * _frequencies(head_size, theta, position.device)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
