@@ -178,9 +178,7 @@ def _measured(row: Prediction) -> tuple[str, float | None]:
 
 
 def _drawn(row: Prediction, why: str, known: Mapping[str, Item], folder: Path, drawing: str) -> Example:
-    drawn, truth = (
-        _small(torch.from_numpy(np.load(folder / name))) for name in (row.drawn, row.truth_image)
-    )
+    drawn, truth = (_small(torch.from_numpy(np.load(folder / name))) for name in (row.drawn, row.truth_image))
     metric, value = _measured(row)
     steps, _, guidance = drawing.partition(", guidance ")
     return Example(
