@@ -91,7 +91,7 @@ def count(
         details: further measures too.
         seed: of the intervals.
     """
-    empty = sum(not row.answer.strip() for row in rows)
+    empty = sum(not row.answer.strip() for row in rows if row.truth.strip())  # a drawing says nothing
     refused = sum(refuses(row.answer) for row in rows)
     found = []
     for name in names:

@@ -178,7 +178,9 @@ def _measured(row: Prediction) -> tuple[str, float | None]:
 
 
 def _drawn(row: Prediction, why: str, known: Mapping[str, Item], folder: Path, drawing: str) -> Example:
-    drawn, truth = (_small(torch.from_numpy(np.load(folder / name))) for name in (row.drawn, row.truth_image))
+    drawn, truth = (torch.from_numpy(np.load(folder / name)) for name in (row.drawn, row.truth_image))
+    truth = _small(truth)
+    drawn = resize(drawn, (truth.shape[2], truth.shape[1]), (0.0, 1.0))  # as it is scored: onto the truth
     metric, value = _measured(row)
     steps, _, guidance = drawing.partition(", guidance ")
     return Example(

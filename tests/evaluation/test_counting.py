@@ -44,6 +44,9 @@ ROWS = [
 
 
 def test_one_file_is_counted_by_every_protocol():
+    drawing = Prediction("z", task="sr4", drawn="a.png", truth_image="b.png")
+    (whole,) = count([*ROWS, drawing], ["strict-v1"])
+    assert whole.empty == 1 and whole.left_out == {"its truth is an image": 1}
     found = {one.protocol: one for one in count([replace(row, benchmark="") for row in ROWS])}
     assert [name.split()[0] for name in found] == list(PROTOCOLS)
     strict = {(line.group, line.kind): line for line in found["strict-v1 1"].lines}

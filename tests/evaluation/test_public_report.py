@@ -53,8 +53,8 @@ def test_drawings_stand_beside_their_truth_and_reports_beside_theirs(tmp_path):
     for path in tmp_path.rglob("*.png"):
         lay(path, png(90, (32, 16)))
     (item,) = read_benchmark("bci", tmp_path, items=1).items
-    for name in ("drawn", "truth"):
-        np.save(tmp_path / f"{name}.npy", np.full((3, 16, 32), 0.5 + 0.1 * (name == "drawn"), np.float32))
+    np.save(tmp_path / "truth.npy", np.full((3, 160, 320), 0.5, np.float32))
+    np.save(tmp_path / "drawn.npy", np.full((3, 16, 32), 0.6, np.float32))  # as large as the network can
     files = {"drawn": "drawn.npy", "truth_image": "truth.npy"}
     row = replace(item.prediction("", benchmark="bci", section="test"), **files)
     told = Prediction(
