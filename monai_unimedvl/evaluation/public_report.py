@@ -86,10 +86,12 @@ def report_of(made: Predictions, benchmark: Benchmark, folder: str | Path) -> Re
         folder: that the names of the drawings start from; the page shows some.
     """
     told = made.about
-    rows = slice_rows(made.rows, ("answer_type",), seed=told["seed"])
+    predictions = _by_language(made.rows)
+    rows = slice_rows(predictions, ("answer_type",), seed=told["seed"])
     ids = "\n".join(row.id for row in made.rows)
     about = {
-        "benchmark": benchmark.name, "sections": (benchmark.section,), "limit": told["limit"],
+        "benchmark": benchmark.name, "sections": sorted({row.section for row in predictions}),
+        "limit": told["limit"],
         "tasks": list(dict.fromkeys(row.task for row in made.rows)), "seed": told["seed"],
         "batch": told["batch"], "edit_steps": (str(told["drawing"]).split()[0],), "drawing": told["drawing"],
         "weights": told["weights"], "items": hashlib.sha256(ids.encode()).hexdigest(),
@@ -99,7 +101,7 @@ def report_of(made: Predictions, benchmark: Benchmark, folder: str | Path) -> Re
     }  # fmt: skip
     kept = [row for row in rows if not row.group.startswith("known failure")]
     shown = _examples(made.rows, benchmark.items, Path(folder), str(told["drawing"]))
-    return Report(kept, list(made.rows), about, examples=shown)
+    return Report(kept, predictions, about, examples=shown)
 
 
 def write_report(report: Report, folder: str | Path, *, name: str, counts: Sequence[Count] = ()) -> None:
@@ -113,6 +115,13 @@ def write_report(report: Report, folder: str | Path, *, name: str, counts: Seque
     write(folder / "table.csv", tables.comma_separated(report.rows))
     write(folder / "table.tex", tables.latex(tables.short(report.rows)))
     publish(report, folder, name=name, more=[_protocols(counts)] if counts else [])
+
+
+def _by_language(rows: Sequence[Prediction]) -> list[Prediction]:
+    """Rows of several languages in a section each: strict-v1 never averages over them, nor does a report."""
+    if len({row.language for row in rows}) == 1:
+        return list(rows)
+    return [replace(row, section=f"{row.section} {row.language}") for row in rows]
 
 
 def _of_pictures(made: Predictions, benchmark: Benchmark, folder: str | Path) -> Iterable[Prediction]:

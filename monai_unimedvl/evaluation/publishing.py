@@ -78,9 +78,12 @@ def html(
     about = report.about
     limit = about.get("limit")
     items = len(report.predictions)
+    every, few = "every item", f"limited to {limit} items of each task or question"
+    if counted := about.get("counted"):  # a public benchmark, of which some may be missing here
+        every, few = f"every item that is here ({counted})", f"limited to {limit} items ({counted})"
     lead = [
         f"{items} predictions on {about.get('benchmark', 'own data')}, "
-        + ("every item" if limit is None else f"limited to {limit} items of each task or question")
+        + (every if limit is None else few)
         + f"; seed {about.get('seed')}, weights `{str(about.get('weights', 'unknown'))[:12]}`, drawn in "
         f"{' and '.join(map(str, about.get('edit_steps', ('?',))))} steps, from words in "
         f"{about.get('drawing', '?')}. The same command gives the same numbers to the last digit.",
@@ -100,7 +103,7 @@ def html(
     return text.replace("</style>", f"{charts.STYLE}</style>", 1)
 
 
-def _overview(report: Report) -> Section:
+def _overview(report: Report) -> Section | None:
     rows = [row for row in short(report.rows) if row.group == ALL and row.metric not in LOWER]
     first: dict[tuple[str, str], Row] = {}
     for row in rows:
@@ -114,11 +117,13 @@ def _overview(report: Report) -> Section:
         if shown:
             axis = (10, 45, 5, " dB") if wanted else (0, 1, 0.2, "")
             panels.append(f'<div class="chartcard"><h3>{title}</h3>{charts.scores_chart(shown, *axis)}</div>')
+    if not panels:
+        return None
     about = "One line for each task: its first metric over all items, beside what needs no model."
     return Section("At a glance", about, markdown="".join(panels), note=KEY)
 
 
-def _scores(report: Report) -> Section:
+def _scores(report: Report) -> Section | None:
     head = ("task", "section", "metric", "n", "value (95 %)", "baselines", "ceiling")
     rows: list[Sequence[str | tuple[str, bool]]] = [head]
     for row in short(report.rows):
@@ -128,7 +133,11 @@ def _scores(report: Report) -> Section:
         shade = charts.verdict(row)
         shown: str | tuple[str, bool] = (value, shade == "above") if shade else value
         rows.append((task, section.replace("_", " "), row.metric, n, shown, baselines, ceiling))
+    if len(rows) == 1:
+        return None
     about = "Green: the whole interval beats the best baseline. Brown: the best baseline beats it."
+    if not any(row.baselines for row in report.rows):
+        about = "No baseline is known for these items."
     files = "Every group, in full precision: `table.csv`, `table.md`, `table.tex`."
     return Section("Scores", about, rows=rows, note=files)
 

@@ -121,7 +121,11 @@ def test_a_benchmark_is_asked_and_counted_by_one_command(tmp_path, capsys):
     names = {path.name for path in out.iterdir()}
     assert names >= {"table.md", "table.csv", "table.tex", "slices.csv", "model_card.md", "mi_claim_gen.md"}
     page = (out / "index.html").read_text("utf8")
-    assert "limited to 2 items" in page and "By every protocol" in page and "held-out slab" not in page
+    assert (
+        "limited to 2 items (slake test: 3 items, 2,094 published)" in page
+        and "By every protocol" in page
+        and "held-out slab" not in page
+    )
     assert "Not the whole benchmark: slake test: 3 items, 2,094 published." in page
 
 

@@ -36,14 +36,17 @@ def test_words_have_the_score_of_every_protocol_that_counts_them(tmp_path):
     assert [row.scores.get("vila-m3 1") for row in made.rows] == [0.0, None, 0.0]  # English only
     assert not any("vlmevalkit-mcq 1" in row.scores for row in made.rows)  # no choices
     report = report_of(made, benchmark, tmp_path)
-    assert report.find("vqa", "strict-v1 1").n == 3 and report.find("vqa", "vila-m3 1").n == 2
+    assert report.find("vqa", "strict-v1 1", "test en").n == 2  # languages are never averaged
+    assert report.find("vqa", "strict-v1 1", "test zh").n == 1
+    assert report.find("vqa", "vila-m3 1", "test en").n == 2
     assert [one.why for one in report.examples] == ["surest right"] * 3
     write_report(report, tmp_path / "out", name="tiny", counts=count(made.rows))
     page = (tmp_path / "out" / "index.html").read_text("utf8")
-    assert "surest right, slake test" in page and "every item" in page and "judge trained here" not in page
+    assert "surest right, slake test" in page and "judge trained here" not in page
+    assert "every item that is here (slake test: 3 items, 3 published)" in page
     assert "1 left out: not English, and of SLAKE it takes English only." in page
     card = (tmp_path / "out" / "model_card.md").read_text("utf8")
-    assert "strict-v1 1" in card and "slake test" in card
+    assert "strict-v1 1" in card and "slake test zh" in card
     checklist = (tmp_path / "out" / "mi_claim_gen.md").read_text("utf8")
     assert "fitted on training items" not in checklist and "Not measured: no question is about" in checklist
 
@@ -74,3 +77,7 @@ def test_drawings_stand_beside_their_truth_and_reports_beside_theirs(tmp_path):
     page = (tmp_path / "out" / "index.html").read_text("utf8")
     assert page.count('<figure class="made">') == 3  # two drawings and a difference
     assert "1 files missing" in page and "judge trained here" not in page
+    alone = replace(report, rows=[], predictions=[words], examples=report.examples[1:2])
+    write_report(alone, tmp_path / "words", name="tiny")
+    page = (tmp_path / "words" / "index.html").read_text("utf8")
+    assert "Drawn from words" in page and "At a glance" not in page and "beats the best" not in page
