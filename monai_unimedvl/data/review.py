@@ -20,6 +20,7 @@ from typing import Any
 
 from monai_unimedvl.atomic import write
 from monai_unimedvl.data.agreement import DIMENSIONS, Review, agreement
+from monai_unimedvl.data.boxes import outlined
 from monai_unimedvl.data.dialogue import read_content
 from monai_unimedvl.data.record import PLACEHOLDER, Record, Reject
 from monai_unimedvl.data.run_report import picture, render
@@ -180,6 +181,7 @@ def _item(record: Record, root: str | Path | None) -> dict[str, Any]:
         "id": record.id, "task": record.sub_task_type, "modality": record.modality,
         "contrast": str(record.facts.get("contrast", "")), "shown": shown, "drawn": drawn,
         "words": [[message.speaker, _read(message.value)] for message in record.message],
+        "outlined": outlined(record),
     }  # fmt: skip
 
 

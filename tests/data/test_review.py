@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from PIL import Image
 
 from monai_unimedvl.cli import main
 from monai_unimedvl.data.agreement import DIMENSIONS, Review, agreement, icc, kappa, quality
+from monai_unimedvl.data.boxes import outlined
 from monai_unimedvl.data.files import write_records
 from monai_unimedvl.data.record import ImageFile, Message, Record, pseudonym
 from monai_unimedvl.data.review import read_form, read_review, sample, write_form, write_summary
@@ -107,6 +110,44 @@ def test_the_form_names_no_patient_and_words_stay_words(tmp_path: Path) -> None:
     assert told["items"][0]["words"][0][1] == "What is <b>shown</b>?"
     with pytest.raises(ValueError, match=r"x\.html is no form"):
         read_form(tmp_path / "x.html")
+
+
+def boxed() -> Record:
+    """A picture of 40 x 48 with two regions of one label, and words that name one of them and one more."""
+    facts = {
+        "boxes": [{"label": "<b>node", "box": [6, 4, 18, 20]}, {"label": "<b>node", "box": [0, 0, 9, 8]}]
+    }
+    said = (
+        Message("human", "<image> What is at <box>(125,100),(375,500)</box>?"),
+        Message("gpt", "A node, above <box>(500,500),(1000,1000)</box>."),
+    )
+    return replace(record(0), facts={"boxes": nodes}, message=said)
+
+
+def test_regions_are_boxes_over_the_picture_that_can_be_taken_off(tmp_path: Path) -> None:
+    found = outlined(boxed())
+    assert found is not None and outlined(record(0)) is None
+    labels = [(row["label"], row["count"]) for row in found["labels"]]
+    assert labels == [("<b>node", 2), ("named in the words", 1)], "a box that is known is not drawn twice"
+    drawing = ElementTree.fromstring(base64.b64decode(found["address"].split(",")[1]))
+    assert drawing.get("viewBox") == "0 0 48 40", "in pixels of the record, whatever size it is shown in"
+    name = "{http://www.w3.org/2000/svg}rect"
+    boxes = [[float(box.get(key, "")) for key in ("x", "y", "width", "height")] for box in drawing.iter(name)]
+    assert boxes[::2] == boxes[1::2] == [[6, 4, 12, 16], [0, 0, 9, 8], [24, 20, 24, 20]]
+    write_form([boxed(), record(1)], tmp_path / "form.html")
+    page = (tmp_path / "form.html").read_text("utf8")
+    assert page.count('class="boxes"') == 1 and "<b>node" not in page.replace("\\u003c", "")
+    assert "&lt;b&gt;node, 2 boxes" in page
+
+
+def test_boxes_at_the_edge_and_points_are_seen() -> None:
+    points = [{"label": "p", "box": [48, 40, 48, 40]}, {"label": "p", "box": [3, 3, 3, 3]}]
+    found = outlined(replace(record(0), facts={"boxes": points}))
+    assert found is not None
+    drawing = ElementTree.fromstring(base64.b64decode(found["address"].split(",")[1]))
+    for box in drawing.iter("{http://www.w3.org/2000/svg}rect"):
+        x, y, width, height = (float(box.get(key, "")) for key in ("x", "y", "width", "height"))
+        assert min(x, y) >= 0 and x + width <= 48 and y + height <= 40 and min(width, height) > 0.5
 
 
 def exported(path: Path, **changes: Any) -> Path:
@@ -233,3 +274,19 @@ def test_the_form_keeps_what_is_typed_and_gives_it_back(page: Any, tmp_path: Pat
     ).is_checked()
     found = write_summary(tmp_path / "form.html", [said], tmp_path / "summary.html")
     assert found["readers"][0]["items"] == 2 and not broken
+
+
+@pytest.mark.browser
+def test_the_boxes_lie_on_the_picture_and_go_away(page: Any, tmp_path: Path) -> None:
+    form = write_form([boxed(), record(1)], tmp_path / "form.html")
+    page.goto((tmp_path / "form.html").as_uri())
+    boxes, picture = page.locator("#item-1 img.boxes"), page.locator("#item-1 img[alt='given picture 1']")
+    assert boxes.bounding_box() == picture.bounding_box() and boxes.evaluate("x => x.naturalWidth") == 48
+    page.locator("#boxes").uncheck()
+    assert not boxes.is_visible() and picture.is_visible()
+    assert page.locator("#count").inner_text() == "0 of 2 done"
+    told = Review("Ada", form, {"r0": {NAMES[1]: 4}}, {})
+    write_summary(tmp_path / "form.html", [told], tmp_path / "summary.html")
+    page.goto((tmp_path / "summary.html").as_uri())
+    seen = page.locator("article .seen").first
+    assert seen.locator("img").first.bounding_box() == seen.locator("img.boxes").bounding_box()
