@@ -114,9 +114,7 @@ def test_the_form_names_no_patient_and_words_stay_words(tmp_path: Path) -> None:
 
 def boxed() -> Record:
     """A picture of 40 x 48 with two regions of one label, and words that name one of them and one more."""
-    facts = {
-        "boxes": [{"label": "<b>node", "box": [6, 4, 18, 20]}, {"label": "<b>node", "box": [0, 0, 9, 8]}]
-    }
+    nodes = [{"label": "<b>node", "box": edges} for edges in ([6, 4, 18, 20], [0, 0, 9, 8])]
     said = (
         Message("human", "<image> What is at <box>(125,100),(375,500)</box>?"),
         Message("gpt", "A node, above <box>(500,500),(1000,1000)</box>."),
