@@ -37,6 +37,7 @@ from monai_unimedvl.evaluation.report import summarise
 from monai_unimedvl.evaluation.tables import Row
 
 Legend = Mapping[str, tuple[int, int, int]]
+STRETCHED = 2.0  # sides of a drawing are multiples of a patch, and may be out of proportion by less than this
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
 
 
@@ -53,8 +54,8 @@ def score_pictures(
         legend: name -> colour (red, green, blue) of masks drawn as pictures.
 
     Raises:
-        ValueError: no row names a drawing; a file that is missing, unreadable or holds no numbers, with its
-            row; an upstream score of masks.
+        ValueError: no row names a drawing; a file that is missing, unreadable or holds no numbers, or a
+            drawing of another form than its truth, with its row; an upstream score of masks.
     """
     if upstream and (legend or inside):
         raise ValueError("The upstream scores know no masks and no foreground: leave one of both out.")
@@ -74,6 +75,11 @@ def score_pictures(
             for column, name in (("drawn", row.drawn), ("truth_image", row.truth_image))
         )
         resized += drawn.shape != truth.shape
+        if stretch(drawn, truth) > STRETCHED:
+            raise ValueError(
+                f"{where} has a drawing of {tuple(drawn.shape[1:])} and a truth of {tuple(truth.shape[1:])} "
+                "pixels, expected one form: turn or cut one of both, for neither is stretched."
+            )
         try:
             found = dict(_scores(drawn, truth, upstream, inside, legend))
         except ValueError as error:
@@ -83,6 +89,13 @@ def score_pictures(
     how = "truth at the size of the drawing, 8 bits" if upstream else "at the size of the truth, range 1"
     about = predictions.about | {"pictures": how, "resized": resized}
     return Predictions(rows, about, predictions.source)
+
+
+def stretch(image: Tensor, truth: Tensor) -> float:
+    """By what factor sides (3, h, w) and (3, H, W) are out of proportion; 1 where both have one form."""
+    (high, wide), (tall, broad) = image.shape[1:], truth.shape[1:]
+    factor = (high * broad) / (wide * tall)
+    return float(max(factor, 1 / factor))
 
 
 def read_picture(path: Path, where: str) -> Tensor:

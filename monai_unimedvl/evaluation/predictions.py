@@ -194,8 +194,8 @@ def check(
         places: (file, number of the row in it) of each row; otherwise rows of `source` count from 1.
 
     Raises:
-        ValueError: no rows; an empty or a second id; no truth; NaN; an unknown answer type. The file, the
-            row and the mend are named.
+        ValueError: no rows; an empty or a second id; no truth; NaN or infinite scores; an unknown answer
+            type. The file, the row and the mend are named.
     """
     if not rows:
         raise ValueError(f"{source} holds no rows, expected one for each item: run the benchmark first.")
@@ -216,9 +216,10 @@ def check(
         if row.logprob is not None and math.isnan(row.logprob):
             _refuse(number, source, places, f"(id {row.id}) has logprob NaN", "leave it empty if unknown")
         for name, values in _numbers(row):
-            if any(value is not None and math.isnan(value) for value in values):
+            if lost := [value for value in values if value is not None and not math.isfinite(value)]:
+                said = "NaN" if math.isnan(lost[0]) else f"{lost[0]}"
                 mend = "an undefined score is empty (None), which a table counts and tells"
-                _refuse(number, source, places, f"(id {row.id}) has NaN in {name}", mend)
+                _refuse(number, source, places, f"(id {row.id}) has {said} in {name}", mend)
 
 
 def _numbers(row: Prediction) -> Iterable[tuple[str, Iterable[float | None]]]:
@@ -261,16 +262,19 @@ def _stored(name: str, value: Any) -> Any:
 
 def _table(path: Path) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     """Column -> values of a file, and what it says of itself."""
+    header: Iterable[str] = ()  # a CSV has columns though it has no rows
     try:
         if path.suffix == ".parquet":
-            table = parquet().read_table(path)
-            told = json.loads((table.schema.metadata or {}).get(b"about", b"{}"))
-            return {name: table.column(name).to_pylist() for name in table.column_names}, told
+            held = parquet().read_table(path)
+            told = json.loads((held.schema.metadata or {}).get(b"about", b"{}"))
+            return {name: held.column(name).to_pylist() for name in held.column_names}, told
         with path.open(encoding="utf-8-sig", newline="") as stream:
             if path.suffix == ".jsonl":
                 lines = [json.loads(line) for line in stream if line.strip()]
             elif path.suffix == ".csv":
-                lines = [dict(line) for line in csv.DictReader(stream, strict=True)]
+                table = csv.DictReader(stream, strict=True)
+                lines = [dict(line) for line in table]
+                header = table.fieldnames or ()
             else:
                 raise ValueError(f"its name ends in {path.suffix or 'nothing'}")
     except (OSError, ValueError, csv.Error) as error:
@@ -282,7 +286,7 @@ def _table(path: Path) -> tuple[dict[str, list[Any]], dict[str, Any]]:
         if not isinstance(line, dict) or None in line:
             what = "more cells than the header" if isinstance(line, dict) else "no mapping"
             raise ValueError(f"{path.name} row {number} has {what}, expected one value a column: mend it.")
-    names = dict.fromkeys(name for line in lines for name in line)
+    names = dict.fromkeys([*header, *(name for line in lines for name in line)])
     lost = {name: DEFAULTS.get(name) for name in names}
     return {name: [line.get(name, lost[name]) for line in lines] for name in names}, {}
 

@@ -107,6 +107,10 @@ def test_pictures_of_every_kind_are_read_alike(tmp_path):
         ({"drawn": "nan.npy"}, "row 2 .id i1., drawn: nan.npy has pixels that are no numbers: draw it again"),
         ({"drawn": "wide.npy"}, "wide.npy goes from 0 to 255, expected .0, 1.: scale it"),
         ({"drawn": "deep.npy"}, "deep.npy has shape .9, 9, 9., expected .H, W. or three colours"),
+        (
+            {"drawn": "turned.npy"},
+            "row 2 .id i1. has a drawing of .30, 12. and a truth of .24, 30. pixels, expected one form",
+        ),
         ({"drawn": ""}, "row 2 .id i1. has nothing in drawn, expected a file as the others have"),
         ({"drawn": "tiny.png", "truth_image": "tiny.png"}, "row 2 .id i1.: ssim needs sides of at least 11"),
     ],
@@ -118,6 +122,7 @@ def test_files_that_cannot_be_scored_are_named_with_row_and_mend(pair, tmp_path,
     np.save(tmp_path / "nan.npy", np.full((24, 30), np.nan))
     np.save(tmp_path / "wide.npy", np.array([[0.0, 255.0]]))
     np.save(tmp_path / "deep.npy", np.zeros((9, 9, 9)))
+    np.save(tmp_path / "turned.npy", np.zeros((30, 12, 3)))
     with pytest.raises(ValueError, match=message):
         score_pictures(file(PAIR, {**PAIR, **change}), tmp_path)
 

@@ -84,6 +84,7 @@ def test_tables_of_others_are_read_under_their_names(tmp_path):
             "answer_type 'yes/no': write one",
         ),
         ({"id": "a", "truth": "y", "answer": "y", "scores": {"F1": float("nan")}}, "NaN in scores: an undef"),
+        ({"id": "a", "truth": "y", "answer": "y", "ceiling": {"PSNR": float("inf")}}, "has inf in ceiling"),
         (
             {"id": "a", "truth": "y", "answer": "y", "baselines": {"F1": {"b": float("nan")}}},
             "NaN in baselin",
@@ -122,5 +123,8 @@ def test_a_file_that_is_none_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} "):
         read_predictions(tmp_path / name)
+    (tmp_path / "bare.csv").write_text("id,truth,answer\n")
+    with pytest.raises(ValueError, match="holds no rows, expected one for each item"):
+        read_predictions(tmp_path / "bare.csv")
     with pytest.raises(ValueError, match="is no prediction file"):
         read_predictions(tmp_path / "absent.parquet")

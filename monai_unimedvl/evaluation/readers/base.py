@@ -216,7 +216,8 @@ def checked(benchmark: Benchmark, *, partial: bool, source: str) -> Benchmark:
         found = f"has {len(benchmark.items):,} items, expected {counted}"
     if partial and benchmark.items:
         return benchmark
-    mend = f"get them from {source}" + (", or read a part with partial=True" if benchmark.items else "")
+    part = ", or read a part with partial=True (--partial)" if benchmark.items else ""
+    mend = f"get them from {source}{part}"
     raise ValueError(f"{benchmark.name} {benchmark.section} {found}: {mend}.")
 
 
