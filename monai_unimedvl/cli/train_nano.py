@@ -142,7 +142,7 @@ def _compare(chain: Chain, out: Path, options: Namespace) -> Result:
     worse = reproduction.worst(found)
     lines = [text, f"wrote {weights}, {scores} and {out / 'comparison.md'}"]
     if worse:
-        lines += [f"worse than the shipped interval: {line}" for line in worse]
+        lines += [f"worse than the shipped interval, or no number: {line}" for line in worse]
     return lines, {"outputs": [str(weights), str(scores)], "worse": worse, "rows": len(found)}
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 from monai_unimedvl.evaluation.tables import LOWER, Row, number, short, value
 
 HEAD = ("task", "section", "of", "metric", "shipped (95 %)", "here (95 %)", "verdict")
-VERDICTS = ("inside", "better", "near", "worse")
+NO_NUMBER = "no number"
+VERDICTS = ("inside", "better", "near", "worse", NO_NUMBER)
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,13 @@ class Match:
 
     @property
     def verdict(self) -> str:
-        """inside the shipped interval; else better than it; near, where the intervals overlap; or worse."""
+        """inside the shipped interval; else better than it; near, where the intervals overlap; or worse.
+
+        A score or a shipped interval that is no number matches nothing: "no number".
+        """
         shipped, here = self.shipped, self.here
+        if any(map(math.isnan, (here.value, shipped.low, shipped.high))):
+            return NO_NUMBER
         if shipped.low <= here.value <= shipped.high:
             return "inside"
         if (here.value < shipped.low) == (shipped.metric in LOWER):
@@ -62,10 +69,10 @@ def table(found: Sequence[Match]) -> str:
 
 
 def worst(found: Sequence[Match]) -> list[str]:
-    """The rows that are worse, one a line."""
+    """The rows that are worse, or no number, one a line."""
     return [
         f"{one.shipped.task}, {one.shipped.section}, {one.shipped.group}, {one.shipped.metric}: "
         f"{number(one.here.metric, one.here.value)}, shipped {value(one.shipped)}"
         for one in found
-        if one.verdict == "worse"
+        if one.verdict in ("worse", NO_NUMBER)
     ]

@@ -125,11 +125,16 @@ def test_scores_stand_beside_the_shipped_interval():
     assert [one.verdict for one in found] == ["worse", "better", "better"]
     assert matches(shipped, shipped)[0].verdict == "inside"
     assert matches([row("PSNR", 27.4, 26.9, 27.9)], shipped)[0].verdict == "near"
-    assert "inside 0, better 2, near 0, worse 1." in table(found) and worst(found) == [
+    assert "inside 0, better 2, near 0, worse 1, no number 0." in table(found) and worst(found) == [
         "sr4, test, all, PSNR: 27.00, shipped 28.00 (27.50 to 28.50)"
     ]
     with pytest.raises(ValueError, match="share no row"):
         matches([row("SSIM", 1.0, 1.0, 1.0)], shipped)
+    nan = float("nan")
+    for one, other in ((row("PSNR", nan, nan, nan), shipped[0]), (shipped[0], row("PSNR", 28.0, nan, nan))):
+        found = matches([one], [other])
+        assert found[0].verdict == "no number" and "no number 1." in table(found) and len(worst(found)) == 1
+    assert matches([row("MMD", nan, 0.0, 1.0)], shipped)[0].verdict == "no number", "nan is lower than nothing"
 
 
 @pytest.mark.slow
