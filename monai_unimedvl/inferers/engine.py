@@ -313,10 +313,10 @@ class Engine:
         try:
             logits = self._next_word(ids, active, cache)  # (B, V)
             chosen = self._choose(logits, speakers)  # (B,)
-            whole = logits.logsumexp(-1)  # (B,)
+            logprobs = logits.log_softmax(-1)  # (B, V); logsumexp is slow where scores lie far apart
         except Exception as error:  # as above
             return [self._finish(request, None, 0.0, "error", str(error)) for request in speakers]
-        said = (logits.gather(1, chosen.unsqueeze(1)).squeeze(1) - whole).tolist()
+        said = logprobs.gather(1, chosen.unsqueeze(1)).squeeze(1).tolist()
         tokens = []
         for row, (s, request, id_) in enumerate(zip(active, speakers, chosen.tolist(), strict=True)):
             if said[row] != said[row]:
@@ -325,8 +325,8 @@ class Engine:
                 continue
             best: tuple[tuple[int, float], ...] = ()
             if request.alternatives:
-                top = logits[row].topk(min(request.alternatives, logits.shape[1]))
-                best = tuple(zip(top.indices.tolist(), (top.values - whole[row]).tolist(), strict=True))
+                top = logprobs[row].topk(min(request.alternatives, logprobs.shape[1]))
+                best = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
             self._next[s] = id_
             if id_ == marks.text_end:
                 tokens.append(self._finish(request, None, said[row], "end", alternatives=best))

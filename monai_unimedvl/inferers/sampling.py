@@ -132,7 +132,7 @@ def words(
     while active:
         logits = next_word(ids, active, cache)  # (B, V)
         ids = choose(logits, options, said, [chance[s] for s in active] if chance else None)  # (B,)
-        logprobs = logits.gather(1, ids.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)  # (B,)
+        logprobs = logits.log_softmax(-1).gather(1, ids.unsqueeze(1)).squeeze(1)  # (B,)
         spoken, staying = [], []
         for row, (s, id_, logprob) in enumerate(zip(active, ids.tolist(), logprobs.tolist(), strict=True)):
             if logprob != logprob:

@@ -42,6 +42,7 @@ KNOWN = {  # of the network: of its weights
     torch.float64: (torch.float64,),  # for laws
 }
 KINDS = {torch.float32: 0, torch.float64: 0, torch.bfloat16: 1, torch.int8: 2}
+LINEARS = ("q", "k", "v", "out", "gate", "up", "down")
 MACHINE = ("flags", "Features", "model name", "CPU")  # lines of /proc/cpuinfo
 Bare = tuple[tuple[Any, ...], tuple[Any, ...]]
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class Layer(ctypes.Structure):
 
     _fields_: ClassVar = [
         *((name, Norm) for name in ("norm1", "q_norm", "k_norm", "norm2")),
-        *((name, Linear) for name in ("q", "k", "v", "out", "gate", "up", "down")),
+        *((name, Linear) for name in LINEARS),
     ]
 
 
@@ -107,6 +108,7 @@ class Native:
         self.kept: list[Tensor] = []  # what the addresses below point to
         self.dtype, self.theta = decoder.embed.weight.dtype, decoder.rope_theta
         self.real = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.code = code
         self.call = code.words_double if self.real == torch.float64 else code.words_float
         self.layers = (Layer * len(bare))(*(self._layer(*parts) for parts in bare))
         self.size, self.vocabulary = decoder.head_size, len(head[0])
@@ -134,6 +136,16 @@ class Native:
             ctypes.c_int(torch.get_num_threads()),
         )  # fmt: skip
         return scores
+
+    def products(self, rows: int) -> None:
+        """All products of `rows` words and nothing else, in float32: no word can take less (for benchmarks)."""
+        linears = [self.network.head, *(getattr(layer, name) for layer in self.layers for name in LINEARS)]
+        widest = max(max(one.inputs, one.outputs) for one in linears)
+        x, found = torch.zeros(2, rows, widest)
+        self.code.products_float(
+            ctypes.byref(self.network), ctypes.c_int64(rows),
+            *(ctypes.c_void_p(one.data_ptr()) for one in (x, found)), ctypes.c_int(torch.get_num_threads()),
+        )  # fmt: skip
 
     def _layer(self, before: Sequence[Any], after: Sequence[Any]) -> Layer:
         norm1, q, k, v, q_norm, k_norm = before
@@ -185,7 +197,7 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("Words are decoded by torch's code, as our own could not be built: %s", error)
         return None
-    code.words_float.restype = code.words_double.restype = None
+    code.words_float.restype = code.words_double.restype = code.products_float.restype = None
     return code
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several at once: prompts of different lengths, questions about one image, a long context, many requests.
 
-- 8 prompts of 40 to 180 words together, by `Engine`, against one after the other: a unit is all eight.
+- 8 prompts of 40 to 180 words together, by `Engine`, against one after the other: a unit is all eight, read
+  and answered in 24 words each. And the same once they are read: a unit is one word of each.
 - 8 questions about one image of 16 x 16 patches, which share it, against eight requests of their own.
 - A word at 4,096 tokens of context, against the public scheme (layers as they come, and a cache that is
   copied at each word: keys and values of every layer go into fresh tensors), and against a word at 128.
@@ -110,6 +111,41 @@ def apart(network: UniMedVL, batch: list[list[Any]], said: list[Any]) -> Side:
     return side
 
 
+def speaking_together(network: UniMedVL, batch: list[list[Any]], said: list[Any]) -> Side:
+    """A word of each of eight, once their prompts are read."""
+
+    def side(tick: Callable[[], None]) -> None:
+        engine = Engine(network, Bare(), to_segments=Bare(), max_running=8)  # type: ignore[arg-type]
+        requests = [engine.submit(prompt, max_new_tokens=WORDS) for prompt in batch]
+        engine.step()  # reads, and says the first word
+        tick()
+        while not engine.idle:
+            engine.step()
+            tick()
+        said[:] = [request.answer.ids for request in requests]
+
+    return side
+
+
+def speaking_apart(network: UniMedVL, batch: list[list[Any]], said: list[Any]) -> Side:
+    """The same words in a context each; a unit is a word of each, too."""
+
+    def side(tick: Callable[[], None]) -> None:
+        said.clear()
+        contexts = [Context(network, Bare(), samples=1) for _ in batch]  # type: ignore[arg-type]
+        for context, prompt in zip(contexts, batch, strict=True):
+            context.read([prompt])
+        speakers = [words(context, Sampling(WORDS)) for context in contexts]
+        ids = [[spoken.id for (spoken,) in (next(one) for one in speakers)]]
+        tick()
+        for _ in range(WORDS - 1):
+            ids.append([spoken.id for (spoken,) in (next(one) for one in speakers)])
+            tick()
+        said[:] = list(zip(*ids, strict=True))
+
+    return side
+
+
 def at(network: UniMedVL, tokens: int, count: int, said: list[int]) -> Side:
     """Words with so many tokens of past."""
     context = past_of(network, tokens, count)
@@ -212,6 +248,19 @@ def at_once(made: UniMedVL, name: str, image: bool, rounds: int) -> tuple[dict[s
     return watches, rows([LABEL, name, f"{what}, {same}/8 answers equal"], watches)
 
 
+def speaking(made: UniMedVL, name: str, rounds: int) -> tuple[dict[str, Watch], list[list[str]]]:
+    """The words of eight answers, together and apart, reading left out."""
+    batch, said = prompts(False), ([], [])
+    sides = {
+        "one after the other": speaking_apart(made, batch, said[0]),
+        "together": speaking_together(made, batch, said[1]),
+    }
+    watches = take_turns(sides, rounds)
+    same = sum(a == b for a, b in zip(*said, strict=True))
+    assert made.decoder.embed.weight.dtype == torch.bfloat16 or same == 8, f"{8 - same} answers differ"
+    return watches, rows([LABEL, name, f"a word of each of 8, {same}/8 answers equal"], watches)
+
+
 def long_past(
     made: UniMedVL, name: str, rounds: int, count: int = 6
 ) -> tuple[dict[str, Watch], list[list[str]]]:
@@ -237,6 +286,7 @@ def main() -> None:
             name = f"{str(dtype).removeprefix('torch.')}, {'make_fast' if fast else 'as it comes'}"
             for image in (False, True):
                 cells += at_once(made, name, image, options.rounds or 3)[1]
+            cells += speaking(made, name, options.rounds or 3)[1]
             cells += long_past(made, name, options.rounds or 3)[1]
     grown = growth(network(SHAPES[LABEL], torch.float32, False))
     about = f"{ABOUT} Resident memory after 50, 100, 150 and 200 requests: {', '.join(grown[:-1])} MiB "

@@ -133,6 +133,17 @@ void words(const Network &net, const Past &past, int64_t rows, R *x, const R *co
   multiply<R, 1>({{&net.head, scores}}, h, rows, threads);
 }
 
+// The products of a word alone, of rows x (B, the widest inputs): what no decoder on them can go below.
+template <class R>
+void products(const Network &net, int64_t rows, const R *x, R *scores, int threads) {
+  for (int64_t n = 0; n < net.num_layers; n++) {
+    const Layer &layer = net.layers[n];
+    for (const Linear *one : {&layer.q, &layer.k, &layer.v, &layer.out, &layer.gate, &layer.up, &layer.down})
+      multiply<R, 1>({{one, scores}}, x, rows, threads);
+  }
+  multiply<R, 1>({{&net.head, scores}}, x, rows, threads);
+}
+
 }  // namespace
 
 extern "C" {
@@ -144,5 +155,8 @@ void words_float(const Network *net, const Past *past, int64_t rows, float *x, c
 void words_double(const Network *net, const Past *past, int64_t rows, double *x, const double *cos,
                   const double *sin, double *scores, int threads) {
   words<double>(*net, *past, rows, x, cos, sin, scores, threads);
+}
+void products_float(const Network *net, int64_t rows, const float *x, float *scores, int threads) {
+  products<float>(*net, rows, x, scores, threads);
 }
 }
