@@ -138,7 +138,7 @@ class Native:
         return scores
 
     def products(self, rows: int) -> None:
-        """All products of `rows` words and nothing else, in float32: no word can take less (for benchmarks)."""
+        """All products of `rows` words and nothing else, not for doubles: what no word can go below."""
         linears = [self.network.head, *(getattr(layer, name) for layer in self.layers for name in LINEARS)]
         widest = max(max(one.inputs, one.outputs) for one in linears)
         x, found = torch.zeros(2, rows, widest)

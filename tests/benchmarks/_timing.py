@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median, quantiles
@@ -25,6 +26,7 @@ import torch
 
 from monai_unimedvl.atomic import write
 
+NANO = Path(__file__).parents[2] / "bundles" / "unimedvl_nano" / "models" / "model.safetensors"
 SUMMARY = "inference"  # the section that comes first
 RESULTS = Path(__file__).parent / "RESULTS.md"
 TITLE = """# Results
@@ -151,10 +153,17 @@ def _circumstances(name: str, options: argparse.Namespace, load: float) -> str:
     rounds = "" if options.rounds is None else f" --rounds {options.rounds}"
     return (
         f"`python tests/benchmarks/{name}.py --threads {options.threads}{rounds}` at commit"
-        f" {git('rev-parse', '--short', 'HEAD')}{changed}, {time.strftime('%Y-%m-%d %H:%M')};"
-        f" Python {platform.python_version()}, {versions}; {_processor()}, {os.cpu_count()} cores,"
-        f" load average {load:.1f} before and {load_average():.1f} after."
+        f" {git('rev-parse', '--short', 'HEAD')}{changed}, {time.strftime('%Y-%m-%d %H:%M')}"
+        f"{_weights()}; Python {platform.python_version()}, {versions}; {_processor()},"
+        f" {os.cpu_count()} cores, load average {load:.1f} before and {load_average():.1f} after."
     )
+
+
+def _weights() -> str:
+    """Which weights of the nano a script took, by their sha256; nothing where it took none."""
+    if "unimedvl_nano" not in Path(sys.argv[0]).read_text("utf8"):
+        return ""
+    return f", nano weights {sha256(NANO.read_bytes()).hexdigest()[:12]}"
 
 
 def _processor() -> str:

@@ -255,13 +255,21 @@ def recorded(_: Table) -> Iterator[Row]:
     """What other scripts have written."""
     known = sections()
 
+    def when(section: str) -> str:
+        """Of a recorded row: which script, its day, and the weights that it took."""
+        found = re.search(
+            r"at commit .*?, (\d{4}-\d\d-\d\d)(?:.*?, nano weights (\w+))?", known.get(section, "")
+        )
+        day, weights = found.groups() if found else (None, None)
+        return f"recorded: {', '.join(filter(None, (section, day, weights and f'weights {weights}')))}"
+
     def line(section: str, pattern: str) -> re.Match[str] | None:
         return re.search(pattern, known.get(section, ""))
 
     for task in ("sr4", "seg-tissue", "t1-to-t2"):
         row = rf"\| {task} \| ([^|]+) \| (\d+) \| ([^|]+) \| [\d.]+ \| yes \| ([\d.]+)"
         tries = re.findall(row, known.get("solvers", ""))
-        what = f"evaluations to the score of 50 steps, {task} (recorded: solvers)"
+        what = f"evaluations to the score of 50 steps, {task} ({when('solvers')})"
         if not tries:
             yield Row(what, "", "", verdict="not recorded: run solvers.py")
             continue
@@ -271,15 +279,15 @@ def recorded(_: Table) -> Iterator[Row]:
         yield Row(what, *told, float(best[1]), 4.0, most=True)
     found = line("quantise", r"\| int8 \|[^|]*\| ([\d.]+) %")
     share = float(found[1]) if found else None
-    what = "int8 greedy answers of the nano equal to float32, % (recorded: quantise)"
+    what = f"int8 greedy answers of the nano equal to float32, % ({when('quantise')})"
     yield Row(what, "", "", share, 99.0, verdict="" if found else "not recorded: run quantise.py")
     found = line("fullsize", r"\| released, int8 \|.*\*\*([\d.]+) GiB\*\* \| (\S+) \|")
-    what = "load of a full-size checkpoint for answering, int8, peak GiB (recorded: fullsize)"
+    what = f"load of a full-size checkpoint for answering, int8, peak GiB ({when('fullsize')})"
     ours = f"swap {found[2]}, then a word" if found else ""
     yield Row(what, "", ours, float(found[1]) if found else None, 13.0, most=True,
               verdict="" if found else "not recorded: run fullsize.py")  # fmt: skip
     found = line("serve", r"memory from request 50 to 200 \| (-?[\d.]+) MiB")
-    what = "resident memory of the server from request 50 to 200, MiB (recorded: serve)"
+    what = f"resident memory of the server from request 50 to 200, MiB ({when('serve')})"
     yield Row(what, "", "", float(found[1]) if found else None, 20.0, most=True,
               verdict="" if found else "not recorded: run serve.py")  # fmt: skip
 
