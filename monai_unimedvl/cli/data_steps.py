@@ -10,7 +10,6 @@ Only the standard library is imported here: a step's module is loaded when its o
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -192,19 +191,11 @@ def _given(options: Namespace, kind: type[Step]) -> dict[str, Any]:
             pairs = [pair.partition("=") for pair in value]
             if wrong := [key for key, equal, _ in pairs if not equal or not key]:
                 raise ValueError(f"--{field.name} got {wrong[0]!r}, expected KEY=VALUE: write it so.")
-            value = {key: _value(text) for key, _, text in pairs}
+            value = {key: o.value(text) for key, _, text in pairs}
         elif str(field.type).startswith("tuple"):
             value = tuple(value)
         found[field.name] = value
     return found
-
-
-def _value(text: str) -> Any:
-    """A number, truth or list where the text is one in JSON, else the text."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _run_step(options: Namespace) -> Result:

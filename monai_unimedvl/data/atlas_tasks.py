@@ -176,28 +176,14 @@ def _entries(task: str, picture: Picture) -> Iterator[Entry]:
                 name, task, picture, INSTRUCTIONS[task], shown=stain, targets=[picture.pixels], baseline=stain
             )
     elif task in picture.maps:
-        target = picture.maps[task]
-        if task in LEGENDS:
-            if target.any():
-                yield Entry(
-                    name,
-                    task,
-                    picture,
-                    INSTRUCTIONS[task],
-                    shown=picture.pixels,
-                    targets=[colour(target, task)],
-                    mask=target,
-                )
-        else:
+        target, shown = picture.maps[task], picture.pixels
+        if task not in LEGENDS:
             yield Entry(
-                name,
-                task,
-                picture,
-                INSTRUCTIONS[task],
-                shown=picture.pixels,
-                targets=[target],
-                baseline=picture.pixels,
+                name, task, picture, INSTRUCTIONS[task], shown=shown, targets=[target], baseline=shown
             )
+        elif target.any():
+            drawn = [colour(target, task)]
+            yield Entry(name, task, picture, INSTRUCTIONS[task], shown=shown, targets=drawn, mask=target)
 
 
 def colour(mask: Image, task: str) -> Image:

@@ -15,6 +15,7 @@ import torch
 
 from monai_unimedvl.inferers.context import Context
 from monai_unimedvl.sequence import Segment, Text, View
+from monai_unimedvl.sequence.segments import AROUND
 
 WORTH = 64  # tokens that must be spared before a batch is read in two forwards instead of one
 
@@ -122,7 +123,7 @@ class Prefixes:
 
 def length(segment: Segment) -> int:
     """Tokens that a segment takes, its two marks included."""
-    return 2 + segment.tokens
+    return AROUND + segment.tokens
 
 
 def _key(segment: Segment) -> Hashable:

@@ -15,7 +15,7 @@ import base64
 import hashlib
 import io
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -62,14 +62,8 @@ def open_writer(place: str, *, device: str = "cpu", max_tokens: int = 512) -> Wr
         ValueError: a place of no known kind, or nothing there.
     """
     kind, rest = _kind(place)
-    if kind == "replay":
-        from monai_unimedvl.data.backends.replay import Remembered
-
-        return Remembered(rest)
-    if kind == "http":
-        from monai_unimedvl.data.backends.http import Endpoint
-
-        return Endpoint(rest, max_tokens=max_tokens)
+    if kind != "folder":
+        return _elsewhere(kind, rest, max_tokens=max_tokens)
     from monai_unimedvl.data.backends.local import LocalWriter
 
     return LocalWriter(rest, device=device, max_tokens=max_tokens)
@@ -82,17 +76,22 @@ def open_scorer(place: str, *, device: str = "cpu") -> Scorer:
         ValueError: a place of no known kind, or nothing there.
     """
     kind, rest = _kind(place)
+    if kind != "folder":
+        return _elsewhere(kind, rest)
+    from monai_unimedvl.data.backends.local import LocalScorer
+
+    return LocalScorer(rest, device=device)
+
+
+def _elsewhere(kind: str, rest: str, **options: Any) -> Any:
+    """What both writes and scores: an endpoint, which takes the options, or remembered answers."""
     if kind == "replay":
         from monai_unimedvl.data.backends.replay import Remembered
 
         return Remembered(rest)
-    if kind == "http":
-        from monai_unimedvl.data.backends.http import Endpoint
+    from monai_unimedvl.data.backends.http import Endpoint
 
-        return Endpoint(rest)
-    from monai_unimedvl.data.backends.local import LocalScorer
-
-    return LocalScorer(rest, device=device)
+    return Endpoint(rest, **options)
 
 
 def digest(image: Tensor | None) -> str:

@@ -11,7 +11,7 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +22,35 @@ OFFLINE = {"local_files_only": True, "trust_remote_code": False}
 QUERY = "query: "  # that E5 models expect before each text
 
 
-class LocalScorer:
+class _Local:
+    """A folder of transformers' as model and processor, read when they are asked for first.
+
+    Raises:
+        ValueError: no such folder.
+    """
+
+    kind: ClassVar[str]  # of transformers' automatic classes
+
+    def __init__(self, folder: str | Path, *, device: str = "cpu") -> None:
+        self.folder, self.device = checked(folder), device
+        self.name = name_of(self.folder)
+
+    @functools.cached_property
+    def model(self) -> Any:
+        """The model."""
+        import transformers
+
+        return _loaded(getattr(transformers, self.kind), self.folder).to(self.device)
+
+    @functools.cached_property
+    def processor(self) -> Any:
+        """Of images and texts, or the tokenizer alone."""
+        from transformers import AutoProcessor
+
+        return _loaded(AutoProcessor, self.folder, model=False)
+
+
+class LocalScorer(_Local):
     """SigLIP- and CLIP-like models, and text encoders. Cosines are moved from [-1, 1] to [0, 1].
 
     Args:
@@ -32,23 +60,7 @@ class LocalScorer:
         ValueError: no such folder.
     """
 
-    def __init__(self, folder: str | Path, *, device: str = "cpu") -> None:
-        self.folder, self.device = checked(folder), device
-        self.name = name_of(self.folder)
-
-    @functools.cached_property
-    def model(self) -> Any:
-        """The model."""
-        from transformers import AutoModel
-
-        return _loaded(AutoModel, self.folder).to(self.device)
-
-    @functools.cached_property
-    def processor(self) -> Any:
-        """Of images and texts, or the tokenizer alone."""
-        from transformers import AutoProcessor
-
-        return _loaded(AutoProcessor, self.folder, model=False)
+    kind = "AutoModel"
 
     def image_text(self, image: Tensor, texts: Sequence[str]) -> list[float]:
         """See `Scorer`.
@@ -86,7 +98,7 @@ class LocalScorer:
         return (hidden * mask).sum(1) / mask.sum(1)
 
 
-class LocalWriter:
+class LocalWriter(_Local):
     """Any image-text-to-text model with a chat template; without an image it answers words with words.
 
     Args:
@@ -97,23 +109,11 @@ class LocalWriter:
         ValueError: no such folder.
     """
 
+    kind = "AutoModelForImageTextToText"
+
     def __init__(self, folder: str | Path, *, device: str = "cpu", max_tokens: int = 512) -> None:
-        self.folder, self.device, self.max_tokens = checked(folder), device, max_tokens
-        self.name = name_of(self.folder)
-
-    @functools.cached_property
-    def model(self) -> Any:
-        """The model."""
-        from transformers import AutoModelForImageTextToText
-
-        return _loaded(AutoModelForImageTextToText, self.folder).to(self.device)
-
-    @functools.cached_property
-    def processor(self) -> Any:
-        """Of images and texts."""
-        from transformers import AutoProcessor
-
-        return _loaded(AutoProcessor, self.folder, model=False)
+        super().__init__(folder, device=device)
+        self.max_tokens = max_tokens
 
     def write(self, prompt: str, image: Tensor | None = None, *, count: int = 1, seed: int = 0) -> list[str]:
         """See `Writer`; one answer is the likeliest, several are drawn at temperature 0.7."""
