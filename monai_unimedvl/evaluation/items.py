@@ -40,7 +40,8 @@ def asked(item: Item) -> str:
 
 def record(item: Item, groups: Sequence[str]) -> dict[str, Any]:
     """What a prediction says of its item."""
-    names = ("id", "task", "section", "source", "contrast", "plane", "modality", "body", "subject")
+    names = ("id", "task", "section", "source", "contrast", "plane", "modality", "subject")
     place = item["id"].split("/")[1:]  # vqa/SOURCE/PLANE/SLICE/QUESTION, or without the question
     picture = "/".join(place[:-1] if item["question"] else place)
-    return {name: item[name] for name in names} | {"groups": list(groups), "picture": picture}
+    more = {"body": item.get("body", ""), "groups": list(groups), "picture": picture}  # not all know a body
+    return {name: item[name] for name in names} | more
