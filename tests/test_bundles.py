@@ -34,7 +34,6 @@ from monai_unimedvl.inferers import ImageInferer
 from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.unimedvl import nano
 from monai_unimedvl.tokenizer import Tokenizer
-from monai_unimedvl.training.keeping import keep
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLES = sorted(path.parent.parent for path in (ROOT / "bundles").glob("*/configs/metadata.json"))
@@ -302,14 +301,6 @@ def test_training_has_the_network_of_inference(name: str, monkeypatch: pytest.Mo
     assert made["train"] == made["inference"] and made["train"]["network"] == "the network"
 
 
-def test_bundle_root_is_the_working_directory_or_the_shipped_bundle(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert bundle.running(NANO.name) == str(NANO)
-    monkeypatch.chdir(copied)
-    assert bundle.running(NANO.name) == str(copied)
-
-
 def test_scores_are_filled_into_the_papers_by_a_command(copied: Path, tmp_path: Path) -> None:
     row = Row("sr4", "test", "all", "4 steps", "PSNR", 7, 31.25, 30.0, 32.0, {"bicubic": 28.0}, 40.0)
     Report([row], [], {}).save(tmp_path / "scores")
@@ -404,14 +395,3 @@ def test_the_samples_are_free_pictures_of_the_test_part(folder: Path) -> None:
     for name, item in rows:
         sample = np.asarray(Image.open(folder / "samples" / name))
         np.testing.assert_array_equal(sample, pictures[item].pixels)
-
-
-def test_fine_tuning_leaves_a_shipped_bundle_as_it_came(tmp_path: Path) -> None:
-    assert bundle.kept(NANO, "runs") == str(Path("runs") / "models")
-    copied = bundle.copy(NANO.name, tmp_path / "mine")
-    assert bundle.kept(copied, "runs") == str(copied / "models")
-    network, tokenizer = bundle.load(NANO)
-    keep(network, tmp_path / "runs" / "models", tokenizer)
-    again, words = bundle.load(tmp_path / "runs" / "models")
-    assert words.digest() == tokenizer.digest()
-    assert all(torch.equal(x, again.state_dict()[name]) for name, x in network.state_dict().items())
