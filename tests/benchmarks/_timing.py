@@ -40,6 +40,17 @@ What did not help is in LOG.md.
 """
 
 
+def weights() -> str:
+    """Which weights of the nano the script takes, by their sha256; nothing where it takes none."""
+    script = Path(sys.argv[0])
+    if not script.is_file() or "unimedvl_nano" not in script.read_text("utf8"):
+        return ""
+    return f", nano weights {sha256(NANO.read_bytes()).hexdigest()[:12]}"
+
+
+WEIGHTS = weights()  # as they are when the script begins
+
+
 @dataclass
 class Watch:
     """The seconds of each unit of one side: wall clock and processor."""
@@ -154,16 +165,9 @@ def _circumstances(name: str, options: argparse.Namespace, load: float) -> str:
     return (
         f"`python tests/benchmarks/{name}.py --threads {options.threads}{rounds}` at commit"
         f" {git('rev-parse', '--short', 'HEAD')}{changed}, {time.strftime('%Y-%m-%d %H:%M')}"
-        f"{_weights()}; Python {platform.python_version()}, {versions}; {_processor()},"
+        f"{WEIGHTS}; Python {platform.python_version()}, {versions}; {_processor()},"
         f" {os.cpu_count()} cores, load average {load:.1f} before and {load_average():.1f} after."
     )
-
-
-def _weights() -> str:
-    """Which weights of the nano a script took, by their sha256; nothing where it took none."""
-    if "unimedvl_nano" not in Path(sys.argv[0]).read_text("utf8"):
-        return ""
-    return f", nano weights {sha256(NANO.read_bytes()).hexdigest()[:12]}"
 
 
 def _processor() -> str:
