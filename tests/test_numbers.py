@@ -20,6 +20,7 @@ from monai_unimedvl.evaluation import Report
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"<!-- (scores[\w-]*) -->\n(.*?)<!-- /\1 -->", re.S)
+JOINT = re.compile(r"<!-- joint -->\n.*?<!-- /joint -->", re.S)  # filled in by science/run.py --report
 METRIC = re.compile(r"\b(PSNR|SSIM|Dice|F1|exact match|accuracy|correlation|dB|Frechet|MMD)\b", re.I)
 SCORE = re.compile(r"(?<![\w.])(0\.\d{2,4}|\d{2}\.\d{1,2}(?= ?dB))(?!\w|\.\d)")
 OWN_COMMAND = {  # file -> how a line begins that states a number of a run which it names, or a setting
@@ -41,7 +42,7 @@ def tables() -> Iterator[tuple[str, str, str]]:
 def written() -> Iterator[tuple[str, str]]:
     """(file, line) of what people wrote: pages without filled tables and code, and notebooks."""
     for page in PAGES:
-        text = BLOCK.sub("", (ROOT / page).read_text("utf8"))
+        text = JOINT.sub("", BLOCK.sub("", (ROOT / page).read_text("utf8")))
         yield from ((page, line) for line in re.sub(r"```.*?```", "", text, flags=re.S).splitlines())
     for path in sorted((ROOT / "tutorials").glob("*.ipynb")):
         cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown"]

@@ -56,7 +56,7 @@ class Details(nn.Module):
         change = torch.stack([(x * colour).sum(1) for colour in (red, green, blue)], -1).to(source.dtype)
         change = change.view(-1, rows, side, columns, side, 3).transpose(2, 3)  # (n, h, w, p, p, 3)
         with torch.autocast(source.device.type, enabled=False):  # grey levels are not halved in training
-            return codec.project(change.reshape(len(source), -1, 3))
+            return codec.project(change.flatten(0, 2).flatten(1, 2))
 
 
 def _blend(count: int, side: int) -> Tensor:
