@@ -346,12 +346,17 @@ def released() -> UniMedVL:
     )  # fmt: skip
 
 
-def nano(autoencoder: nn.Module, *, vocab_size: int, hidden_size: int = 160, num_layers: int = 4) -> UniMedVL:
+def nano(
+    autoencoder: nn.Module, *, vocab_size: int, hidden_size: int = 160, num_layers: int = 4, details: int = 24
+) -> UniMedVL:
     """A network of a few million parameters for 64x64 images, initialised to learn in minutes on a CPU.
 
     What differs from the released shape, each because it learned faster so: the head predicts the image,
     not the velocity; position tables with short wavelengths; keys start equal to queries, so that tokens of
     one place attend to each other at once; image content and position code start at the same size.
+
+    Args:
+        details: see `UniMedVL`; for a `PatchCodec` only.
     """
     heads, vision_size, linear = hidden_size // 32, hidden_size, isinstance(autoencoder, PatchCodec)
     decoder = Decoder(
@@ -361,7 +366,7 @@ def nano(autoencoder: nn.Module, *, vocab_size: int, hidden_size: int = 160, num
     vision = Vision(vision_size, 3 * vision_size, 3, heads, patch_size=8, grid_side=16)
     network = UniMedVL(
         decoder, vision, autoencoder, latent_patch=1, latent_side=16, table_base=50.0, table_scale=1.0,
-        prediction="image", tones=16 if linear else 0, details=24 if linear else 0, timestep_shift=2.0,
+        prediction="image", tones=16 if linear else 0, details=details if linear else 0, timestep_shift=2.0,
         grids={"view": [64, 64, 8], "canvas": [64, 64, autoencoder.downsample]},
     )  # fmt: skip
     nn.init.normal_(decoder.embed.weight, std=0.05)

@@ -137,9 +137,10 @@ def _new_stage(path: Path, folder: Path) -> bool:
 
 
 def _nano(codec: torch.nn.Module, tokenizer: Tokenizer, shape: dict[str, Any]) -> UniMedVL:
-    return nano(
-        codec, vocab_size=len(tokenizer), hidden_size=shape["hidden_size"], num_layers=shape["num_layers"]
-    )
+    return nano(  # without convolutions over the source, which came after the first arms
+        codec, vocab_size=len(tokenizer), hidden_size=shape["hidden_size"], num_layers=shape["num_layers"],
+        details=0,
+    )  # fmt: skip
 
 
 @contextmanager
