@@ -117,7 +117,7 @@ def test_too_many_are_told_to_come_later_and_the_others_are_served(slowly):
 
 
 def test_words_go_on_while_an_image_is_drawn(client, service):
-    asked = service.worker.draw(["axial"], service.drawing._replace(steps=100_000))  # never done in time
+    asked = service.worker.draw(["axial"], service.drawing._replace(steps=5000))  # ten seconds or more
     said = list(client.chat.completions.create(model=NAME, messages=[user("axial")], stream=True))
     assert len(said) > 2 and not asked.future.done()
     asked.abandon()
