@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 MOVED = {"transforms": "monai_unimedvl/transforms/recipes", "bundles": "monai_unimedvl/bundles"}
 SHIPPED = (
     ".py", ".typed", ".yaml", ".json", ".jsonl", ".safetensors", ".md", ".txt", ".conf", ".png", ".gz",
-    ".html", ".css", ".js",
+    ".html", ".css", ".js", ".cpp", ".h",
 )  # fmt: skip
 
 

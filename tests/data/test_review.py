@@ -237,6 +237,7 @@ def test_the_form_keeps_what_is_typed_and_gives_it_back(page: Any, tmp_path: Pat
     page.locator("#export").click()
     assert "Give your name first" in page.locator("#warning").inner_text()
     page.locator("#reader").fill("Dr. Ada L.")
+    page.wait_for_timeout(1000)  # Chromium stores in another process, which a busy core keeps waiting
     page.reload()
     assert (
         page.locator("#reader").input_value() == "Dr. Ada L."
