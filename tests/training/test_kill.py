@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -77,8 +79,13 @@ def kill_at_random(shards: Path, out: Path, **options: Any) -> int:
     while newest(out) < goal and process.poll() is None and time.monotonic() < until:
         time.sleep(0.005)
     time.sleep(chance.random() * 0.2)
+    family = psutil.Process(process.pid).children(recursive=True)  # torchrun's ranks are groups of their own
     os.killpg(process.pid, signal.SIGKILL)
+    for one in family:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
     process.wait()
+    assert not psutil.wait_procs(family, timeout=60)[1], "a rank that lives on writes beside the next run"
     return newest(out)
 
 
