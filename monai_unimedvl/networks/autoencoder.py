@@ -268,7 +268,7 @@ class PatchCodec(Autoencoder):
         return rows.unflatten(-1, (-1, 3))
 
     def project(self, change: Tensor) -> Tensor:
-        """What a change of pixels is in latents: (Z, p*p, 3) -> (Z, K); linear, the mean plays no part."""
+        """A change of pixels in latents: (Z, p*p, 3) or (Z, p*p*3) -> (Z, K); the mean plays no part."""
         return change.flatten(1) @ self.basis.to(change) / self.deviation.to(change)
 
     def _patches(self, x: Tensor) -> Tensor:

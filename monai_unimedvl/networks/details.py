@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_unimedvl.networks.autoencoder import PatchCodec
+from monai_unimedvl.networks.layers import patchify, unpatchify
 
 DILATIONS = (1, 2, 1)  # of the convolutions: a pixel sees a square of nine
 
@@ -44,8 +45,9 @@ class Details(nn.Module):
         """
         (rows, columns), side = grid, codec.downsample
         with torch.autocast(source.device.type, enabled=False):
-            picture = codec.pixels(source).view(-1, rows, columns, side, side, 3)
-        x = picture.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, rows * side, columns * side)  # (n, 3, H, W)
+            tall = source.shape[0] // columns, columns  # the grid of all drawings, one below the other
+            picture = unpatchify(codec.pixels(source).flatten(1), tall, side)  # (3, n*H, W)
+        x = picture.unflatten(1, (-1, rows * side)).transpose(0, 1)  # (n, 3, H, W)
         told = self.steer(h).unflatten(0, (-1, rows, columns)).movedim(-1, 1)  # (n, 6 F, h, w)
         down, across = (_blend(count, side).to(told) for count in grid)
         told = torch.einsum("Hh,nchw,Ww->ncHW", down, told, across)
@@ -53,13 +55,15 @@ class Details(nn.Module):
         x = x.to(self.steer.weight.dtype)
         for look, shift in zip(self.looks, shifts, strict=True):
             x = F.silu(look(x) + shift)
-        change = torch.stack([(x * colour).sum(1) for colour in (red, green, blue)], -1).to(source.dtype)
-        change = change.view(-1, rows, side, columns, side, 3).transpose(2, 3)  # (n, h, w, p, p, 3)
+        change = torch.stack([(x * colour).sum(1) for colour in (red, green, blue)])  # (3, n, H, W)
         with torch.autocast(source.device.type, enabled=False):  # grey levels are not halved in training
-            return codec.project(change.flatten(0, 2).flatten(1, 2))
+            return codec.project(patchify(change.flatten(1, 2), side).to(source.dtype))
 
 
 def _blend(count: int, side: int) -> Tensor:
-    """(count * side, count): each pixel between the centres of its tokens, linearly."""
+    """(count * side, count): each pixel between the centres of its tokens, linearly.
+
+    Two products with it are `interpolate(mode="bilinear")` in a third to a sixth of the time on a CPU.
+    """
     eye = torch.eye(count, dtype=torch.float64).unsqueeze(0)
     return F.interpolate(eye, count * side, mode="linear", align_corners=False)[0].T

@@ -81,13 +81,18 @@ def prompts(image: bool) -> list[list[Any]]:
     return [[view, text] if image else [text] for text in asked]
 
 
+def waiting(network: UniMedVL, batch: list[list[Any]]) -> tuple[Engine, list[Any]]:
+    """An engine of eight places and what was asked of it."""
+    engine = Engine(network, Bare(), to_segments=Bare(), max_running=8)  # type: ignore[arg-type]
+    return engine, [engine.submit(prompt, max_new_tokens=WORDS) for prompt in batch]
+
+
 def together(network: UniMedVL, batch: list[list[Any]], said: list[Any]) -> Side:
     """All eight in one engine."""
 
     def side(tick: Callable[[], None]) -> None:
         tick()
-        engine = Engine(network, Bare(), to_segments=Bare(), max_running=8)  # type: ignore[arg-type]
-        requests = [engine.submit(prompt, max_new_tokens=WORDS) for prompt in batch]
+        engine, requests = waiting(network, batch)
         engine.run()
         tick()
         said[:] = [request.answer.ids for request in requests]
@@ -115,8 +120,7 @@ def speaking_together(network: UniMedVL, batch: list[list[Any]], said: list[Any]
     """A word of each of eight, once their prompts are read."""
 
     def side(tick: Callable[[], None]) -> None:
-        engine = Engine(network, Bare(), to_segments=Bare(), max_running=8)  # type: ignore[arg-type]
-        requests = [engine.submit(prompt, max_new_tokens=WORDS) for prompt in batch]
+        engine, requests = waiting(network, batch)
         engine.step()  # reads, and says the first word
         tick()
         while not engine.idle:
