@@ -17,7 +17,7 @@ from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.networks.vision import Vision
 
 PARTS = ("understanding", "generation", "vision", "autoencoder")
-DRAWING = ("time_embed", "latent_in", "latent_out", "latent_gate", "tones", "details")  # beside the expert
+DRAWING = ("time_embed", "latent_in", "latent_out", "latent_gate")  # beside the expert
 
 
 class Absent(nn.Module):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -12,12 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from monai_unimedvl import weights
 from monai_unimedvl.inferers import ImageInferer, TextInferer
-from monai_unimedvl.networks.absent import absent_parts
+from monai_unimedvl.networks.absent import absent_parts, build_parts
 from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.quantised import QuantisedLinear
-from monai_unimedvl.networks.unimedvl import UniMedVL, from_config
+from monai_unimedvl.networks.unimedvl import UniMedVL, from_config, nano
 from monai_unimedvl.tokenizer import Tokenizer
-from monai_unimedvl.weights.headers import Entry
+from monai_unimedvl.weights.headers import AUTOENCODER, GENERATION, Entry
 
 CONFIG = {
     "decoder": {
@@ -31,6 +32,14 @@ CONFIG = {
     "latent_patch": 1, "latent_side": 8,
     "grids": {"view": [16, 16, 4], "canvas": [16, 16, 4]},
 }  # fmt: skip
+
+
+def test_what_only_drawing_needs_is_known_by_its_names() -> None:
+    network = nano(PatchCodec(8, 24), vocab_size=40, hidden_size=32, num_layers=1)
+    reading = build_parts(network.config, ("understanding", "vision"))
+    drawing = network.state_dict().keys() - reading.state_dict().keys()
+    assert drawing == {x for x in network.state_dict() if re.search(f"{GENERATION}|{AUTOENCODER}", x)}
+    assert any(x.startswith("details.") for x in drawing) and any(x.startswith("tones.") for x in drawing)
 
 
 @pytest.fixture(scope="module")
