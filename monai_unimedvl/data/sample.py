@@ -10,6 +10,9 @@ from typing import NamedTuple
 import torch
 
 from monai_unimedvl.sequence import Canvas, Segment, Text, View
+from monai_unimedvl.transforms.pruning import PruneTokens
+
+REPEATED = PruneTokens(0.55)  # what neighbouring slices repeat: five of nine patches
 
 
 class Dropout(NamedTuple):
@@ -20,12 +23,15 @@ class Dropout(NamedTuple):
     Args:
         patches: the largest share of the patches of a sample's views that the decoder does not read; chance
             says how many, and which. Against pictures learnt by heart (after PatchDropout, arXiv 2208.07220).
+        repeats: chance that of slices that follow each other only what is new is read, as `PruneTokens(0.55)`
+            drops it in inference.
     """
 
     text: float = 0.0
     view: float = 0.0
     canvas: float = 0.0
     patches: float = 0.0
+    repeats: float = 0.0
 
 
 def drop_conditions(
@@ -34,6 +40,8 @@ def drop_conditions(
     """The segments with conditions marked as dropped by chance; a kind is dropped as a whole."""
     text, view, canvas = (torch.rand(3, generator=generator) < torch.tensor(dropout[:3])).tolist()
     share = dropout.patches and dropout.patches * float(torch.rand((), generator=generator))
+    if dropout.repeats and float(torch.rand((), generator=generator)) < dropout.repeats:
+        segments = REPEATED(segments)
     dropped: list[Segment] = []
     for segment in segments:
         if isinstance(segment, Text) and text and not segment.loss:

@@ -48,7 +48,7 @@ class UniMedVL(nn.Module):
         prediction: what the head says: "velocity" as released, or "image": a correction to a first guess of
             the image, turned into a velocity here (see `_from_image`).
         tones: levels of the curve through which an edit may send its source (see `Tones`); 0 for none.
-        details: features of the convolutions over an edit's source (see `Details`); 0 for none.
+        details: features of the U-Net over an edit's source (see `Details`); 0 for none.
         timestep_shift: shift of training times.
         grids: sizes that images are fitted to, {"view": [longest side, shortest side, stride], ...} and
             the same for "canvas", in pixels; None takes the released rules, 980/378 and 1024/512, as far as

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from monai_unimedvl import weights
 from monai_unimedvl.data.atlas import AtlasDataset
-from monai_unimedvl.data.atlas_tasks import DEFAULT_TASKS
+from monai_unimedvl.data.atlas_runs import runs
+from monai_unimedvl.data.atlas_tasks import DEFAULT_TASKS, QUESTIONS
 from monai_unimedvl.data.augment import OF_CONTRAST, RECOLOURED, augment, recolour
 from monai_unimedvl.data.mixture import Dropout, Mixture, Stream
 from monai_unimedvl.networks.autoencoder import PatchCodec
@@ -35,36 +36,20 @@ WEIGHTS = {
     "t1-to-pd": 0.025, "t2-to-t1": 0.02, "t1-to-gm": 0.02, "ct-to-bone": 0.01, "h-to-he": 0.02,
     "h-to-ihc": 0.015, "slice-group": 0.015, "edit-group": 0.04,
 }  # fmt: skip
-# the shares of a leg in which the drawing side alone learns, so that answers stay as they are
-DRAWING = {
-    **WEIGHTS, "vqa": 0.0, "caption": 0.0, "text-to-image": 0.14, "seg-tissue": 0.16, "seg-lobes": 0.14,
-    "sr4": 0.2, "t1-to-t2": 0.035, "t1-to-pd": 0.035, "t2-to-t1": 0.03, "t1-to-gm": 0.03,
-    "ct-to-bone": 0.015, "h-to-he": 0.025, "h-to-ihc": 0.02, "slice-group": 0.02, "edit-group": 0.07,
+# those of the shipped weights, whose encoder does not learn any more: more of what lags, and runs of slices
+SHARES = {
+    **WEIGHTS, "vqa": 0.17, "slices": 0.025, "text-to-image": 0.18, "seg-lobes": 0.13, "seg-nuclei": 0.02,
+    "sr4": 0.15, "slice-group": 0.01, "edit-group": 0.03,
 }  # fmt: skip
-# the shares of a leg in which what reads learns alone, from an encoder that learns no more
-READING = {"vqa": 0.8, "caption": 0.2}
-# the shares of the last leg: everything but the encoder learns, and words find their pictures again
-FINISHING = {
-    **WEIGHTS, "vqa": 0.14, "caption": 0.05, "text-to-image": 0.24, "seg-tissue": 0.12, "seg-lobes": 0.12,
-    "sr4": 0.14,
-}  # fmt: skip
-# the shares of a long leg of the drawing side alone: what lags most, masks of lobes and stains, comes most
-SHARPENING = {
-    **DRAWING, "text-to-image": 0.12, "seg-lobes": 0.2, "sr4": 0.18, "h-to-he": 0.03, "h-to-ihc": 0.03,
-    "t1-to-gm": 0.025, "slice-group": 0.015, "edit-group": 0.06,
-}  # fmt: skip
-LEGS: dict[str, Mapping[str, float]] = {
-    "joint": WEIGHTS, "reading": READING, "drawing": DRAWING, "finishing": FINISHING,
-    "sharpening": SHARPENING,
-}  # fmt: skip
-# the largest share of a picture's patches that answers do without, see `Dropout.patches`
-UNREAD = {"reading": 0.9, "finishing": 0.9}
+UNREAD = 0.9  # of a picture's patches, at most, that answers do without, see `Dropout.patches`
 EDITED_TOGETHER = ("seg-tissue", "seg-lobes", "sr4", "t1-to-t2", "t1-to-pd", "t2-to-t1", "t1-to-gm")
 GAPS = (2.0, 4.0)  # mm between the slices of a group
 RARE = {"histology": 4, "fundus photograph": 5}  # how often an epoch of super-resolution shows them
 UNHEARD = ("slice-group",)  # adds no word to the tokenizer and no picture to the codec
 DROPOUTS = {"caption": Dropout(), "text-to-image": Dropout(text=0.1)}  # edits: 5 % of each condition
 QUESTIONS_A_DIALOGUE = 6  # at most
+LENGTHS = (3, 5, 7, 9)  # of runs of slices that are asked about together
+REPEATS = 0.5  # how often of such a run only what is new is read
 FIRST = ("plane", "contrast", "body")
 NANO_RULE = Rule(max_size=64, min_size=64, stride=8)
 VOCABULARY = 640
@@ -87,50 +72,33 @@ def nano_training(
     seed: int = 0,
     hidden_size: int = 160,
     num_layers: int = 4,
-    vision_steps: int | None = None,
+    vision_steps: int = 3500,
     start: str | Path | None = None,
-    leg: str = "joint",
     progress: bool = True,
 ) -> NanoTraining:
     """The network, tokenizer and mixture of the nano model, from the atlas packages.
 
     Args:
         root: the atlas cache; None is the default one.
-        vision_steps: of pretraining the vision encoder; 0 when weights are loaded afterwards anyway. None:
-            600, or 0 with `start`. More than 0 with `start`: encoder and connector begin anew.
+        vision_steps: of pretraining the vision encoder, without `start`; 0 when weights are loaded afterwards
+            anyway.
         permissive_only: leave out sources under GPL.
         budget: tokens a pack.
         start: a folder of weights to begin with, with their tokenizer; None begins anew.
-        leg: one of `LEGS`, whose shares of the tasks it names; what is not to learn in it, `UniMedVLModule`
-            must be told (`frozen`).
         progress: show bars.
 
     Raises:
-        ValueError: another leg than these, or weights to start from without a tokenizer.
+        ValueError: weights to start from without a tokenizer.
     """
-    if vision_steps is None:
-        vision_steps = 600 if start is None else 0
-    if leg not in LEGS:
-        raise ValueError(
-            f"nano_training got leg={leg!r}, expected one of {', '.join(LEGS)}: use one of them."
-        )
     tasks = (*DEFAULT_TASKS, "slice-group")
     dataset = AtlasDataset(
         root, "train", tasks=tasks, permissive_only=permissive_only, seed=seed, progress=progress
     )
-    packs = partial(
-        nano_mixture, dataset, budget=budget, seed=seed, shares=LEGS[leg], unread=UNREAD.get(leg, 0.0)
-    )
+    packs = partial(nano_mixture, dataset, budget=budget, seed=seed, shares=SHARES, unread=UNREAD)
     if start is not None:
         network, tokenizer = weights.load(start)
         if tokenizer is None:
             raise ValueError(f"start {Path(start).name} has no tokenizer, expected one beside the weights.")
-        if vision_steps:
-            with seeded(seed):
-                fresh = nano(network.autoencoder, vocab_size=len(tokenizer), hidden_size=hidden_size)
-            for name in ("vision", "connector"):
-                getattr(network, name).load_state_dict(getattr(fresh, name).state_dict())
-            pretrain_vision(network, dataset, steps=vision_steps, seed=seed, progress=progress)
         return NanoTraining(network.train(), tokenizer, packs(tokenizer))
     tokenizer = Tokenizer.train(corpus(dataset), VOCABULARY)
     pictures = training_pictures(dataset)
@@ -165,7 +133,8 @@ def atlas_streams(
     """One stream for each task with a share; each dialogue asks some of the questions about a picture.
 
     Args:
-        grouped: also neighbouring slices edited together; the segments then need `together=True`.
+        grouped: also neighbouring slices edited together (the segments then need `together=True`), and, with
+            a share of "slices", asked about together.
         unread: share of the patches of a picture, at most, that answers and descriptions do without.
     """
     places: dict[str, list[int]] = defaultdict(list)
@@ -205,9 +174,27 @@ def atlas_streams(
             turns += [Turn("user", item["turns"][0].parts[1:]), item["turns"][1]]
         return augment(turns, generator, task="vqa")
 
+    found_runs = (
+        [run for n in LENGTHS for run in runs(dataset.pictures, ["train"], length=n)] if grouped else []
+    )
+
+    def slices(index: int, generator: torch.Generator) -> list[Turn]:
+        run = found_runs[index]
+        count = 1 + int(torch.randint(QUESTIONS_A_DIALOGUE, (), generator=generator))
+        order = torch.randperm(len(run.asked), generator=generator)[:count].tolist()
+        turns = []
+        for asked in (run.asked[i] for i in order):
+            forms = QUESTIONS[asked.key]
+            words = forms[int(torch.randint(len(forms), (), generator=generator))]
+            shown = [] if turns else [dataset._tensor(picture.pixels) for picture in run.slices]
+            turns += [Turn("user", [*shown, words]), Turn("assistant", [asked.answer])]
+        return augment(turns, generator, task="vqa")
+
     streams = []
     if pictures and shares.get("vqa"):
         streams.append(Stream("vqa", questions, len(pictures), shares["vqa"], Dropout(patches=unread)))
+    if found_runs and shares.get("slices"):
+        streams.append(Stream("slices", slices, len(found_runs), shares["slices"], Dropout(repeats=REPEATS)))
     for task, found in places.items():
         if shares.get(task):
             dropout = DROPOUTS.get(task, Dropout(0.05, 0.05, 0.05))

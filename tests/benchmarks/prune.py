@@ -16,8 +16,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,8 @@ from _timing import load_average, report
 
 from monai_unimedvl import load
 from monai_unimedvl.data.atlas_pictures import Picture, load_pictures
-from monai_unimedvl.data.atlas_tasks import QUESTIONS, YES_AT
+from monai_unimedvl.data.atlas_runs import Run, runs
+from monai_unimedvl.data.atlas_tasks import QUESTIONS
 from monai_unimedvl.data.fetch import default_root
 from monai_unimedvl.inferers import TextInferer
 from monai_unimedvl.inferers.context import segments_for
@@ -38,16 +39,6 @@ BUDGET = 1 - SHOWN / SLICES
 SECTIONS = {"held-out volumes": ("test", "test_subject", "val"), "training volumes": ("train",)}
 RESAMPLES = 4000
 Prune = Callable[[Sequence[Segment]], list[Segment]]
-
-
-@dataclass
-class Run:
-    """Neighbouring slices of one volume, (3, 64, 64) each, and (question, answer) about all of them."""
-
-    source: str
-    modality: str
-    slices: list[torch.Tensor]
-    asked: list[tuple[str, str, str]]  # key, words, answer
 
 
 class RandomTokens:
@@ -69,40 +60,6 @@ class RandomTokens:
         return found
 
 
-def runs(stride: int, sections: Sequence[str]) -> Iterator[Run]:
-    """Runs of the volumes of some sections."""
-    pictures, _ = load_pictures(default_root())
-    volumes: dict[tuple[str, ...], list[Picture]] = defaultdict(list)
-    for picture in pictures:
-        if picture.section in sections and picture.plane and not picture.facts.get("mirrored"):
-            volumes[picture.section, picture.source, picture.plane].append(picture)
-    for (_, source, _), found in sorted(volumes.items()):
-        found.sort(key=lambda picture: picture.position)
-        gaps = np.diff([picture.position for picture in found])
-        step = Counter(gaps.tolist()).most_common(1)[0][0] if len(gaps) else 0
-        for first in range(0, len(found) - SLICES + 1, stride):
-            window = found[first : first + SLICES]
-            if np.ptp([p.position for p in window]) <= step * (SLICES - 1) + 1e-6:
-                yield Run(source, window[0].modality, [_tensor(p) for p in window], list(_asked(window)))
-
-
-def _asked(window: Sequence[Picture]) -> Iterator[tuple[str, str, str]]:
-    first = window[0]
-    yield "contrast", QUESTIONS["contrast"][0], first.contrast
-    yield "plane", QUESTIONS["plane"][0], first.plane
-    yield "body", QUESTIONS["body"][0], str(first.facts["body"])
-    areas = [picture.facts["areas"] for picture in window if isinstance(picture.facts.get("areas"), dict)]
-    if len(areas) == len(window):
-        for region in areas[0]:  # type: ignore[attr-defined]
-            largest = max(each[region] for each in areas)  # type: ignore[index]
-            if largest == 0 or largest >= YES_AT:
-                key = f"region: {region}"
-                yield key, QUESTIONS[key][0], "yes" if largest else "no"
-    if "tumour" in first.facts:
-        there = any(picture.facts["tumour"] for picture in window)
-        yield "tumour", QUESTIONS["tumour"][0], "yes" if there else "no"
-
-
 def _tensor(picture: Picture) -> torch.Tensor:
     pixels = torch.from_numpy(np.ascontiguousarray(picture.pixels)).float() / 255
     return pixels.expand(3, -1, -1).clone() if pixels.dim() == 2 else pixels.movedim(-1, 0).clone()
@@ -116,9 +73,9 @@ def answers(
     to_segments = segments_for(network, tokenizer)
     right, dropped, begin = [], [], time.process_time()
     for run in found:
-        slices = [run.slices[i] for i in shown]
-        said = infer([[*slices, words] for _, words, _ in run.asked], network)
-        right += [str(a) == truth for a, (_, _, truth) in zip(said, run.asked, strict=True)]
+        slices = [_tensor(run.slices[i]) for i in shown]
+        said = infer([[*slices, QUESTIONS[asked.key][0]] for asked in run.asked], network)
+        right += [str(a) == asked.answer for a, asked in zip(said, run.asked, strict=True)]
         segments = to_segments(slices)
         kept = 1 - share_dropped(segments if prune is None else prune(segments))
         dropped.append(1 - kept * len(slices) / SLICES)
@@ -160,10 +117,10 @@ def compare(found: Sequence[Run], network: Any, tokenizer: Any, label: str) -> t
         )
     asked: dict[str, Counter[str]] = defaultdict(Counter)
     for run in found:
-        for key, _, truth in run.asked:
-            asked[key][truth] += 1
+        for one in run.asked:
+            asked[one.key][one.answer] += 1
     blind = sum(counts.most_common(1)[0][1] for counts in asked.values()) / len(group)
-    kinds = Counter(run.modality for run in found)
+    kinds = Counter(run.slices[0].modality for run in found)
     about = (
         f"{label}: {len(group)} questions about {len(found)} runs "
         f"({', '.join(f'{n} {kind}' for kind, n in kinds.items())}); the commonest answer of each question "
@@ -189,8 +146,9 @@ def main() -> None:
          "CPU"],
     ]  # fmt: skip
     said = ["Nine neighbouring slices, and questions about them. Intervals of 95 %: runs resampled whole."]
+    pictures, _ = load_pictures(default_root())
     for label, sections in SECTIONS.items():
-        found = list(runs(2, sections))
+        found = list(runs(pictures, sections, length=SLICES))
         chosen = np.linspace(0, len(found) - 1, min(options.limit, len(found))).round().astype(int)
         more, about = compare([found[i] for i in chosen], network, tokenizer, label)
         cells, said = cells + more, [*said, about]

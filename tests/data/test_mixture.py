@@ -173,6 +173,19 @@ def test_patches_are_hidden_up_to_the_share_and_their_places_are_kept():
     assert drop_conditions([view], Dropout(patches=1.0), generator)[0].tokens >= 1
 
 
+def test_of_slices_what_repeats_is_not_read_as_often_as_asked() -> None:
+    first = torch.rand(16, 12)
+    sample = [*(View(first + 0.01 * n, (4, 4)) for n in range(9)), text(3), text(4, loss=True)]
+    generator, whole = torch.Generator().manual_seed(0), 0
+    for _ in range(100):
+        found = drop_conditions(sample, Dropout(repeats=0.5), generator)
+        tokens = sum(segment.tokens for segment in found[:9])
+        assert tokens == 9 * 16 or (tokens <= 4 * 16 and found[0].tokens == 16)
+        whole += tokens == 9 * 16
+    assert 30 < whole < 70
+    assert drop_conditions(sample, Dropout(), generator) == sample
+
+
 def shared(ranks: int, workers: int, count: int, lanes: int = 4) -> list[Pack]:
     """The packs of ranks with so many workers each, in the order in which they are trained on."""
     each = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions over an edit's source: nothing when new, each drawing by itself, tokens blended."""
+"""A U-Net over an edit's source: nothing when new, each drawing by itself, tokens blended."""
 
 from __future__ import annotations
 
@@ -42,20 +42,21 @@ def test_drawings_side_by_side_are_drawn_as_alone() -> None:
     assert not torch.allclose(together[:6], together[6:])
 
 
-def test_a_pixel_sees_four_pixels_around_it_and_no_further() -> None:
-    details, own, (h, _) = taught(), codec(), tokens(16)
-    h = h[:1].expand(16, -1)  # one wish everywhere
-    image = torch.rand(1, 3, 16, 16).double() * 2 - 1
+def test_a_pixel_sees_its_surroundings_and_no_further() -> None:
+    details, own, (h, _) = taught(), codec(), tokens(256)
+    h = h[:1].expand(256, -1)  # one wish everywhere
+    image = torch.rand(1, 3, 64, 64).double() * 2 - 1
     other = image.clone()
-    other[..., 8, 8] += 1
+    other[..., 32, 32] += 1
 
     def drawn(x: torch.Tensor) -> torch.Tensor:
         source = own.encode_stage_2_inputs(x)[0].flatten(1).T
-        change = own.pixels(source + details(h, source, own, (4, 4))) - own.pixels(source)
-        return change.view(4, 4, 4, 4, 3).transpose(1, 2).reshape(16, 16, 3).detach()
+        change = own.pixels(source + details(h, source, own, (16, 16))) - own.pixels(source)
+        return change.view(16, 16, 4, 4, 3).transpose(1, 2).reshape(64, 64, 3).detach()
 
-    moved = (drawn(other) - drawn(image)).abs().amax(-1) > 1e-6
-    assert moved[4:13, 4:13].all() and moved.sum() == 81
+    moved = (drawn(other) - drawn(image)).abs().amax(-1) > 1e-9
+    far = (torch.cartesian_prod(torch.arange(64), torch.arange(64)) - 32).abs().amax(-1).view(64, 64)
+    assert moved[far <= 4].all() and 12 < far[moved].max() <= 24
 
 
 def test_what_tokens_want_is_blended_between_their_centres() -> None:

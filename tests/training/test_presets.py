@@ -16,13 +16,14 @@ pytest.importorskip("skimage", reason="the atlas corpus needs scikit-image")
 from monai_unimedvl.data.atlas import AtlasDataset  # noqa: E402
 from monai_unimedvl.data.atlas_tasks import QUESTIONS, TASKS  # noqa: E402
 from monai_unimedvl.data.augment import OF_CONTRAST  # noqa: E402
-from monai_unimedvl.data.mixture import Stream  # noqa: E402
+from monai_unimedvl.data.mixture import Stream, drop_conditions  # noqa: E402
 from monai_unimedvl.sequence import Canvas, Turn, View  # noqa: E402
 from monai_unimedvl.tokenizer import Tokenizer  # noqa: E402
 from monai_unimedvl.training.presets import (  # noqa: E402
     EDITED_TOGETHER,
+    LENGTHS,
     RARE,
-    WEIGHTS,
+    SHARES,
     atlas_streams,
     corpus,
     edit_groups,
@@ -76,6 +77,23 @@ def test_a_recoloured_picture_is_not_asked_for_its_contrast(dataset: AtlasDatase
     assert any(asked) and not all(asked)
 
 
+def test_runs_of_slices_are_asked_about_together_some_without_what_repeats(dataset: AtlasDataset) -> None:
+    tokenizer = Tokenizer.train(corpus(dataset)[::40], 300)
+    mixture = nano_mixture(dataset, tokenizer, budget=2000, shares=SHARES)
+    stream = next(stream for stream in mixture.streams if stream.name == "slices")
+    counts, generator = set(), torch.Generator().manual_seed(0)
+    read_share = []
+    for index in torch.randperm(stream.length, generator=generator)[:40].tolist():
+        turns = read(stream, index, index)
+        shown = [part for part in turns[0].parts if isinstance(part, Tensor)]
+        counts.add(len(shown))
+        assert all(isinstance(part, str) for turn in turns[1:] for part in turn.parts)
+        found = drop_conditions(mixture.to_segments(turns), stream.dropout, generator)
+        views = [segment for segment in found if isinstance(segment, View)]
+        read_share.append(sum(view.tokens for view in views) / sum(len(view.patches) for view in views))
+    assert counts == set(LENGTHS) and min(read_share) < 0.46 and max(read_share) == 1
+
+
 def test_rare_colour_pictures_come_oftener_in_super_resolution_and_the_others_once(
     dataset: AtlasDataset,
 ) -> None:
@@ -89,53 +107,30 @@ def test_rare_colour_pictures_come_oftener_in_super_resolution_and_the_others_on
 
 def test_groups_add_no_word_to_the_tokenizer(dataset: AtlasDataset, tmp_path: Path) -> None:
     without = AtlasDataset(tmp_path, "train", progress=False)
-    assert corpus(dataset) == corpus(without) and set(WEIGHTS) - set(TASKS) == {"edit-group"}
+    assert corpus(dataset) == corpus(without) and set(SHARES) - set(TASKS) == {"edit-group", "slices"}
 
 
-def test_a_leg_of_drawing_leaves_the_reading_side_alone(tmp_path: Path) -> None:
-    """As the bundle's pretrain_drawing.json says: what reads does not learn, nothing is asked."""
-    from monai_unimedvl.bundle import models
-    from monai_unimedvl.training.module import UniMedVLModule
-    from monai_unimedvl.training.parts import part_of
-
-    folder = models("unimedvl_nano")
-    overlay = json.loads((folder.parent / "configs" / "pretrain_drawing.json").read_text())
-    training = nano_training(tmp_path, start=folder, leg=overlay["leg"], budget=1000, progress=False)
-    module = UniMedVLModule(training.network, training.tokenizer.marks, frozen=overlay["frozen"])
-    learning = {part_of(name) for name, p in module.network.named_parameters() if p.requires_grad}
-    assert learning == {"generation", "heads"}
-    assert not training.network.decoder.embed.weight.requires_grad
-    names = {stream.name for stream in training.mixture.streams}
-    assert "edit-group" in names and not {"vqa", "caption"} & names
-
-
-def test_a_reading_leg_begins_the_encoder_anew_and_leaves_the_drawing_side_alone(tmp_path: Path) -> None:
-    """As the bundle's pretrain_reading.json says; most patches of a picture are not read."""
+def test_training_goes_on_from_weights_and_hides_most_patches_of_a_picture(tmp_path: Path) -> None:
+    """As the bundle's pretrain.json says: the encoder does not learn beside the rest."""
     from monai_unimedvl.bundle import models
     from monai_unimedvl.training.module import UniMedVLModule
     from monai_unimedvl.weights import load
 
     folder = models("unimedvl_nano")
-    overlay = json.loads((folder.parent / "configs" / "pretrain_reading.json").read_text())
-    training = nano_training(
-        tmp_path, start=folder, leg=overlay["leg"], vision_steps=1, budget=1000, progress=False
-    )
+    said = json.loads((folder.parent / "configs" / "pretrain.json").read_text())
+    training = nano_training(tmp_path, start=folder, budget=1000, progress=False)
     before = load(folder)[0].state_dict()
-    changed = {
-        name.split(".")[0]
-        for name, value in training.network.state_dict().items()
-        if not value.equal(before[name])
-    }
-    assert changed == {"vision", "connector"}
-    module = UniMedVLModule(training.network, training.tokenizer.marks, frozen=overlay["frozen"])
-    learning = {name for name, p in module.network.named_parameters() if p.requires_grad}
-    assert all(name.startswith("connector") or "generation" not in name for name in learning)
-    assert not any(name.startswith(("vision", "latent", "tones", "time_embed")) for name in learning)
-    assert {stream.name for stream in training.mixture.streams} == {"vqa", "caption"}
-    views = [s for sample in training.mixture.next_pack().samples for s in sample if isinstance(s, View)]
-    assert all(view.kept is not None for view in views) and len({view.tokens for view in views}) > 1
-
-
-def test_a_leg_of_another_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="leg='writing', expected one of joint, reading, drawing, finishing"):
-        nano_training(tmp_path, leg="writing")
+    assert all(value.equal(before[name]) for name, value in training.network.state_dict().items())
+    module = UniMedVLModule(training.network, training.tokenizer.marks, frozen=said["frozen"])
+    asleep = {name.split(".")[0] for name, p in module.network.named_parameters() if not p.requires_grad}
+    assert asleep == {"vision", "autoencoder"}
+    assert {"vqa", "slices", "edit-group"} <= {stream.name for stream in training.mixture.streams}
+    hidden = []
+    for _ in range(20):
+        pack = training.mixture.next_pack()
+        for sample, origin in zip(pack.samples, pack.origins, strict=True):
+            views = [segment for segment in sample if isinstance(segment, View)]
+            if origin.startswith(("vqa/", "caption/")):
+                assert all(view.kept is not None for view in views)
+                hidden += [view.tokens for view in views]
+    assert len(set(hidden)) > 5
