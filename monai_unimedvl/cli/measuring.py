@@ -90,7 +90,6 @@ def measure(options: Namespace) -> Result:
     if options.out:
         names = sorted(path.name for path in Path(options.out).iterdir() if path.is_file())
         lines.append(f"wrote {options.out}: {', '.join(names)}")
-        lines += filter(None, [report.about.get("left_out")])
     return lines, {"about": report.about, "rows": [asdict(row) for row in report.rows]}
 
 

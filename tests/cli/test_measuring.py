@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from argparse import Namespace
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 
 from monai_unimedvl import bundle, evaluation
 from monai_unimedvl.cli import measuring
-from monai_unimedvl.evaluation import AtlasBenchmark, Drawing
+from monai_unimedvl.evaluation import AtlasBenchmark, Drawing, Report
 from monai_unimedvl.evaluation.predictions import read_predictions
 
 
@@ -56,6 +57,23 @@ def test_the_command_writes_page_cards_tables_and_predictions(command, benchmark
     }  # fmt: skip
     last = out.strip().splitlines()[-1]
     assert all(name in last for name in names - {"index.html.json"})
+
+
+def test_what_is_left_out_for_want_of_a_package_is_said_once(command, monkeypatch, tmp_path, caplog):
+    prediction = {
+        "id": "sr4/a/0", "task": "sr4", "section": "test", "setting": "1 step",
+        "scores": {"PSNR": 21.0}, "baselines": {}, "ceiling": {},
+    }  # fmt: skip
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as where it is not installed
+
+    def evaluate(network, tokenizer, *, out, **options):
+        made = Report([], [prediction], {"benchmark": "atlas", "seed": 0})
+        made.save(out)
+        return made
+
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    code, out, error = command("evaluate", "--out", tmp_path / "run")
+    assert code == 0 and (out + error + caplog.text).count("needs pyarrow") == 1
 
 
 @pytest.fixture
