@@ -304,6 +304,20 @@ def test_bases_lie_where_their_canvases_do_and_zeros_elsewhere() -> None:
     assert plain.bases is None and plain.based.tolist() == [False] * 3
 
 
+def test_where_edits_are_drawn_is_known_without_looking_at_a_value_again() -> None:
+    wide, small = canvas(1, 2, seed=9).latents, canvas(1, 1).latents
+    drawings = [
+        canvas(1, 2, noisy=True, base=wide),
+        canvas(2, 1, noisy=True),
+        canvas(1, 1, noisy=True, base=small),
+    ]
+    seq = pack([[canvas(1, 1), *drawings], [canvas(1, 2, noisy=True, base=wide)]], MARKS)
+    assert {grid: at.tolist() for grid, at in seq.edits().items()} == {(1, 2): [1, 2, 6, 7], (1, 1): [5]}
+    later = seq.to("meta").with_latents(seq.latents.to("meta"), seq.times.to("meta"))  # has no values
+    assert {grid: at.shape for grid, at in later.edits().items()} == {(1, 2): (4,), (1, 1): (1,)}
+    assert pack([[canvas(1, 2, noisy=True)]], MARKS).edits() == {}
+
+
 def test_a_pack_of_nothing_is_empty() -> None:
     for samples in ([], [[]], [[text(1, dropped=True)]]):
         seq = pack(samples, MARKS)

@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from monai_unimedvl.cli.stage import NAMES, Stage, scored
+from monai_unimedvl.cli.stage import NAMES, Stage, scored, stands
 from monai_unimedvl.data.atlas import LEGENDS
 from monai_unimedvl.evaluation import baselines as trivial
 from monai_unimedvl.evaluation.page import Card, Figure
 
-SIGNS = {True: "\u2713", False: "\u2717"}
+TICKS = {True: "\u2713", False: "\u2717"}
 
 
 def card(stage: Stage, found: Mapping[str, Any]) -> Card:
@@ -27,7 +27,7 @@ def answer(stage: Stage, found: Mapping[str, Any]) -> Card:
     rows: list[list[Any]] = [
         ["question", "model", "truth", "usual answer"],
         [
-            item["turns"][0].parts[-1], (f"{SIGNS[good]} {found['said'] or '(nothing)'}", good),
+            item["turns"][0].parts[-1], (f"{TICKS[good]} {found['said'] or '(nothing)'}", good),
             found["truth"], "right" if usual else "wrong",
         ],
     ]  # fmt: skip
@@ -40,8 +40,8 @@ def description(stage: Stage, found: Mapping[str, Any]) -> Card:
     item, scores, guesses = stage.items[found["id"]], found["scores"], found["baselines"]
     blind = {metric: guesses[metric]["blind"] for metric in ("token F1", "label F1")}
     figure = Figure(
-        trivial.shown(item), "input (real)", f"label F1 {scores['label F1']:.2f}",
-        scores["label F1"] > blind["label F1"],
+        trivial.shown(item), "input (real)", scored("label F1", scores["label F1"]),
+        stands("label F1", scores["label F1"], blind["label F1"]),
     )  # fmt: skip
     lines = [
         ("model", found["said"] or "(nothing)"),
@@ -67,14 +67,14 @@ def drawing(stage: Stage, found: Mapping[str, Any]) -> Card:
             stage.facts(found),
         ),
         Figure(
-            item["truth"], "real, same words", f"{SIGNS[bool(real)]} named {'right' if real else 'wrong'}"
+            item["truth"], "real, same words", f"{TICKS[bool(real)]} named {'right' if real else 'wrong'}"
         ),
     ]
     copied = found["baselines"]["contrast and plane"].get("nearest training image")
     other = ""
     if copied is not None:
         nearest = stage.fitted("text-to-image")["nearest training image"](item)
-        figures.insert(1, Figure(nearest, "baseline (real)", f"{SIGNS[bool(copied)]} nearest words"))
+        figures.insert(1, Figure(nearest, "baseline (real)", f"{TICKS[bool(copied)]} nearest words"))
         other = f"; training image of nearest words: {'right' if copied else 'wrong'}"
     lines = [
         ("words", found["asked"]),
@@ -93,11 +93,12 @@ def edit(stage: Stage, found: Mapping[str, Any]) -> Card:
     metric = "Dice" if item["task"] in LEGENDS else "PSNR"
     name, best = stage.baseline(found)
     score, guesses = found["scores"][metric], found["baselines"][metric]
+    good = stands(metric, score, best) if name else None
     kept = next((key for key in ("identity", "bicubic") if key in guesses), None)
     under = "" if kept is None else f"{kept} {scored(metric, guesses[kept])}"
     figures = [
         Figure(trivial.shown(item), "input (real)", under),
-        Figure(stage.image(found), "model", scored(metric, score), score > best, stage.facts(found)),
+        Figure(stage.image(found), "model", scored(metric, score), good, stage.facts(found)),
     ]
     if name and name != kept:
         image = stage.fitted(item["task"])[name](item)

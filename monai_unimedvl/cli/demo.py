@@ -17,21 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from monai_unimedvl import __version__, bundle, provenance
-from monai_unimedvl.cli.cards import SIGNS, card, description, drawing, edit
+from monai_unimedvl.cli.cards import TICKS, card, description, drawing, edit
 from monai_unimedvl.cli.command import Result
 from monai_unimedvl.cli.reading import device
-from monai_unimedvl.cli.stage import ABOUT, NAMES, SECTIONS, STEPS, TASKS, Item, Stage, score, scored
+from monai_unimedvl.cli.stage import ABOUT, NAMES, SECTIONS, STEPS, TASKS, Item, Stage, score, scored, stands
 from monai_unimedvl.data.atlas import INSTRUCTIONS, LEGENDS
 from monai_unimedvl.data.fetch import licences
 from monai_unimedvl.evaluation import baselines as trivial
-from monai_unimedvl.evaluation.page import Card, Figure, Section, markdown_tables, page
+from monai_unimedvl.evaluation.page import SIGNS, Card, Figure, Section, against, markdown_tables, page
 from monai_unimedvl.evaluation.text import exact_match, token_f1
 from monai_unimedvl.inferers import ImageInferer, InterleavedInferer, TextInferer
 from monai_unimedvl.inferers.drawing import Output
 from monai_unimedvl.provenance import Facts
 
 HISTORY = "History: headache for three weeks. Lab: CRP 4 mg/L."
-ABOVE = {True: "\u25b2", False: "\u25bc"}
 FETCH = "`unimedvl data fetch-atlas`"
 JOINT = r"(?s)<!-- joint -->(.*?)<!-- /joint -->"  # of a bundle's README
 
@@ -80,7 +79,7 @@ def lead(stage: Stage) -> list[str]:
         (
             f"{stage.shown} cases of each task are drawn at random by the seed {stage.seed}, not chosen;"
             " the worst of each task stands under \u201cWhere it fails\u201d. \u25b2 is better than the best"
-            f" baseline of that task, \u25bc is not.{absent}"
+            f" baseline of that task, \u25bc is worse, = is as good to the digits shown.{absent}"
         ),
         "Pictures in a dashed frame are synthetic. Research software: nothing here is for diagnosis.",
     ]
@@ -114,10 +113,10 @@ def glance(stage: Stage) -> list[list[Any]]:
         best[row.task, row.section] = row.metric
         name, value = row.baseline or ("none", float("nan"))
         shape = "{:.1f} dB" if row.metric == "PSNR" else "{:.2f}"
-        good = row.value > value
+        good = against(row.value, value, shape)
         rows.append([
             NAMES[row.task], SECTIONS.get(row.section, row.section), row.metric,
-            (f"{ABOVE[good]} {shape.format(row.value)}", good), f"{shape.format(value)} ({name})",
+            (f"{SIGNS[good]}{shape.format(row.value)}", good), f"{shape.format(value)} ({name})",
             "" if row.ceiling is None or row.ceiling != row.ceiling else shape.format(row.ceiling),
             str(row.n),
         ])  # fmt: skip
@@ -129,8 +128,9 @@ def at_a_glance(stage: Stage) -> Section:
     return Section(
         "At a glance",
         "Means over the few items that were tried for this page, each task against its best trivial baseline."
-        " With so few items they move by chance. \u25b2: above the baseline; ceiling: what the autoencoder,"
-        " or the judge of drawings on real slices, reaches at best.",
+        " With so few items they move by chance. \u25b2: above the baseline; \u25bc: below it; =: the same to"
+        " the digits shown; ceiling: what the autoencoder, or the judge of drawings on real slices, reaches"
+        " at best.",
         rows=glance(stage),
     )
 
@@ -157,7 +157,7 @@ def questions(stage: Stage) -> Section | None:
             answer = str(next(said))
             good = bool(exact_match(answer, item["truth"]))
             right += good
-            mark = f"{SIGNS[good]} {answer or '(nothing)'}"
+            mark = f"{TICKS[good]} {answer or '(nothing)'}"
             question = item["turns"][0].parts[-1]
             rows.append([question, (mark, good), item["truth"], usual.get(item["question"], "none")])
         cards.append(
@@ -243,7 +243,7 @@ def unified(stage: Stage) -> Section | None:
         label = "mask" if item is mask else "follow-up, drawn"
         words_asked = str(item["turns"][0].parts[-1])
         facts = Facts(words_asked, stage.seed, stage.hash, item["task"], steps=STEPS)
-        good = value > guesses[best] if best else None
+        good = stands(metric, value, guesses[best]) if best else None
         figures += [
             Figure(image, label, scored(metric, value), good, facts),
             Figure(item["truth"], "truth (real)", f"{best} {scored(metric, guesses[best])}" if best else ""),

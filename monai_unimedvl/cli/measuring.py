@@ -10,16 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from monai_unimedvl.cli.command import Result
     from monai_unimedvl.evaluation.asking import Build, Engine, Made, Request
-    from monai_unimedvl.evaluation.encoders import Encoder
+    from monai_unimedvl.evaluation.encoders import Encoder, ImageText
     from monai_unimedvl.evaluation.predictions import Predictions
+
+T = TypeVar("T")
 
 
 def add_options(verb: argparse.ArgumentParser) -> None:
@@ -46,6 +48,10 @@ def add_options(verb: argparse.ArgumentParser) -> None:
         "--encoder", metavar="KIND=PATH",
         help="distances between sets: inception=FILE, rad-dino=FOLDER or xray=FOLDER; nothing is downloaded",
     )  # fmt: skip
+    group.add_argument(
+        "--image-text", metavar="KIND=FOLDER",
+        help="how well drawings fit their words: clip=FOLDER or biomedclip=FOLDER; nothing is downloaded",
+    )  # fmt: skip
 
 
 def check(options: Namespace) -> None:
@@ -54,7 +60,8 @@ def check(options: Namespace) -> None:
     Raises:
         ValueError: such a setting.
     """
-    pictures = [name for name in ("upstream", "foreground", "legend", "encoder") if getattr(options, name)]
+    names = ("upstream", "foreground", "legend", "encoder", "image_text")
+    pictures = [name.replace("_", "-") for name in names if getattr(options, name)]
     if pictures and not options.pictures:
         raise ValueError(f"--{pictures[0]} scores drawings: add --predictions FILE --pictures FOLDER.")
     if options.predictions and (options.engine != "local" or options.workers or options.limit):
@@ -90,7 +97,6 @@ def measure(options: Namespace) -> Result:
     if options.out:
         names = sorted(path.name for path in Path(options.out).iterdir() if path.is_file())
         lines.append(f"wrote {options.out}: {', '.join(names)}")
-        lines += filter(None, [report.about.get("left_out")])
     return lines, {"about": report.about, "rows": [asdict(row) for row in report.rows]}
 
 
@@ -121,7 +127,7 @@ def pictures(options: Namespace) -> Result:
     Raises:
         ValueError: no prediction file; files, an encoder or a legend that cannot be read.
     """
-    from monai_unimedvl.evaluation.pictures import rows_of, score_pictures, set_scores
+    from monai_unimedvl.evaluation.pictures import rows_of, score_pictures, score_words, set_scores
     from monai_unimedvl.evaluation.predictions import write_predictions
     from monai_unimedvl.evaluation.tables import markdown
 
@@ -133,6 +139,8 @@ def pictures(options: Namespace) -> Result:
         _file(options, options.predictions), options.pictures, upstream=options.upstream,
         inside=options.foreground, legend=_legend(options.legend),
     )  # fmt: skip
+    if options.image_text:
+        scored = score_words(scored, options.pictures, _pair(options.image_text))
     rows = rows_of(scored, seed=options.seed)
     lines = [markdown(rows), "", f"{scored.about['pictures']}; {scored.about['resized']} resized."]
     values: dict[str, Any] = {"rows": [asdict(row) for row in rows], "about": scored.about}
@@ -172,9 +180,20 @@ def _encoder(told: str) -> Encoder:
     kinds: dict[str, Callable[[str], Encoder]] = {
         "inception": encoders.inception, "rad-dino": encoders.rad_dino, "xray": encoders.xray,
     }  # fmt: skip
+    return _of_kind("--encoder", told, kinds)
+
+
+def _pair(told: str) -> ImageText:
+    from monai_unimedvl.evaluation import encoders
+
+    return _of_kind("--image-text", told, {"clip": encoders.clip, "biomedclip": encoders.biomedclip})
+
+
+def _of_kind(option: str, told: str, kinds: Mapping[str, Callable[[str], T]]) -> T:
+    """What a word such as inception=FILE names, by the function of its kind."""
     kind, sign, path = told.partition("=")
     if kind not in kinds or not sign or not path:
-        raise ValueError(f"--encoder is {told!r}, expected KIND=PATH with KIND of {', '.join(kinds)}.")
+        raise ValueError(f"{option} is {told!r}, expected KIND=PATH with KIND of {', '.join(kinds)}.")
     return kinds[kind](path)
 
 

@@ -19,6 +19,7 @@ from monai_unimedvl.evaluation import AtlasBenchmark, Report
 from monai_unimedvl.evaluation.asking import DRAWING, EDITING, weights_hash
 from monai_unimedvl.evaluation.atlas_scores import image_scores
 from monai_unimedvl.evaluation.examples import worst_of
+from monai_unimedvl.evaluation.page import Verdict, against
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.provenance import Facts
 from monai_unimedvl.tokenizer import Tokenizer
@@ -205,3 +206,8 @@ def score(item: Item, image: Tensor) -> float:
 def scored(metric: str, value: float) -> str:
     """A score with its unit."""
     return f"{value:.1f} dB" if metric == "PSNR" else f"{metric} {value:.2f}"
+
+
+def stands(metric: str, value: float, baseline: float) -> Verdict:
+    """Where a score stands, in the digits of `scored`."""
+    return against(value, baseline, "{:.1f}" if metric == "PSNR" else "{:.2f}")

@@ -125,11 +125,11 @@ def rad_dino(folder: str | Path = RAD_DINO, *, download: bool = False) -> Encode
         folder: of config.json and model.safetensors; a name of the Hub needs `download`, unless it is cached.
 
     Raises:
-        ValueError: the weights are not there.
+        ValueError: the weights are not there, or are of another model.
     """
     from transformers import AutoModel
 
-    network = _pretrained(AutoModel, folder, download)
+    network = _pretrained(AutoModel, "dinov2", folder, download)
     grey, span = (0.5307,) * 3, (0.2583,) * 3  # preprocessor_config.json of microsoft/rad-dino
     return Encoder(
         f"RadDINO {_last(folder)}", lambda x: network(pixel_values=x).last_hidden_state[:, 0],
@@ -199,11 +199,16 @@ def clip(folder: str | Path, *, download: bool = False) -> ImageText:
     """A CLIP in transformers' layout.
 
     Raises:
-        ValueError: the weights are not there.
+        ValueError: the weights are not there, or are of another model.
     """
     from transformers import AutoTokenizer, CLIPModel
 
-    network = _pretrained(CLIPModel, folder, download)
+    network = _pretrained(CLIPModel, "clip", folder, download)
+    here = Path(folder)  # without these files transformers makes a tokenizer that knows no word
+    if here.is_dir() and not any((here / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise ValueError(
+            f"{folder} holds no tokenizer, expected tokenizer.json or vocab.json: copy the whole model there."
+        )
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=not download)
     side = network.config.vision_config.image_size
     longest = network.config.text_config.max_position_embeddings
@@ -257,8 +262,16 @@ def biomedclip(folder: str | Path | None = None, *, download: bool = False) -> I
     return ImageText(BIOMEDCLIP, eyes, read)
 
 
-def _pretrained(kind: Any, folder: str | Path, download: bool) -> Any:
+def _pretrained(kind: Any, wanted: str, folder: str | Path, download: bool) -> Any:
+    """A network of transformers, by the `model_type` of its config: weights of another type would be left at
+    random with no more than a warning.
+    """
+    from transformers import AutoConfig
+
     try:
+        found = AutoConfig.from_pretrained(str(folder), local_files_only=not download).model_type
+        if found != wanted:
+            raise ValueError(f"{folder} holds a model of type {found}, expected {wanted}: name its folder.")
         return kind.from_pretrained(str(folder), local_files_only=not download).eval()
     except OSError as error:
         raise ValueError(

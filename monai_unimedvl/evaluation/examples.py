@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from monai_unimedvl.evaluation.baselines import Item, shown
+from monai_unimedvl.evaluation.page import Verdict, against
 
 MAIN = {"PSNR": "{:.1f} dB", "Dice": "Dice {:.2f}", "contrast and plane": "{}"}
 T = TypeVar("T")
@@ -45,7 +46,7 @@ class Example:
     truth: Tensor | None = None
     score: str = ""
     baseline: str = ""
-    good: bool | None = None
+    good: Verdict = None
     asked: str = ""
     said: str = ""
     wanted: str = ""
@@ -184,7 +185,8 @@ def _drawn(
         one["task"], one["section"], one["id"], why,
         None if one["task"] == "text-to-image" else shown(item),
         images[name][place].float() / 255, item["truth"], told,
-        f"{best[0]} {shape.format(best[1])}" if best else "", None if best is None else score > best[1],
+        f"{best[0]} {shape.format(best[1])}" if best else "",
+        None if best is None else against(score, best[1], shape),
         asked=one["asked"], seed=one["seed"], steps=int(words.split()[0]), guidance=float(guidance or 1),
     )  # fmt: skip
 

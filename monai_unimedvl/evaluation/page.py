@@ -9,15 +9,30 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from typing import Literal
 
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from monai_unimedvl.provenance import Facts, png_mark, to_picture
+
+Verdict = bool | Literal["even"] | None  # better than its baseline, as good, or not compared
+SIGNS: dict[Verdict, str] = {True: "\u25b2 ", "even": "= ", False: "\u25bc ", None: ""}
+
+
+def against(value: float, baseline: float, shape: str) -> Verdict:
+    """Where a score stands that a reader sees as `shape.format(value)`; higher is better.
+
+    What reads the same is even: nobody can see that it is above or below.
+    """
+    if math.isnan(value) or math.isnan(baseline):
+        return None
+    return "even" if shape.format(value) == shape.format(baseline) else value > baseline
 
 
 @dataclass(frozen=True)
@@ -27,7 +42,7 @@ class Figure:
     image: Tensor
     label: str
     score: str = ""
-    good: bool | None = None
+    good: Verdict = None
     facts: Facts | None = None
 
 
@@ -36,7 +51,7 @@ class Card:
     """Pictures side by side, words, a table, and where the pictures come from.
 
     Args:
-        rows: of the table, the header first; a cell may be (text, good).
+        rows: of the table, the header first; a cell may be (text, verdict).
         lines: (label, text), shown under the pictures.
         legend: name -> colour (red, green, blue) of a map.
         wide: over the whole width of the page.
@@ -45,7 +60,7 @@ class Card:
     title: str
     figures: Sequence[Figure] = ()
     lines: Sequence[tuple[str, str]] = ()
-    rows: Sequence[Sequence[str | tuple[str, bool]]] = ()
+    rows: Sequence[Sequence[str | tuple[str, Verdict]]] = ()
     credit: str = ""
     legend: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     wide: bool = False
@@ -59,7 +74,7 @@ class Section:
     about: str
     cards: Sequence[Card] = ()
     note: str = ""
-    rows: Sequence[Sequence[str | tuple[str, bool]]] = field(default_factory=list)
+    rows: Sequence[Sequence[str | tuple[str, Verdict]]] = field(default_factory=list)
     markdown: str = ""  # tables of a bundle's papers
 
     @property
@@ -144,9 +159,8 @@ def _card(card: Card) -> str:
 def _figure(figure: Figure) -> str:
     made = figure.facts is not None
     words = f"{figure.label}, synthetic" if made else figure.label
-    sign = {True: "\u25b2 ", False: "\u25bc ", None: ""}[figure.good]
     score = (
-        f'<span class="score{_shade(figure.good)}">{sign}{escape(figure.score)}</span>'
+        f'<span class="score{_shade(figure.good)}">{SIGNS[figure.good]}{escape(figure.score)}</span>'
         if figure.score
         else ""
     )
@@ -164,8 +178,8 @@ def _uri(figure: Figure) -> str:
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def _table(rows: Sequence[Sequence[str | tuple[str, bool]]]) -> str:
-    def cell(value: str | tuple[str, bool], tag: str) -> str:
+def _table(rows: Sequence[Sequence[str | tuple[str, Verdict]]]) -> str:
+    def cell(value: str | tuple[str, Verdict], tag: str) -> str:
         text, good = value if isinstance(value, tuple) else (value, None)
         return f'<{tag} class="{_shade(good).strip()}">{escape(text)}</{tag}>'
 
@@ -177,8 +191,8 @@ def _table(rows: Sequence[Sequence[str | tuple[str, bool]]]) -> str:
     ) + "</tbody></table></div>"  # fmt: skip
 
 
-def _shade(good: bool | None) -> str:
-    return {True: " good", False: " bad", None: ""}[good]
+def _shade(good: Verdict) -> str:
+    return "" if good is None or good == "even" else " good" if good else " bad"
 
 
 def _linked(text: str) -> str:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from monai_unimedvl.evaluation.distances import SetScores, compare_sets
-from monai_unimedvl.evaluation.encoders import Encoder
+from monai_unimedvl.evaluation.encoders import Encoder, ImageText, image_text_scores
 from monai_unimedvl.evaluation.image import (
     at_size_of,
     dice,
@@ -38,6 +38,7 @@ from monai_unimedvl.evaluation.tables import Row
 
 Legend = Mapping[str, tuple[int, int, int]]
 STRETCHED = 2.0  # sides of a drawing are multiples of a patch, and may be out of proportion by less than this
+FITS = "image-text cosine"
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
 
 
@@ -173,6 +174,30 @@ def set_scores(
         task: compare_sets(torch.cat(drawn), torch.cat(truth), encoder=encoder.name, seed=seed)
         for task, (drawn, truth) in features.items()
     }
+
+
+def score_words(predictions: Predictions, root: str | Path, pair: ImageText) -> Predictions:
+    """The same rows with the raw cosine of each drawing and its words, and as ceiling that of the true image.
+
+    Raises:
+        ValueError: files as for `score_pictures`; a row without words, or whose words are about a picture.
+    """
+    rows = []
+    for number, row in enumerate(predictions.rows, 1):
+        where = f"{predictions.source} row {number} (id {row.id})"
+        if not row.prompt.strip() or "<image>" in row.prompt:
+            what = "words about a picture" if row.prompt.strip() else "no words"
+            raise ValueError(
+                f"{where} has {what} in prompt, expected words that say what to draw: choose such rows, as by"
+                " --where task=text-to-image."
+            )
+        drawn, true = (
+            float(image_text_scores(pair, image.unsqueeze(0), [row.prompt])["cosine"])
+            for column in ("drawn", "truth_image")
+            for image in [read_picture(Path(root) / getattr(row, column), f"{where}, {column}")]
+        )
+        rows.append(replace(row, scores={**row.scores, FITS: drawn}, ceiling={**row.ceiling, FITS: true}))
+    return Predictions(rows, predictions.about | {FITS: pair.name}, predictions.source)
 
 
 def _scores(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -29,7 +29,9 @@ class PackedSequence:
         patches: (V, p*p*3); `view_cells` (V, 2) row and column; `view_lengths` patches an image; those that
             leave a token, `view_kept` (n,) or None for all, are at `view_at`.
         latents: (Z, C) at `latent_at`; `latent_cells` (Z, 2); `times` (Z,); `noisy` (Z,) bool, has a target.
-        bases: (Z, C) where a drawing may start from, zeros elsewhere, or None; `based` (Z,) bool says where.
+        bases: (Z, C) where a drawing may start from, zeros elsewhere, or None; `based` (Z,) bool says where,
+            and `edits_at` grid -> (n,) places in Z of such drawings. It is found once: a device would have to
+            stop for each look at `based`.
         labels: (N,) next ids at `label_at`; `label_weights` (N,) 1/sqrt(labels of the segment).
     """
 
@@ -52,6 +54,7 @@ class PackedSequence:
     label_weights: Tensor
     canvas_lengths: tuple[int, ...] = ()
     view_kept: Tensor | None = None
+    edits_at: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     last_at: tuple[int, ...] = ()  # memory place of each sample's last token, -1 for an empty sample
 
     @property
@@ -67,13 +70,7 @@ class PackedSequence:
 
     def edits(self) -> dict[tuple[int, int], Tensor]:
         """Where the drawings that have a base stand in Z, one after the other: grid -> places."""
-        places: dict[tuple[int, int], list[Tensor]] = {}
-        for end, length in zip(accumulate(self.canvas_lengths), self.canvas_lengths, strict=True):
-            if bool(self.based[end - length]):
-                row, column = self.latent_cells[end - 1].tolist()
-                place = torch.arange(end - length, end, device=self.based.device)
-                places.setdefault((row + 1, column + 1), []).append(place)
-        return {grid: torch.cat(found) for grid, found in places.items()}
+        return self.edits_at
 
     def detached(self) -> PackedSequence:
         """The same pack with understanding states cut off from the gradient (`freeze_und`)."""
@@ -84,6 +81,8 @@ class PackedSequence:
         """The same pack with every tensor on `device`."""
 
         def move(x: Any) -> Any:
+            if isinstance(x, dict):
+                return {key: move(one) for key, one in x.items()}
             return x.to(device) if isinstance(x, Tensor) else x
 
         plan = replace(
@@ -186,6 +185,7 @@ def pack(samples: Samples, marks: Marks, start: Sequence[int] | None = None) -> 
         label_at=place[has_label],
         label_weights=(length[has_label] - 1).float().rsqrt(),
         canvas_lengths=tuple(len(x) for x in latents),
+        edits_at=_edits(canvases),
         view_kept=_kept(views),
         last_at=tuple(int(place[last[s]]) if s in last else -1 for s in range(len(samples))),
     )
@@ -221,6 +221,16 @@ def _bases(canvases: Sequence[Canvas], latents: Sequence[Tensor]) -> Tensor | No
             )
         bases.append(base)
     return torch.cat(bases)
+
+
+def _edits(canvases: Sequence[Canvas]) -> dict[tuple[int, int], Tensor]:
+    """Grid -> (n,) places in Z of the canvases of it that have a base, one after the other."""
+    places: dict[tuple[int, int], list[Tensor]] = {}
+    ends = accumulate(math.prod(canvas.grid) for canvas in canvases)
+    for canvas, end in zip(canvases, ends, strict=True):
+        if canvas.base is not None:
+            places.setdefault(canvas.grid, []).append(torch.arange(end - math.prod(canvas.grid), end))
+    return {grid: torch.cat(found) for grid, found in places.items()}
 
 
 @lru_cache(maxsize=8)

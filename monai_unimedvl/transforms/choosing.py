@@ -12,14 +12,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import pydicom
 from monai.data import MetaTensor
 
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.transforms import Recipe, modalities, recipe
 from monai_unimedvl.transforms.dicom import is_dicom
-from monai_unimedvl.transforms.read import PICTURES
+from monai_unimedvl.transforms.nrrd import NRRD
+from monai_unimedvl.transforms.read import NIFTI, PICTURES, opening, read
 from monai_unimedvl.transforms.slide import SLIDES
+from monai_unimedvl.transforms.video import VIDEOS
 from monai_unimedvl.transforms.volume import SelectSlices
 
 SHORT_CONTEXT = 4096  # tokens
@@ -146,22 +149,20 @@ def modality_of(path: Path, named: str | None = None) -> tuple[str, str]:
     """The recipe that is named, else the one that a file asks for by itself with a remark about it.
 
     Raises:
-        ValueError: no such file, or one that does not say how to read its values.
+        ValueError: no such file, one that is no image whatever its modality, or one that does not say how to
+            read its values.
     """
     if named is not None:
         return named, ""
     file = path
     if path.is_dir():
         inside = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
-        file = next((p for p in inside if is_dicom(p)), next(iter(inside), path))
+        pictures = (p for p in inside if p.suffix.lower() in PICTURES)
+        file = next((p for p in inside if is_dicom(p)), next(pictures, path))
     if file.is_file() and file.suffix.lower() in PICTURES:
         return "histopathology", " (colours as they are)"
     if file.is_file() and file.suffix.lower() in SLIDES:
         return "histopathology", " (read as histopathology, as its suffix says)"
-    if file.is_file() and not file.stat().st_size:
-        raise ValueError(
-            f"{file.name} is empty (0 bytes), but an image is expected: copy or export it again."
-        )
     if file.is_file() and is_dicom(file):
         header = pydicom.dcmread(file, force=True, stop_before_pixels=True)
         tag = str(header.get("Modality", ""))
@@ -171,13 +172,23 @@ def modality_of(path: Path, named: str | None = None) -> tuple[str, str]:
             raise ValueError(
                 f"{file.name} is DICOM of modality {tag} and holds no image: name the images it is about."
             )
-    elif not path.exists():
-        raise ValueError(f"{path} does not exist, but a file or folder is expected: check the path.")
-    elif path.is_dir() and file == path:
-        raise ValueError(
-            f"folder {path} holds no images, but a DICOM series or pictures are expected: check the path."
-        )
+    _check(file)
     raise ValueError(
         f"{path.name} does not say how to read its values: if it is an image, add its modality (on the "
         f"command line: --modality), one of {', '.join(modalities())}."
     )
+
+
+def _check(path: Path) -> None:
+    """Say what is wrong with a file or folder before its modality is asked for; of volumes and videos, which
+    may be long, no values are read.
+
+    Raises:
+        ValueError: as `read` says it.
+    """
+    name, filled = path.name.lower(), path.is_file() and path.stat().st_size > 0
+    if filled and name.endswith(NIFTI):
+        with opening(path, "NIfTI"):
+            nibabel.load(path)
+    elif not (filled and name.endswith((*NRRD, *VIDEOS, ".npy"))):
+        read(path)

@@ -136,6 +136,8 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "words.txt").write_text("no image")
     (folder / "nothing.png").write_bytes(b"")
     (folder / "nothing.dcm").write_bytes(b"")
+    for name in ("noise.dcm", "noise.nii.gz"):
+        (folder / name).write_bytes(bytes(range(256)) * 8)
     plan = pydicom.Dataset()
     plan.Modality, plan.SOPClassUID, plan.SOPInstanceUID = "RTPLAN", "1.2.840.10008.5.1.4.1.1.481.5", "1.2.3"
     plan.file_meta = pydicom.dataset.FileMetaDataset()

@@ -8,6 +8,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from monai_unimedvl.data.fetch import licences
 from monai_unimedvl.evaluation import AtlasBenchmark, Report
 from monai_unimedvl.evaluation.image import paint
 from monai_unimedvl.evaluation.page import Card, Figure, Section, markdown_tables, page
+from monai_unimedvl.evaluation.tables import Row
 from monai_unimedvl.provenance import Facts
 from monai_unimedvl.provenance.files import CHUNK
 from monai_unimedvl.sequence import Turn
@@ -213,14 +215,27 @@ def test_a_score_says_in_signs_whether_it_beats_the_baseline():
     figures = [
         Figure(image, "a", "1.0", True, facts),
         Figure(image, "b", "0.5", False),
-        Figure(image, "c", "x"),
+        Figure(image, "c", "0.7", "even"),
+        Figure(image, "d", "x"),
     ]
     html = page("t", [], [Section("s", "a", [Card("c", figures)])], [])
-    assert re.findall(r'score( good| bad|)">(\u25b2 |\u25bc |)', html) == [
+    assert re.findall(r'score( good| bad|)">(\u25b2 |\u25bc |= |)', html) == [
         (" good", "\u25b2 "),
         (" bad", "\u25bc "),
+        ("", "= "),
         ("", ""),
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "baselines", "sign"),
+    [(0.714, {"blind": 0.711}, "= 0.71"), (0.72, {"blind": 0.71}, "\u25b2 0.72"),
+     (0.70, {"blind": 0.71}, "\u25bc 0.70"), (0.70, {}, "0.70")],
+)  # fmt: skip
+def test_a_score_that_reads_like_its_baseline_is_neither_above_nor_below(value, baselines, sign):
+    row = Row("seg-tissue", "test", "all", "4 steps", "Dice", 3, value, value, value, baselines)
+    told, stands = glance(SimpleNamespace(report=Report([row], [], {})))[1][3]
+    assert told == sign and stands == {"\u25b2": True, "\u25bc": False, "=": "even"}.get(sign[0])
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from argparse import Namespace
 
 import numpy as np
@@ -15,7 +16,8 @@ from PIL import Image
 
 from monai_unimedvl import bundle, evaluation
 from monai_unimedvl.cli import measuring
-from monai_unimedvl.evaluation import AtlasBenchmark, Drawing
+from monai_unimedvl.evaluation import AtlasBenchmark, Drawing, Report
+from monai_unimedvl.evaluation.encoders import ImageText
 from monai_unimedvl.evaluation.predictions import read_predictions
 
 
@@ -58,6 +60,23 @@ def test_the_command_writes_page_cards_tables_and_predictions(command, benchmark
     assert all(name in last for name in names - {"index.html.json"})
 
 
+def test_what_is_left_out_for_want_of_a_package_is_said_once(command, monkeypatch, tmp_path, caplog):
+    prediction = {
+        "id": "sr4/a/0", "task": "sr4", "section": "test", "setting": "1 step",
+        "scores": {"PSNR": 21.0}, "baselines": {}, "ceiling": {},
+    }  # fmt: skip
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as where it is not installed
+
+    def evaluate(network, tokenizer, *, out, **options):
+        made = Report([], [prediction], {"benchmark": "atlas", "seed": 0})
+        made.save(out)
+        return made
+
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    code, out, error = command("evaluate", "--out", tmp_path / "run")
+    assert code == 0 and (out + error + caplog.text).count("needs pyarrow") == 1
+
+
 @pytest.fixture
 def drawn(tmp_path):
     """A prediction file of two drawings, and the same with other scores."""
@@ -94,6 +113,20 @@ def test_drawings_are_scored_kept_and_tested_against_others(command, drawn):
     assert len(read_predictions(drawn / "few.parquet")) == 1
 
 
+def test_drawings_are_held_against_their_words(command, drawn, monkeypatch):
+    rows = [json.loads(line) for line in (drawn / "one.jsonl").read_text().splitlines()]
+    for row in rows:
+        row |= {"task": "text-to-image", "prompt": "Axial T1 MRI."}
+    (drawn / "words.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    blank = ImageText("pair", lambda x: x.mean((2, 3)), lambda texts: torch.ones(len(texts), 3))
+    monkeypatch.setattr(evaluation.encoders, "clip", lambda folder: blank)
+    words = ("--pictures", drawn, "--image-text", "clip=folder")
+    code, out, error = command("evaluate", "--predictions", drawn / "words.jsonl", *words)
+    assert code == 0 and "| text-to-image | test | all | image-text cosine | 3 |" in out, error
+    code, _, error = command("evaluate", "--predictions", drawn / "one.jsonl", *words)
+    assert code == 2 and "row 1 (id 0) has no words in prompt" in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -111,6 +144,15 @@ def test_drawings_are_scored_kept_and_tested_against_others(command, drawn):
         (
             ["--predictions", "one.jsonl", "--pictures", ".", "--encoder", "inception=x.pt"],
             "x.pt is not there",
+        ),
+        (["--predictions", "one.jsonl", "--image-text", "clip=x"], "--image-text scores drawings: add"),
+        (
+            ["--predictions", "one.jsonl", "--pictures", ".", "--image-text", "blip=x"],
+            "--image-text is 'blip=x', expected KIND=PATH with KIND of clip, biomedclip",
+        ),
+        (
+            ["--predictions", "one.jsonl", "--pictures", ".", "--image-text", "clip=x"],
+            "x has no weights here, and nothing is downloaded unasked",
         ),
     ],
 )

@@ -10,9 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from monai_unimedvl.evaluation.encoders import Encoder
+from monai_unimedvl.evaluation.encoders import Encoder, ImageText
 from monai_unimedvl.evaluation.image import hausdorff, paint, psnr, ssim, upstream_scores
-from monai_unimedvl.evaluation.pictures import read_picture, rows_of, score_pictures, set_scores
+from monai_unimedvl.evaluation.pictures import (
+    read_picture,
+    rows_of,
+    score_pictures,
+    score_words,
+    set_scores,
+)
 from monai_unimedvl.evaluation.predictions import Prediction, Predictions
 
 LEGEND = {"one": (255, 0, 0), "two": (0, 0, 255)}
@@ -132,3 +138,20 @@ def test_what_is_asked_for_must_fit(tmp_path):
         score_pictures(file({"truth": "yes"}), tmp_path)
     with pytest.raises(ValueError, match="upstream scores know no masks and no foreground"):
         score_pictures(file(PAIR), tmp_path, upstream=True, legend=LEGEND)
+
+
+def test_a_drawing_is_held_against_its_words_beside_the_true_image(tmp_path):
+    for name, colour in (("drawn", (255, 255, 0)), ("truth", (255, 0, 0))):
+        Image.new("RGB", (16, 12), colour).save(tmp_path / f"{name}.png")
+    read = []
+    pair = ImageText(
+        "pair", lambda x: x.mean((2, 3)), lambda texts: read.extend(texts) or torch.tensor([[1.0, 0.0, 0.0]])
+    )
+    scored = score_words(file({**PAIR, "prompt": "red"}), tmp_path, pair)
+    (row,) = rows_of(scored)
+    assert (row.metric, row.ceiling) == ("image-text cosine", pytest.approx(1.0))
+    assert row.value == pytest.approx(0.5**0.5) and set(read) == {"red"}
+    assert scored.about["image-text cosine"] == "pair"
+    for prompt, what in (("<image> Sharpen.", "words about a picture"), (" ", "no words")):
+        with pytest.raises(ValueError, match=rf"edits row 1 \(id i0\) has {what} in prompt.*--where task="):
+            score_words(file({**PAIR, "prompt": prompt}), tmp_path, pair)
