@@ -41,6 +41,13 @@ SHARES = {
     **WEIGHTS, "vqa": 0.17, "slices": 0.025, "text-to-image": 0.18, "seg-lobes": 0.13, "seg-nuclei": 0.02,
     "sr4": 0.15, "slice-group": 0.01, "edit-group": 0.03,
 }  # fmt: skip
+# those of a leg in which the drawing side alone learns, so that answers stay as they are
+DRAWING = {
+    **SHARES, "vqa": 0.0, "slices": 0.0, "caption": 0.0, "text-to-image": 0.28, "seg-lobes": 0.18,
+    "sr4": 0.16, "t1-to-t2": 0.035, "t1-to-pd": 0.035, "t2-to-t1": 0.03, "t1-to-gm": 0.025,
+    "ct-to-bone": 0.015, "h-to-he": 0.03, "h-to-ihc": 0.03, "slice-group": 0.015, "edit-group": 0.04,
+}  # fmt: skip
+LEGS: dict[str, Mapping[str, float]] = {"joint": SHARES, "drawing": DRAWING}
 UNREAD = 0.9  # of a picture's patches, at most, that answers do without, see `Dropout.patches`
 EDITED_TOGETHER = ("seg-tissue", "seg-lobes", "sr4", "t1-to-t2", "t1-to-pd", "t2-to-t1", "t1-to-gm")
 GAPS = (2.0, 4.0)  # mm between the slices of a group
@@ -74,6 +81,7 @@ def nano_training(
     num_layers: int = 4,
     vision_steps: int = 3500,
     start: str | Path | None = None,
+    leg: str = "joint",
     progress: bool = True,
 ) -> NanoTraining:
     """The network, tokenizer and mixture of the nano model, from the atlas packages.
@@ -85,16 +93,22 @@ def nano_training(
         permissive_only: leave out sources under GPL.
         budget: tokens a pack.
         start: a folder of weights to begin with, with their tokenizer; None begins anew.
+        leg: one of `LEGS`, whose shares of the tasks it names; what is not to learn in it, `UniMedVLModule`
+            must be told (`frozen`).
         progress: show bars.
 
     Raises:
-        ValueError: weights to start from without a tokenizer.
+        ValueError: another leg than these, or weights to start from without a tokenizer.
     """
+    if leg not in LEGS:
+        raise ValueError(
+            f"nano_training got leg={leg!r}, expected one of {', '.join(LEGS)}: use one of them."
+        )
     tasks = (*DEFAULT_TASKS, "slice-group")
     dataset = AtlasDataset(
         root, "train", tasks=tasks, permissive_only=permissive_only, seed=seed, progress=progress
     )
-    packs = partial(nano_mixture, dataset, budget=budget, seed=seed, shares=SHARES, unread=UNREAD)
+    packs = partial(nano_mixture, dataset, budget=budget, seed=seed, shares=LEGS[leg], unread=UNREAD)
     if start is not None:
         network, tokenizer = weights.load(start)
         if tokenizer is None:

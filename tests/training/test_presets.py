@@ -123,7 +123,7 @@ def test_training_goes_on_from_weights_and_hides_most_patches_of_a_picture(tmp_p
     assert all(value.equal(before[name]) for name, value in training.network.state_dict().items())
     module = UniMedVLModule(training.network, training.tokenizer.marks, frozen=said["frozen"])
     asleep = {name.split(".")[0] for name, p in module.network.named_parameters() if not p.requires_grad}
-    assert asleep == {"vision", "autoencoder"}
+    assert asleep == {"vision"}
     assert {"vqa", "slices", "edit-group"} <= {stream.name for stream in training.mixture.streams}
     hidden = []
     for _ in range(20):
@@ -134,3 +134,25 @@ def test_training_goes_on_from_weights_and_hides_most_patches_of_a_picture(tmp_p
                 assert all(view.kept is not None for view in views)
                 hidden += [view.tokens for view in views]
     assert len(set(hidden)) > 5
+
+
+def test_a_leg_of_drawing_leaves_the_reading_side_alone(tmp_path: Path) -> None:
+    """As the bundle's pretrain_drawing.json says: what reads does not learn, nothing is asked."""
+    from monai_unimedvl.bundle import models
+    from monai_unimedvl.training.module import UniMedVLModule
+    from monai_unimedvl.training.parts import part_of
+
+    folder = models("unimedvl_nano")
+    overlay = json.loads((folder.parent / "configs" / "pretrain_drawing.json").read_text())
+    training = nano_training(tmp_path, start=folder, leg=overlay["leg"], budget=1000, progress=False)
+    module = UniMedVLModule(training.network, training.tokenizer.marks, frozen=overlay["frozen"])
+    learning = {part_of(name) for name, p in module.network.named_parameters() if p.requires_grad}
+    assert learning == {"generation", "heads"}
+    assert not training.network.decoder.embed.weight.requires_grad
+    names = {stream.name for stream in training.mixture.streams}
+    assert "edit-group" in names and not {"vqa", "slices", "caption"} & names
+
+
+def test_a_leg_of_another_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="leg='writing', expected one of joint, drawing: use"):
+        nano_training(tmp_path, leg="writing")
