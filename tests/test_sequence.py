@@ -312,10 +312,10 @@ def test_where_edits_are_drawn_is_known_without_looking_at_a_value_again() -> No
         canvas(1, 1, noisy=True, base=small),
     ]
     seq = pack([[canvas(1, 1), *drawings], [canvas(1, 2, noisy=True, base=wide)]], MARKS)
-    assert {grid: at.tolist() for grid, at in seq.edits().items()} == {(1, 2): [1, 2, 6, 7], (1, 1): [5]}
+    assert {grid: at.tolist() for grid, at in seq.edits.items()} == {(1, 2): [1, 2, 6, 7], (1, 1): [5]}
     later = seq.to("meta").with_latents(seq.latents.to("meta"), seq.times.to("meta"))  # has no values
-    assert {grid: at.shape for grid, at in later.edits().items()} == {(1, 2): (4,), (1, 1): (1,)}
-    assert pack([[canvas(1, 2, noisy=True)]], MARKS).edits() == {}
+    assert {grid: at.shape for grid, at in later.edits.items()} == {(1, 2): (4,), (1, 1): (1,)}
+    assert pack([[canvas(1, 2, noisy=True)]], MARKS).edits == {}
 
 
 def test_a_pack_of_nothing_is_empty() -> None:

@@ -140,7 +140,8 @@ def pictures(options: Namespace) -> Result:
         inside=options.foreground, legend=_legend(options.legend),
     )  # fmt: skip
     if options.image_text:
-        scored = score_words(scored, options.pictures, _pair(options.image_text))
+        pair = _pair(options.image_text)
+        scored = score_words(scored, options.pictures, pair, progress=not options.quiet)
     rows = rows_of(scored, seed=options.seed)
     lines = [markdown(rows), "", f"{scored.about['pictures']}; {scored.about['resized']} resized."]
     values: dict[str, Any] = {"rows": [asdict(row) for row in rows], "about": scored.about}

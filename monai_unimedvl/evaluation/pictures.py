@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from monai_unimedvl.evaluation.distances import SetScores, compare_sets
 from monai_unimedvl.evaluation.encoders import Encoder, ImageText, image_text_scores
@@ -176,14 +177,20 @@ def set_scores(
     }
 
 
-def score_words(predictions: Predictions, root: str | Path, pair: ImageText) -> Predictions:
+def score_words(
+    predictions: Predictions, root: str | Path, pair: ImageText, *, progress: bool = False
+) -> Predictions:
     """The same rows with the raw cosine of each drawing and its words, and as ceiling that of the true image.
+
+    Args:
+        progress: show a bar.
 
     Raises:
         ValueError: files as for `score_pictures`; a row without words, or whose words are about a picture.
     """
     rows = []
-    for number, row in enumerate(predictions.rows, 1):
+    bar = tqdm(predictions.rows, desc="drawings and words", leave=False, disable=not progress)
+    for number, row in enumerate(bar, 1):
         where = f"{predictions.source} row {number} (id {row.id})"
         if not row.prompt.strip() or "<image>" in row.prompt:
             what = "words about a picture" if row.prompt.strip() else "no words"

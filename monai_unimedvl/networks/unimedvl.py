@@ -261,7 +261,7 @@ class UniMedVL(nn.Module):
             if self.details is not None and grid is not None:
                 guess = guess + self.details(h, seq.bases.to(noisy), self.autoencoder, grid)
             elif self.details is not None:
-                for drawn, at in seq.edits().items():  # those of one size at once
+                for drawn, at in seq.edits.items():  # those of one size at once
                     change = self.details(h[at], seq.bases[at].to(noisy), self.autoencoder, drawn)
                     guess = guess.index_add(0, at, change)
         image = guess + self.latent_out(h).to(noisy)

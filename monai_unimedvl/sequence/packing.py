@@ -30,7 +30,7 @@ class PackedSequence:
             leave a token, `view_kept` (n,) or None for all, are at `view_at`.
         latents: (Z, C) at `latent_at`; `latent_cells` (Z, 2); `times` (Z,); `noisy` (Z,) bool, has a target.
         bases: (Z, C) where a drawing may start from, zeros elsewhere, or None; `based` (Z,) bool says where,
-            and `edits_at` grid -> (n,) places in Z of such drawings. It is found once: a device would have to
+            and `edits` grid -> (n,) places in Z of such drawings. It is found once: a device would have to
             stop for each look at `based`.
         labels: (N,) next ids at `label_at`; `label_weights` (N,) 1/sqrt(labels of the segment).
     """
@@ -54,7 +54,7 @@ class PackedSequence:
     label_weights: Tensor
     canvas_lengths: tuple[int, ...] = ()
     view_kept: Tensor | None = None
-    edits_at: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    edits: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     last_at: tuple[int, ...] = ()  # memory place of each sample's last token, -1 for an empty sample
 
     @property
@@ -67,10 +67,6 @@ class PackedSequence:
     def with_latents(self, latents: Tensor, times: Tensor) -> PackedSequence:
         """The same pack with other latents (Z, C) and times (Z,), or (1,) where all have the same."""
         return replace(self, latents=latents, times=times)
-
-    def edits(self) -> dict[tuple[int, int], Tensor]:
-        """Where the drawings that have a base stand in Z, one after the other: grid -> places."""
-        return self.edits_at
 
     def detached(self) -> PackedSequence:
         """The same pack with understanding states cut off from the gradient (`freeze_und`)."""
@@ -185,7 +181,7 @@ def pack(samples: Samples, marks: Marks, start: Sequence[int] | None = None) -> 
         label_at=place[has_label],
         label_weights=(length[has_label] - 1).float().rsqrt(),
         canvas_lengths=tuple(len(x) for x in latents),
-        edits_at=_edits(canvases),
+        edits=_edits(canvases),
         view_kept=_kept(views),
         last_at=tuple(int(place[last[s]]) if s in last else -1 for s in range(len(samples))),
     )

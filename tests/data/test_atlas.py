@@ -322,3 +322,11 @@ def test_a_contact_sheet_shows_items_and_names_what_there_is(installed, tmp_path
         ValueError, match="found no item of task 'seg-tumour' in section 'test': choose one of"
     ):
         atlas.contact_sheet(installed["test"], tmp_path / "none.png", task="seg-tumour")
+
+
+def test_one_level_of_held_out_slices_is_never_trained_on_as_the_nanos_page_says(fetched):
+    def levels(section: str) -> set[str]:
+        found = (p for p in fetched[section].pictures if p.section == section and p.plane == "axial")
+        return {str(p.facts["level"]) for p in found if "level" in p.facts}
+
+    assert levels("test") - levels("train") == {"the centrum semiovale"}
