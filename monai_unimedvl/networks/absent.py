@@ -17,6 +17,7 @@ from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.networks.vision import Vision
 
 PARTS = ("understanding", "generation", "vision", "autoencoder")
+PIXELWISE = ("tones", "details", "strokes")  # what a network draws with in pixels, by its settings
 DRAWING = ("time_embed", "latent_in", "latent_out", "latent_gate")  # beside the expert
 
 
@@ -84,10 +85,10 @@ def build_parts(config: dict[str, Any], parts: tuple[str, ...]) -> UniMedVL:
         ValueError: parts that make no network together.
     """
     config = dict(config)
-    reads_source = config.get("tones", 0) or config.get("details", 0)
+    pixelwise = any(config.get(name, 0) for name in PIXELWISE)
     if "generation" not in parts:
-        config["tones"] = config["details"] = 0
-    elif reads_source and "autoencoder" not in parts:
+        config |= dict.fromkeys(PIXELWISE, 0)
+    elif pixelwise and "autoencoder" not in parts:
         raise ValueError(
             f"This network draws in the basis of its autoencoder, but parts={parts} leave it out: "
             "add 'autoencoder'."

@@ -6,7 +6,7 @@ L tokens   D hidden size   V view patches   Z latent tokens   C numbers a latent
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -49,6 +49,7 @@ class UniMedVL(nn.Module):
             the image, turned into a velocity here (see `_from_image`).
         tones: levels of the curve through which an edit may send its source (see `Tones`); 0 for none.
         details: features of the U-Net over an edit's source (see `Details`); 0 for none.
+        strokes: features of that over the first guess of a drawing that has no source; 0 for none.
         timestep_shift: shift of training times.
         grids: sizes that images are fitted to, {"view": [longest side, shortest side, stride], ...} and
             the same for "canvas", in pixels; None takes the released rules, 980/378 and 1024/512, as far as
@@ -68,6 +69,7 @@ class UniMedVL(nn.Module):
         prediction: str = "velocity",
         tones: int = 0,
         details: int = 0,
+        strokes: int = 0,
         timestep_shift: float = 1.0,
         grids: dict[str, list[int]] | None = None,
     ) -> None:
@@ -77,10 +79,10 @@ class UniMedVL(nn.Module):
                 f"UniMedVL got prediction={prediction!r}, expected 'velocity' or 'image': use one."
             )
         linear = latent_patch == 1 and isinstance(autoencoder, PatchCodec)
-        if (tones or details) and not (linear and prediction == "image"):
+        if (tones or details or strokes) and not (linear and prediction == "image"):
             raise ValueError(
-                f"UniMedVL got tones={tones} and details={details}, expected them with prediction='image', "
-                "latent_patch=1 and a PatchCodec: set both to 0, or these."
+                f"UniMedVL got tones={tones}, details={details} and strokes={strokes}, expected them with "
+                "prediction='image', latent_patch=1 and a PatchCodec: set all to 0, or these."
             )
         hidden_size = decoder.embed.embedding_dim
         self.decoder, self.vision, self.autoencoder = decoder, vision, autoencoder
@@ -105,6 +107,7 @@ class UniMedVL(nn.Module):
             nn.init.zeros_(self.latent_gate.bias)
             self.tones = Tones(hidden_size, tones) if tones else None
             self.details = Details(hidden_size, details) if details else None
+            self.strokes = Details(hidden_size, strokes) if strokes else None
             self.register_buffer("latent_variance", torch.ones(self.latent_size))
         autoencoder.requires_grad_(False)
         self.grids = {**self._released_grids(), **(grids or {})}
@@ -214,6 +217,7 @@ class UniMedVL(nn.Module):
             "prediction": self.prediction,
             "tones": 0 if self.prediction != "image" or self.tones is None else self.tones.levels,
             "details": 0 if self.prediction != "image" or self.details is None else self.details.features,
+            "strokes": 0 if self.prediction != "image" or self.strokes is None else self.strokes.features,
             "timestep_shift": self.timestep_shift,
             "grids": {name: list(rule) for name, rule in self.grids.items()},
         }
@@ -243,29 +247,44 @@ class UniMedVL(nn.Module):
 
         The head corrects a guess: the best linear one from x_t alone (Wiener's, for independent latents of
         `latent_variance`), or, as far as a gate opens, the base of the canvas: an edit begins at its source,
-        recoloured by `tones` and redrawn by `details`.
+        recoloured by `tones` and redrawn by `details`; what begins from noise alone is redrawn by `strokes`.
 
         Args:
-            grid: rows and columns of all drawings, where they are edits of one size; None looks in the pack.
+            grid: rows and columns of all drawings, where they are of one size and all edits, or none is;
+                None looks in the pack.
         """
         noisy = seq.latents if seq.latents.dtype == torch.float64 else seq.latents.float()  # type: ignore
         t = seq.times.unsqueeze(-1).to(noisy)
         rest, variance = 1 - t, self.latent_variance.to(noisy)  # type: ignore[operator]
         guess = rest * variance / (rest**2 * variance + t**2 + 1e-6) * noisy
+        if self.strokes is not None and (grid is None or seq.bases is None):
+            guess = _redrawn(
+                self.strokes, h, guess, guess, self.autoencoder, {grid: None} if grid else seq.fresh
+            )
         if seq.bases is not None:
+            source = seq.bases.to(noisy)
             gate = self.latent_gate(h).to(noisy).sigmoid() * seq.based.unsqueeze(-1)
-            guess = guess + gate * (seq.bases - guess)
+            guess = guess + gate * (source - guess)
             if self.tones is not None:
-                source = seq.bases.to(noisy)
                 guess = guess + self.tones(h, source, self.autoencoder) * seq.based.unsqueeze(-1)
-            if self.details is not None and grid is not None:
-                guess = guess + self.details(h, seq.bases.to(noisy), self.autoencoder, grid)
-            elif self.details is not None:
-                for drawn, at in seq.edits.items():  # those of one size at once
-                    change = self.details(h[at], seq.bases[at].to(noisy), self.autoencoder, drawn)
-                    guess = guess.index_add(0, at, change)
+            if self.details is not None:
+                places = {grid: None} if grid else seq.edits
+                guess = _redrawn(self.details, h, guess, source, self.autoencoder, places)
         image = guess + self.latent_out(h).to(noisy)
         return (noisy - image) / t.clamp(min=SMALLEST_TIME)
+
+
+def _redrawn(
+    details: Details, h: Tensor, guess: Tensor, source: Tensor, codec: nn.Module,
+    places: Mapping[tuple[int, int], Tensor | None],
+) -> Tensor:  # fmt: skip
+    """The guess with what `details` make of the source; places of drawings of each grid, None is all."""
+    for grid, at in places.items():  # those of one size at once
+        if at is None:
+            guess = guess + details(h, source, codec, grid)
+        else:
+            guess = guess.index_add(0, at, details(h[at], source[at], codec, grid))
+    return guess
 
 
 def bases(segments: Sequence[Segment]) -> Bases:
@@ -347,8 +366,9 @@ def released() -> UniMedVL:
 
 
 def nano(
-    autoencoder: nn.Module, *, vocab_size: int, hidden_size: int = 160, num_layers: int = 4, details: int = 24
-) -> UniMedVL:
+    autoencoder: nn.Module, *, vocab_size: int, hidden_size: int = 160, num_layers: int = 4,
+    details: int = 24, strokes: int = 0,
+) -> UniMedVL:  # fmt: skip
     """A network of a few million parameters for 64x64 images, initialised to learn in minutes on a CPU.
 
     What differs from the released shape, each because it learned faster so: the head predicts the image,
@@ -356,7 +376,7 @@ def nano(
     one place attend to each other at once; image content and position code start at the same size.
 
     Args:
-        details: see `UniMedVL`; for a `PatchCodec` only.
+        details, strokes: see `UniMedVL`; for a `PatchCodec` only.
     """
     heads, vision_size, linear = hidden_size // 32, hidden_size, isinstance(autoencoder, PatchCodec)
     decoder = Decoder(
@@ -366,7 +386,8 @@ def nano(
     vision = Vision(vision_size, 3 * vision_size, 3, heads, patch_size=8, grid_side=16)
     network = UniMedVL(
         decoder, vision, autoencoder, latent_patch=1, latent_side=16, table_base=50.0, table_scale=1.0,
-        prediction="image", tones=16 if linear else 0, details=details if linear else 0, timestep_shift=2.0,
+        prediction="image", tones=16 * linear, details=details * linear, strokes=strokes * linear,
+        timestep_shift=2.0,
         grids={"view": [64, 64, 8], "canvas": [64, 64, autoencoder.downsample]},
     )  # fmt: skip
     nn.init.normal_(decoder.embed.weight, std=0.05)

@@ -30,8 +30,8 @@ class PackedSequence:
             leave a token, `view_kept` (n,) or None for all, are at `view_at`.
         latents: (Z, C) at `latent_at`; `latent_cells` (Z, 2); `times` (Z,); `noisy` (Z,) bool, has a target.
         bases: (Z, C) where a drawing may start from, zeros elsewhere, or None; `based` (Z,) bool says where,
-            and `edits` grid -> (n,) places in Z of such drawings. It is found once: a device would have to
-            stop for each look at `based`.
+            and `edits` grid -> (n,) places in Z of such drawings, `fresh` those of drawings from noise alone.
+            They are found once: a device would have to stop for each look at `based`.
         labels: (N,) next ids at `label_at`; `label_weights` (N,) 1/sqrt(labels of the segment).
     """
 
@@ -55,6 +55,7 @@ class PackedSequence:
     canvas_lengths: tuple[int, ...] = ()
     view_kept: Tensor | None = None
     edits: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    fresh: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     last_at: tuple[int, ...] = ()  # memory place of each sample's last token, -1 for an empty sample
 
     @property
@@ -181,7 +182,8 @@ def pack(samples: Samples, marks: Marks, start: Sequence[int] | None = None) -> 
         label_at=place[has_label],
         label_weights=(length[has_label] - 1).float().rsqrt(),
         canvas_lengths=tuple(len(x) for x in latents),
-        edits=_edits(canvases),
+        edits=_places(canvases, [c.base is not None for c in canvases]),
+        fresh=_places(canvases, [c.base is None and c.noisy for c in canvases]),
         view_kept=_kept(views),
         last_at=tuple(int(place[last[s]]) if s in last else -1 for s in range(len(samples))),
     )
@@ -219,12 +221,12 @@ def _bases(canvases: Sequence[Canvas], latents: Sequence[Tensor]) -> Tensor | No
     return torch.cat(bases)
 
 
-def _edits(canvases: Sequence[Canvas]) -> dict[tuple[int, int], Tensor]:
-    """Grid -> (n,) places in Z of the canvases of it that have a base, one after the other."""
+def _places(canvases: Sequence[Canvas], meant: Sequence[bool]) -> dict[tuple[int, int], Tensor]:
+    """Grid -> (n,) places in Z of the canvases of it that are meant, one after the other."""
     places: dict[tuple[int, int], list[Tensor]] = {}
     ends = accumulate(math.prod(canvas.grid) for canvas in canvases)
-    for canvas, end in zip(canvases, ends, strict=True):
-        if canvas.base is not None:
+    for canvas, end, is_meant in zip(canvases, ends, meant, strict=True):
+        if is_meant:
             places.setdefault(canvas.grid, []).append(torch.arange(end - math.prod(canvas.grid), end))
     return {grid: torch.cat(found) for grid, found in places.items()}
 

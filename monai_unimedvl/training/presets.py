@@ -23,6 +23,7 @@ from monai_unimedvl.data.atlas_tasks import DEFAULT_TASKS, QUESTIONS
 from monai_unimedvl.data.augment import OF_CONTRAST, RECOLOURED, augment, recolour
 from monai_unimedvl.data.mixture import Dropout, Mixture, Stream
 from monai_unimedvl.networks.autoencoder import PatchCodec
+from monai_unimedvl.networks.details import Details
 from monai_unimedvl.networks.unimedvl import UniMedVL, nano
 from monai_unimedvl.sequence import Turn
 from monai_unimedvl.tokenizer import Tokenizer
@@ -47,7 +48,9 @@ DRAWING = {
     "sr4": 0.16, "t1-to-t2": 0.035, "t1-to-pd": 0.035, "t2-to-t1": 0.03, "t1-to-gm": 0.025,
     "ct-to-bone": 0.015, "h-to-he": 0.03, "h-to-ihc": 0.03, "slice-group": 0.015, "edit-group": 0.04,
 }  # fmt: skip
-LEGS: dict[str, Mapping[str, float]] = {"joint": SHARES, "drawing": DRAWING}
+# those of a leg that looks mostly at what is drawn from words
+WORDS = {**DRAWING, "text-to-image": 1.0}
+LEGS: dict[str, Mapping[str, float]] = {"joint": SHARES, "drawing": DRAWING, "words": WORDS}
 UNREAD = 0.9  # of a picture's patches, at most, that answers do without, see `Dropout.patches`
 EDITED_TOGETHER = ("seg-tissue", "seg-lobes", "sr4", "t1-to-t2", "t1-to-pd", "t2-to-t1", "t1-to-gm")
 GAPS = (2.0, 4.0)  # mm between the slices of a group
@@ -82,6 +85,7 @@ def nano_training(
     vision_steps: int = 3500,
     start: str | Path | None = None,
     leg: str = "joint",
+    strokes: int = 0,
     progress: bool = True,
 ) -> NanoTraining:
     """The network, tokenizer and mixture of the nano model, from the atlas packages.
@@ -95,6 +99,7 @@ def nano_training(
         start: a folder of weights to begin with, with their tokenizer; None begins anew.
         leg: one of `LEGS`, whose shares of the tasks it names; what is not to learn in it, `UniMedVLModule`
             must be told (`frozen`).
+        strokes: of the network, see `UniMedVL`; new ones are added to weights that have none.
         progress: show bars.
 
     Raises:
@@ -113,12 +118,16 @@ def nano_training(
         network, tokenizer = weights.load(start)
         if tokenizer is None:
             raise ValueError(f"start {Path(start).name} has no tokenizer, expected one beside the weights.")
+        if strokes and network.strokes is None:
+            with seeded(seed):
+                network.strokes = Details(network.latent_in.out_features, strokes)
         return NanoTraining(network.train(), tokenizer, packs(tokenizer))
     tokenizer = Tokenizer.train(corpus(dataset), VOCABULARY)
     pictures = training_pictures(dataset)
     with seeded(seed):
         codec = PatchCodec.fit(pictures, patch=8, channels=96)
-        network = nano(codec, vocab_size=len(tokenizer), hidden_size=hidden_size, num_layers=num_layers)
+        sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "strokes": strokes}
+        network = nano(codec, vocab_size=len(tokenizer), **sizes)
     latents = codec.encode_stage_2_inputs(pictures)  # (N, C, h, w)
     network.latent_variance.copy_(latents.var(dim=(0, 2, 3)))  # type: ignore[operator]
     if vision_steps:
