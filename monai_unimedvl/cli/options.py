@@ -97,7 +97,9 @@ def reading(verb: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--modality", help="mri, ct, xray ... (`unimedvl recipes`), or a recipe's YAML (default: see below)"
     )
-    group.add_argument("--plane", choices=PLANES, help="of a volume's slices (default: axial)")
+    group.add_argument(
+        "--plane", choices=PLANES, help="of a volume's slices (default: axial)"
+    )
     group.add_argument("--slice", help="its number from 0, or 'middle'")
     group.add_argument("--count", type=whole(1), help="that many slices, evenly spread")
     group.add_argument(
