@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an edit changes pixel by pixel: a small U-Net over its source, steered by the drawing's tokens.
+"""What a drawing changes pixel by pixel: a small U-Net, steered by the drawing's tokens.
 
-A token's state has too few numbers for 64 pixels and their edges. So the source goes down two halvings and
-up again by convolutions (after U-Net, arXiv 1505.04597), and the tokens, blended between their centres, say
-on the way up what to make of what is seen: which features count (a shift before each activation) and which
-colour they add. The transformer sees the whole picture, the convolutions its edges. Only for a linear codec,
-as `Tones`.
+A token's state has too few numbers for 64 pixels and their edges. So the source of an edit, or the first
+guess of what is drawn from words, goes down two halvings and up again by convolutions (after U-Net, arXiv
+1505.04597), and the tokens, blended between their centres, say on the way up what to make of what is seen:
+which features count (a shift before each activation) and which colour they add. The transformer sees the
+whole picture, the convolutions its edges. Only for a linear codec, as `Tones`.
   Z latent tokens   D hidden size   C numbers a latent token   F features   n drawings   H, W pixels of one
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
@@ -74,6 +75,22 @@ class Details(nn.Module):
         change = torch.stack([(x * colour).sum(1) for colour in wanted])[..., :height, :width]  # (3, n, H, W)
         with torch.autocast(source.device.type, enabled=False):  # grey levels are not halved in training
             return codec.project(patchify(change.flatten(1, 2), side).to(source.dtype))
+
+    def over(
+        self, guess: Tensor, h: Tensor, source: Tensor, codec: PatchCodec,
+        places: Mapping[tuple[int, int], Tensor | None],
+    ) -> Tensor:  # fmt: skip
+        """The guess (Z, C) with the changes of some drawings.
+
+        Args:
+            places: grid -> (n,) places in Z of the drawings of it; None where all are of this grid.
+        """
+        for grid, at in places.items():  # those of one size at once
+            if at is None:
+                guess = guess + self(h, source, codec, grid)
+            else:
+                guess = guess.index_add(0, at, self(h[at], source[at], codec, grid))
+        return guess
 
 
 def _blended(told: Tensor, x: Tensor, span: float) -> Tensor:

@@ -6,7 +6,7 @@ L tokens   D hidden size   V view patches   Z latent tokens   C numbers a latent
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -258,9 +258,8 @@ class UniMedVL(nn.Module):
         rest, variance = 1 - t, self.latent_variance.to(noisy)  # type: ignore[operator]
         guess = rest * variance / (rest**2 * variance + t**2 + 1e-6) * noisy
         if self.strokes is not None and (grid is None or seq.bases is None):
-            guess = _redrawn(
-                self.strokes, h, guess, guess, self.autoencoder, {grid: None} if grid else seq.fresh
-            )
+            fresh = {grid: None} if grid else seq.fresh
+            guess = self.strokes.over(guess, h, guess, self.autoencoder, fresh)
         if seq.bases is not None:
             source = seq.bases.to(noisy)
             gate = self.latent_gate(h).to(noisy).sigmoid() * seq.based.unsqueeze(-1)
@@ -268,23 +267,10 @@ class UniMedVL(nn.Module):
             if self.tones is not None:
                 guess = guess + self.tones(h, source, self.autoencoder) * seq.based.unsqueeze(-1)
             if self.details is not None:
-                places = {grid: None} if grid else seq.edits
-                guess = _redrawn(self.details, h, guess, source, self.autoencoder, places)
+                edits = {grid: None} if grid else seq.edits
+                guess = self.details.over(guess, h, source, self.autoencoder, edits)
         image = guess + self.latent_out(h).to(noisy)
         return (noisy - image) / t.clamp(min=SMALLEST_TIME)
-
-
-def _redrawn(
-    details: Details, h: Tensor, guess: Tensor, source: Tensor, codec: nn.Module,
-    places: Mapping[tuple[int, int], Tensor | None],
-) -> Tensor:  # fmt: skip
-    """The guess with what `details` make of the source; places of drawings of each grid, None is all."""
-    for grid, at in places.items():  # those of one size at once
-        if at is None:
-            guess = guess + details(h, source, codec, grid)
-        else:
-            guess = guess.index_add(0, at, details(h[at], source[at], codec, grid))
-    return guess
 
 
 def bases(segments: Sequence[Segment]) -> Bases:

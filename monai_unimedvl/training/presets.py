@@ -205,7 +205,7 @@ def atlas_streams(
         run = found_runs[index]
         count = 1 + int(torch.randint(QUESTIONS_A_DIALOGUE, (), generator=generator))
         order = torch.randperm(len(run.asked), generator=generator)[:count].tolist()
-        turns = []
+        turns: list[Turn] = []
         for asked in (run.asked[i] for i in order):
             forms = QUESTIONS[asked.key]
             words = forms[int(torch.randint(len(forms), (), generator=generator))]

@@ -24,7 +24,7 @@ MAIN = ("ema", "ema_bf16", "model")  # the order in which upstream's scripts loo
 # Names, in either layout, of what only drawing needs, and of the autoencoder.
 GENERATION = (
     r"_moe_gen|\.generation\.|(^|\.)(vae2llm|llm2vae|time_embedder|latent_pos_embed)\.|"
-    r"^(latent_|time_embed\.|tones\.|details\.)"
+    r"^(latent_|time_embed\.|tones\.|details\.|strokes\.)"
 )
 AUTOENCODER = r"^autoencoder\.|(^|\.)vae_model\."
 HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library

@@ -33,8 +33,8 @@ DRAWING = PARTS
 TOKENIZERS = ("tokenizer.json", "vocab.json", "merges.txt")
 TABLES = ("view_table", "latent_table")
 _OF = {  # weights that go with a part, but for the understanding expert, which is always there
-    "generation": r"decoder\..*\.generation\.|(latent_in|latent_out|latent_gate|time_embed|tones|details)\."
-    r"|latent_(table|variance)$",
+    "generation": r"decoder\..*\.generation\.|(latent_in|latent_out|latent_gate|time_embed)\."
+    r"|(tones|details|strokes)\.|latent_(table|variance)$",
     "vision": r"vision\.|connector\.|view_table$",
     "autoencoder": r"autoencoder\.",
 }

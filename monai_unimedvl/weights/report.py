@@ -15,7 +15,7 @@ PARTS_IN_WORDS = (
     ("vision", r"vision\."),
     ("connector", r"connector\."),
     ("position tables", r"(view|latent)_table$"),
-    ("latent projections", r"(time_embed|latent_in|latent_out|latent_gate|tones|details)\.|latent_variance$"),
+    ("latent projections", r"(time_embed|latent_(in|out|gate)|tones|details|strokes)\.|latent_variance$"),
     ("autoencoder", r"autoencoder\."),
     ("elsewhere", r""),
 )

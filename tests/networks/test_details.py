@@ -70,10 +70,12 @@ def test_what_tokens_want_is_blended_between_their_centres() -> None:
     assert step[3] <= 3 * step[2:5].median()  # no edge where the tokens meet
 
 
-def test_only_edits_are_redrawn_whatever_stands_beside_them() -> None:
+@pytest.mark.parametrize(("name", "redrawn"), [("details", [1, 0, 1, 1]), ("strokes", [0, 1, 0, 0])])
+def test_edits_and_what_has_no_source_are_redrawn_apart(name: str, redrawn: list[int]) -> None:
     torch.manual_seed(0)
-    network = nano(codec(), vocab_size=40, hidden_size=32, num_layers=1).double().eval()
-    torch.nn.init.normal_(network.details.steer.weight)
+    network = nano(codec(), vocab_size=40, hidden_size=32, num_layers=1, strokes=5)
+    network = network.double().eval()
+    torch.nn.init.normal_(getattr(network, name).steer.weight)
     marks, size = Marks(1, 2, 3, 4), network.latent_size
 
     def canvas(grid: tuple[int, int], base: bool) -> Canvas:
@@ -96,21 +98,23 @@ def test_only_edits_are_redrawn_whatever_stands_beside_them() -> None:
     with torch.no_grad():
         together, alone = velocity(samples), torch.cat([velocity([x]) for x in samples])
         assert_close(together, alone, atol=1e-9, rtol=0)
-        network.details = None
+        setattr(network, name, None)
         plain = velocity(samples)
     changed = (plain - together).abs().amax(1) > 1e-9
-    assert changed.tolist() == [True] * 4 + [False] * 6 + [True] * 10
+    assert [part.tolist() for part in changed.split([4, 6, 6, 4])] == [
+        [bool(is_redrawn)] * count for is_redrawn, count in zip(redrawn, [4, 6, 6, 4], strict=True)
+    ]
 
 
 def test_a_network_with_details_is_rebuilt_from_its_config() -> None:
-    network = nano(PatchCodec(8, 24), vocab_size=40, hidden_size=32, num_layers=1)
-    assert network.config["details"] == 24
+    network = nano(PatchCodec(8, 24), vocab_size=40, hidden_size=32, num_layers=1, strokes=4)
+    assert (network.config["details"], network.config["strokes"]) == (24, 4)
     assert from_config(network.config).load_state_dict(network.state_dict()).missing_keys == []
-    old = {name: x for name, x in network.config.items() if name != "details"}
-    assert from_config(old).details is None
+    old = {name: x for name, x in network.config.items() if name not in ("details", "strokes")}
+    assert from_config(old).details is None and from_config(old).strokes is None
 
 
 def test_details_without_a_linear_codec_are_refused() -> None:
     config = nano(PatchCodec(8, 24), vocab_size=40, hidden_size=32, num_layers=1).config
-    with pytest.raises(ValueError, match="details=24, expected them with prediction='image'"):
+    with pytest.raises(ValueError, match="details=24 and strokes=0, expected them with prediction='image'"):
         from_config({**config, "prediction": "velocity", "tones": 0})

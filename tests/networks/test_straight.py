@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from monai_unimedvl.networks.straight import Plan, draw
 from monai_unimedvl.networks.tensor_path import TensorPath
 
-IMAGE = {"prediction": "image", "tones": 4, "details": 3, "latent_patch": 1}
+IMAGE = {"prediction": "image", "tones": 4, "details": 3, "strokes": 3, "latent_patch": 1}
 
 
 @pytest.mark.parametrize(

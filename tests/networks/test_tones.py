@@ -51,7 +51,7 @@ def test_a_network_with_tones_is_rebuilt_from_its_config() -> None:
 
 def test_tones_without_a_linear_codec_are_refused() -> None:
     config = nano(PatchCodec(8, 24), vocab_size=40, hidden_size=32, num_layers=1).config
-    with pytest.raises(ValueError, match="tones=16 and details=24, expected them with prediction='image'"):
+    with pytest.raises(ValueError, match="tones=16, details=24 and strokes=0, expected them"):
         from_config({**config, "prediction": "velocity"})
 
 

@@ -35,11 +35,12 @@ CONFIG = {
 
 
 def test_what_only_drawing_needs_is_known_by_its_names() -> None:
-    network = nano(PatchCodec(8, 24), vocab_size=40, hidden_size=32, num_layers=1)
+    network = nano(PatchCodec(8, 24), vocab_size=40, hidden_size=32, num_layers=1, strokes=4)
     reading = build_parts(network.config, ("understanding", "vision"))
     drawing = network.state_dict().keys() - reading.state_dict().keys()
     assert drawing == {x for x in network.state_dict() if re.search(f"{GENERATION}|{AUTOENCODER}", x)}
-    assert any(x.startswith("details.") for x in drawing) and any(x.startswith("tones.") for x in drawing)
+    for name in ("tones", "details", "strokes"):
+        assert any(x.startswith(f"{name}.") for x in drawing)
 
 
 @pytest.fixture(scope="module")
