@@ -335,7 +335,7 @@ def render(here: Path) -> str:
         if (here / "plots" / f"{letter}.png").is_file():
             parts.append(f"![{question.title}](plots/{letter}.png)\n")
         finding = here / "findings" / f"{letter}.md"
-        if finding.is_file():
+        if finding.is_file() and not absent:  # what is said of a result goes with it
             parts.append("**What holds.** " + finding.read_text("utf8").strip() + "\n")
     return "\n".join(parts)
 

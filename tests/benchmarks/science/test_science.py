@@ -22,7 +22,7 @@ from monai_unimedvl.data.atlas_pictures import Picture  # noqa: E402
 from monai_unimedvl.evaluation import benchmarks  # noqa: E402
 from monai_unimedvl.training.curriculum import PAPER  # noqa: E402
 from monai_unimedvl.training.module import UniMedVLModule  # noqa: E402
-from science import joint, lessons, plan, report, run, scoring, training  # noqa: E402
+from science import curves, joint, lessons, plan, report, run, scoring, training  # noqa: E402
 
 RESULTS = sorted(plan.RESULTS.glob("*-seed*.json"))
 CONFIGS = sorted(plan.CONFIGS.glob("?.yaml"))
@@ -215,3 +215,15 @@ def test_a_verdict_needs_the_interval_and_all_seeds() -> None:
     assert report.verdict(line, 0.01) == "second" and report.verdict(line, 0.2) == "none shown"
     mixed = report.Line("test/sr4", "PSNR", "x", "y", difference, [0.2, -0.1], {})
     assert report.verdict(mixed, 0.01) == "none shown"
+
+
+def test_the_commonest_answer_is_guessed_for_each_question() -> None:
+    asked = [("plane", "axial"), ("plane", "axial"), ("plane", "coronal"), ("body", "head")]
+    assert curves.commonest(asked) == [1.0, 1.0, 0.0, 1.0]
+    assert plan.question("e").values["guess"] == curves.BLIND
+
+
+def test_no_section_of_pruning_is_called_held_out_where_it_was_trained_on() -> None:
+    sections = plan.question("e").arms["nano-pruned"].config["sweep"]["sections"]
+    assert sections["volumes never trained on"] == ["test_subject"]
+    assert sorted(sections["held-out slabs"]) == ["test", "val"] and sections["training volumes"] == ["train"]
