@@ -227,3 +227,21 @@ def test_no_section_of_pruning_is_called_held_out_where_it_was_trained_on() -> N
     sections = plan.question("e").arms["nano-pruned"].config["sweep"]["sections"]
     assert sections["volumes never trained on"] == ["test_subject"]
     assert sorted(sections["held-out slabs"]) == ["test", "val"] and sections["training volumes"] == ["train"]
+
+
+def test_a_new_result_names_the_code_that_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"rev-parse": "abc1234", "status": " M tests/benchmarks/science/run.py"}
+    monkeypatch.setattr(run, "_git", lambda *words: said[words[0]])
+    about = run.circumstances()
+    assert about["commit"] == "abc1234" and about["changed"] is True and len(about["sources"]) == 64
+    said["status"] = ""
+    assert run.circumstances()["changed"] is False
+    before = run.sources_hash()
+    monkeypatch.setattr(run, "MAKERS", run.MAKERS[1:])
+    assert run.sources_hash() != before
+    for name in run.MAKERS:  # what a maker imports makes results, too
+        imported = re.findall(
+            r"^from science(?:\.(\w+))? import ([\w, ]+\w)", (plan.HERE / f"{name}.py").read_text(), re.M
+        )
+        parts = {part for module, names in imported for part in ([module] if module else names.split(", "))}
+        assert parts - {"joint", "report"} <= {*run.MAKERS, "curves"}
