@@ -22,7 +22,7 @@ from monai_unimedvl.data.atlas_pictures import Picture  # noqa: E402
 from monai_unimedvl.evaluation import benchmarks  # noqa: E402
 from monai_unimedvl.training.curriculum import PAPER  # noqa: E402
 from monai_unimedvl.training.module import UniMedVLModule  # noqa: E402
-from science import curves, joint, lessons, plan, report, run, scoring, training  # noqa: E402
+from science import comparisons, curves, joint, lessons, plan, report, run, scoring, training  # noqa: E402
 
 RESULTS = sorted(plan.RESULTS.glob("*-seed*.json"))
 CONFIGS = sorted(plan.CONFIGS.glob("?.yaml"))
@@ -95,7 +95,7 @@ def test_an_arm_trains_goes_on_after_a_kill_and_is_reported(
     }
     question = plan.question("b")
     question.arms["joint"] = arm
-    results = report.Results(tmp_path / "results")
+    results = comparisons.Results(tmp_path / "results")
     scores = results.scores(question, "joint", "test/sr4", "PSNR")
     assert scores is not None and len(scores.items) == 2 and set(scores.seeds) == {0}
     assert "generation only, seed 2" in report.missing(question, results)
@@ -207,14 +207,14 @@ def test_sharpness_is_a_share_of_the_truths() -> None:
 
 
 def test_a_verdict_needs_the_interval_and_all_seeds() -> None:
-    from monai_unimedvl.evaluation.intervals import compare
-
     a = {str(n): 0.1 * (n % 3) for n in range(30)}
-    difference = compare(a, {name: x + 0.2 for name, x in a.items()})
-    line = report.Line("test/sr4", "PSNR", "x", "y", difference, [0.2, 0.1], {})
-    assert report.verdict(line, 0.01) == "second" and report.verdict(line, 0.2) == "none shown"
-    mixed = report.Line("test/sr4", "PSNR", "x", "y", difference, [0.2, -0.1], {})
-    assert report.verdict(mixed, 0.01) == "none shown"
+    difference = comparisons.compare(a, {name: x + 0.2 for name, x in a.items()})
+
+    def verdict(by_seed: list[float], p: float) -> str:
+        return comparisons.Line("test/sr4", "PSNR", "x", "y", difference, by_seed, {}, {}, p).verdict
+
+    assert verdict([0.2, 0.1], 0.01) == "second" and verdict([0.2, 0.1], 0.2) == "none shown"
+    assert verdict([0.2, -0.1], 0.01) == "none shown"
 
 
 def test_the_commonest_answer_is_guessed_for_each_question() -> None:
