@@ -245,3 +245,23 @@ def test_a_new_result_names_the_code_that_made_it(monkeypatch: pytest.MonkeyPatc
         )
         parts = {part for module, names in imported for part in ([module] if module else names.split(", "))}
         assert parts - {"joint", "report"} <= {*run.MAKERS, "curves"}
+
+
+def test_a_curve_of_pruning_holds_runs_by_volume_and_the_guess_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import prune
+
+    asked = [[("plane", "Which?", "axial"), ("body", "What?", said)] for said in ("head", "head", "chest")]
+    found = [prune.Run(f"volume{n // 2}", "MRI", [], one) for n, one in enumerate(asked)]
+    monkeypatch.setattr(prune, "runs", lambda stride, sections: found)
+    monkeypatch.setattr(prune, "answers", lambda *_: (np.array([True, False] * 3), 0.5, 1.0))
+    arm = plan.question("e").arms["nano-pruned"]
+    made = curves._pruned(arm, run.Runner(tmp_path, tmp_path), None, None)
+    values = {"arm": arm.name, "digest": arm.digest, "weights": "0" * 64, "cpu_seconds": 1.0, **made}
+    plan.save(values, plan.result_path(arm.name, 0, tmp_path))
+    first, likeness, guess = report.settings_tables(plan.question("e"), comparisons.Results(tmp_path))
+    assert first[0][1] == "volumes never trained on: exact match (6 / 3 / 2)" and len(first[0]) == 4
+    assert first[-1][0] == curves.BLIND and first[-1][1].startswith("0.833, +0.333 ")
+    assert len(likeness) == 7 and "by volume" in likeness[1][1]
+    assert guess[0][0] == f"every setting, less {curves.BLIND}" and guess[1][1].startswith("0.500, -0.333 ")
