@@ -7,7 +7,7 @@
     {planned|plans|token F1}                   of one result, whatever it keeps beside the scores
 
 Told is `difference`, `interval`, `seeds`, `student`, `p` (Holm), `p alone`, `p by volume`, `first`, `second`
-(the means), `volumes`, `better`, or the name of a baseline.
+(the means), `items`, `images`, `volumes`, `better`, or the name of a baseline.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _of_shift(metric: str, difference: Any, what: str) -> str | None:
     found = {
         "difference": signed(metric, difference.value),
         "interval": f"{signed(metric, difference.low)} to {signed(metric, difference.high)}",
-        "p alone": f"{difference.p:.3f}",
+        "p alone": f"{difference.p:.3f}", "items": str(difference.n), "images": str(difference.clusters),
         "first": number(metric, difference.a), "second": number(metric, difference.b),
     }  # fmt: skip
     return found.get(what)

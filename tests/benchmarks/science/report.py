@@ -7,9 +7,12 @@ import hashlib
 import json
 import textwrap
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 from monai_unimedvl.atomic import write
+from monai_unimedvl.bundle import load
+from monai_unimedvl.evaluation.asking import weights_hash
 from monai_unimedvl.evaluation.tables import number
 from science import facts, plan
 from science.comparisons import (
@@ -140,9 +143,19 @@ def begun_with(question: Question, results: Results) -> str:
     """The bundle and weights that the arms of a question began with; nothing where it has none."""
     kept = [arm for arm in question.arms.values() if "bundle" in arm.config]
     bare = [arm for arm in kept if "curve" in arm.config or not arm.config["training"]["steps"]]
-    marks = {one["weights"][:12] for arm in bare for one in results.of(arm, 1).values()}
-    names = {arm.config["bundle"] for arm in kept}
-    return f"Weights: {', '.join(sorted(names))}, sha256 {', '.join(sorted(marks))}." if marks else ""
+    marks = {one["weights"] for arm in bare for one in results.of(arm, 1).values()}
+    if not marks:
+        return ""
+    names = sorted({arm.config["bundle"] for arm in kept})
+    now = marks == {shipped(name) for name in names}
+    about = "the ones that the bundle has now" if now else "not the ones that the bundle has now"
+    return f"Weights: {', '.join(names)}, sha256 {', '.join(sorted(one[:12] for one in marks))}, {about}."
+
+
+@cache
+def shipped(bundle: str) -> str:
+    """The hash of the weights that a bundle has now."""
+    return weights_hash(load(bundle)[0])
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:
