@@ -122,7 +122,7 @@ def nano_training(
         nano_mixture, dataset, budget=budget, seed=seed, shares=LEGS[leg], unread=UNREAD.get(leg, 0.0)
     )
     if start is not None:
-        network, tokenizer = weights.load(start)
+        network, tokenizer = weights.load(start, dtype=torch.float32)
         if tokenizer is None:
             raise ValueError(f"start {Path(start).name} has no tokenizer, expected one beside the weights.")
         if vision_steps:
