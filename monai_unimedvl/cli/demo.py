@@ -305,7 +305,7 @@ def measured(stage: Stage) -> Section | None:
 
 
 def joint(stage: Stage) -> Section | None:
-    """Joint against separate training at equal compute, where the bundle's papers have the comparison."""
+    """Joint against separate training, where the bundle's papers have the comparison."""
     found = re.search(JOINT, paper(stage))
     about, _, table = (found[1] if found else "").strip().partition("\n\n")
     tables = markdown_tables(table)

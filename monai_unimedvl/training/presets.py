@@ -113,7 +113,7 @@ def nano_training(
     )
     packs = partial(nano_mixture, dataset, budget=budget, seed=seed, shares=LEGS[leg], unread=UNREAD)
     if start is not None:
-        network, tokenizer = weights.load(start, dtype=torch.float32)  # steps are lost in half the digits
+        network, tokenizer = weights.load(start, dtype=torch.float32)
         if tokenizer is None:
             raise ValueError(f"start {Path(start).name} has no tokenizer, expected one beside the weights.")
         if strokes and network.strokes is None:

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning import loggers as logging_to
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
@@ -102,7 +104,8 @@ def train(
         add_adapters(network, settings.adapters, rank=settings.rank)
     if adapted(network):  # Muon's other half would have nothing to learn
         curriculum = replace(curriculum, rates=replace(curriculum.rates, optimizer="adamw"))
-    run = _Run(network, tokenizer, material, settings, curriculum, score)
+    types = {name: x.dtype for name, x in _numbers(network)}
+    run = _Run(network, tokenizer, material, settings, curriculum, score, types)
     for number, folder in named:
         if resume is True and (folder / "weights" / "config.json").is_file():
             _take(network, folder / "weights")
@@ -124,6 +127,7 @@ class _Run:
     settings: Settings
     curriculum: Curriculum
     score: Callable[[UniMedVL], Mapping[str, float]] | None
+    types: Mapping[str, torch.dtype]  # that the weights came in, and are written in
 
     def stage(self, number: int, folder: Path, checkpoint: Path | None) -> None:
         """Train one stage, from a checkpoint or from its beginning, and write its weights."""
@@ -152,6 +156,8 @@ class _Run:
         if packs and stage.steps % settings.validate_every:
             trainer.validate(module, datamodule=datamodule, verbose=False)
         found = whole(network)
+        if found is not None and not adapted(found):
+            _retype(found, self.types)  # the next stage begins with what is written, killed in between or not
         if trainer.is_global_zero and found is not None:
             if adapted(found):  # alone, to the bit, and merged into weights that need no peft
                 save_adapters(found, folder / "adapters", dtype=None)
@@ -260,6 +266,16 @@ def _loggers(settings: Settings, folder: Path) -> list[Any]:
         except ModuleNotFoundError as error:
             logger.warning("%s is not logged to: %s", name, str(error).splitlines()[0])
     return made
+
+
+def _retype(network: UniMedVL, types: Mapping[str, torch.dtype]) -> None:
+    """Bring a network's numbers back to the types that they had before training."""
+    for name, x in _numbers(network):
+        x.data = x.data.to(types.get(name, x.dtype))
+
+
+def _numbers(network: UniMedVL) -> Iterator[tuple[str, torch.Tensor]]:
+    return chain(network.named_parameters(), network.named_buffers())
 
 
 def _take(network: UniMedVL, folder: Path) -> None:

@@ -35,7 +35,11 @@ from monai_unimedvl.transforms.pruning import PruneTokens, share_dropped
 
 SLICES, SHOWN = 9, 4  # 5/9 = 55.6 % are dropped
 BUDGET = 1 - SHOWN / SLICES
-SECTIONS = {"held-out volumes": ("test", "test_subject", "val"), "training volumes": ("train",)}
+SECTIONS = {  # slabs: of volumes of which other slices were trained on
+    "volumes never trained on": ("test_subject",),
+    "held-out slabs": ("test", "val"),
+    "training volumes": ("train",),
+}
 RESAMPLES = 4000
 Prune = Callable[[Sequence[Segment]], list[Segment]]
 

@@ -214,3 +214,33 @@ def test_ranks_are_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("WORLD_SIZE", "6")
     assert Settings().ranks == (2, 3)
+
+
+def test_half_precision_weights_learn_in_float32_and_are_written_as_they_came(
+    tmp_path: Path, tokenizer: Tokenizer, network: UniMedVL
+) -> None:
+    slow = Curriculum.scaled(7, lr=1e-4, max_tokens=60, ema=0.98)  # steps and an average that bfloat16 loses
+    half = network.bfloat16()
+    saved = []
+    for number, start in enumerate((deepcopy(half), deepcopy(half).float())):
+        settings = replace(SETTINGS, out=str(tmp_path / str(number)), validate_every=0)
+        (folder,) = train(start, tokenizer, material(), settings, slow, stages=[1])
+        saved.append(weights.load(folder / "weights")[0].state_dict())
+    learned, whole = saved
+    names = [name for name, _ in network.named_parameters()]
+    rounded = {name: whole[name].bfloat16() for name in names}
+    assert not moved(rounded, learned)
+    assert {x.dtype for x in learned.values()} == {torch.bfloat16}
+    assert len(moved({name: learned[name] for name in names}, half.state_dict())) > 20
+
+
+def test_stages_in_half_precision_go_on_from_what_is_written(
+    tmp_path: Path, tokenizer: Tokenizer, network: UniMedVL
+) -> None:
+    settings = replace(SETTINGS, out=str(tmp_path / "straight"), validate_every=0)
+    straight, killed = deepcopy(network).bfloat16(), deepcopy(network).bfloat16()
+    train(straight, tokenizer, material(), settings, SMALL, stages=[1, 2])
+    settings = replace(settings, out=str(tmp_path / "killed"))
+    train(deepcopy(killed), tokenizer, material(), settings, SMALL, stages=[1])
+    train(killed, tokenizer, material(), settings, SMALL, stages=[1, 2], resume=True)
+    assert not moved(straight.state_dict(), killed.state_dict())

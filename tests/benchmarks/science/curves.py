@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from monai_unimedvl.atomic import write
 from monai_unimedvl.bundle import load
 from monai_unimedvl.evaluation import Drawing
 from monai_unimedvl.evaluation.asking import weights_hash
+
+BLIND = "no image: always the commonest answer"  # as e.yaml names it
 
 
 def measure(arm: Any, runner: Any, seed: int) -> dict[str, Any]:
@@ -49,10 +53,11 @@ def _pruned(arm: Any, runner: Any, network: Any, tokenizer: Any) -> dict[str, An
         place = f"{name}/runs of slices"
         found = list(prune.runs(sweep["stride"], sections))
         items[place] = [
-            [f"{n}/{run.source}/{key}", f"{n}/{run.source}"]
+            [f"{run.source}/run {n}/{key}", f"{run.source}/run {n}"]
             for n, run in enumerate(found)
             for key, _, _ in run.asked
         ]
+        blind = commonest([(key, truth) for run in found for key, _, truth in run.asked])
         ways: dict[str, Any] = {"all tokens": None}
         for share in sweep["shares"]:
             ways[f"{share:g} of the tokens, those that repeat"] = prune.PruneTokens(share)
@@ -62,10 +67,22 @@ def _pruned(arm: Any, runner: Any, network: Any, tokenizer: Any) -> dict[str, An
             right, dropped, seconds = prune.answers(found, network, tokenizer, how, range(prune.SLICES))
             scores[place][way] = {"exact match": [float(one) for one in right]}
             measured[f"{place}/{way}"] = {"dropped": round(dropped, 4), "cpu_seconds": round(seconds, 1)}
+        scores[place][BLIND] = {"exact match": blind}
     content = json.dumps(items, indent=0, ensure_ascii=False).encode()
     digest = hashlib.sha256(content).hexdigest()[:12]
     write(runner.results / f"items-{digest}.json", content + b"\n")
     return {"items": digest, "scores": scores, "baselines": {}, "measured": measured}
+
+
+def commonest(asked: Sequence[tuple[str, str]]) -> list[float]:
+    """For each (question, answer) whether it is the commonest answer of that question among these same ones.
+
+    A guess that knows this much of the held-out answers: more than one from the training answers could.
+    """
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for key, truth in asked:
+        answers[key][truth] += 1
+    return [float(answers[key].most_common(1)[0][0] == truth) for key, truth in asked]
 
 
 class _Random:

@@ -22,7 +22,7 @@ from monai_unimedvl.atomic import write
 HERE = Path(__file__).resolve().parent
 CONFIGS, RESULTS = HERE / "configs", HERE / "results"
 LETTERS = tuple("abcdefg")
-KEYS = {"title", "question", "seeds", "tasks", "arms", "pairs", "metrics", "references", "against"}
+KEYS = {"title", "question", "seeds", "tasks", "arms", "pairs", "metrics", "references", "against", "guess"}
 
 
 @dataclass(frozen=True)

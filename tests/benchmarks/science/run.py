@@ -10,6 +10,7 @@ A killed arm goes on from its last checkpoint. Checkpoints lie in the cache, res
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from science.scoring import Scorer  # noqa: E402
 from science.training import curve, fit, metered, start  # noqa: E402
 
 logger = logging.getLogger("science")
+MAKERS = ("curves", "lessons", "plan", "run", "scoring", "training")  # not what reports
 
 
 class Runner:
@@ -102,13 +104,39 @@ class Runner:
         return {**found, **scored, "log": curve(folder)}
 
 
-def circumstances() -> dict[str, str]:
-    """When, at which commit, with which versions."""
-    said = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=plan.HERE
-    )
+def circumstances() -> dict[str, Any]:
+    """When, at which commit, by which code, with which versions.
+
+    `sources` is the sha256 of the code and configurations of this folder and of prune.py; `changed` says
+    whether they, or the package, differed from the commit.
+    """
+    commit = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--", ":/monai_unimedvl/*.py", *(f":/{name}" for name in _code()))
     versions = {name: version(name) for name in ("torch", "monai", "transformers")}
-    return {"date": time.strftime("%Y-%m-%d"), "commit": said.stdout.strip(), **versions}
+    return {
+        "date": time.strftime("%Y-%m-%d"), "commit": commit, "sources": sources_hash(),
+        "changed": bool(changed) if commit else None, **versions,
+    }  # fmt: skip
+
+
+def sources_hash() -> str:
+    """sha256 of the code and configurations that make results."""
+    found = hashlib.sha256()
+    for name, path in _code().items():
+        found.update(f"{name} {path.stat().st_size}\n".encode())
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def _code() -> dict[str, Path]:
+    """Name in the project -> file, of what makes results; what only reports them is no part of it."""
+    scripts = [plan.HERE / f"{name}.py" for name in MAKERS]
+    files = [*scripts, *sorted(plan.CONFIGS.glob("*.yaml")), plan.HERE.parent / "prune.py"]
+    return {path.relative_to(plan.HERE.parents[2]).as_posix(): path for path in files}
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, cwd=plan.HERE).stdout.strip()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -22,7 +22,7 @@ from monai_unimedvl.data.atlas_pictures import Picture  # noqa: E402
 from monai_unimedvl.evaluation import benchmarks  # noqa: E402
 from monai_unimedvl.training.curriculum import PAPER  # noqa: E402
 from monai_unimedvl.training.module import UniMedVLModule  # noqa: E402
-from science import joint, lessons, plan, report, run, scoring, training  # noqa: E402
+from science import comparisons, curves, joint, lessons, plan, report, run, scoring, training  # noqa: E402
 
 RESULTS = sorted(plan.RESULTS.glob("*-seed*.json"))
 CONFIGS = sorted(plan.CONFIGS.glob("?.yaml"))
@@ -95,7 +95,7 @@ def test_an_arm_trains_goes_on_after_a_kill_and_is_reported(
     }
     question = plan.question("b")
     question.arms["joint"] = arm
-    results = report.Results(tmp_path / "results")
+    results = comparisons.Results(tmp_path / "results")
     scores = results.scores(question, "joint", "test/sr4", "PSNR")
     assert scores is not None and len(scores.items) == 2 and set(scores.seeds) == {0}
     assert "generation only, seed 2" in report.missing(question, results)
@@ -207,11 +207,61 @@ def test_sharpness_is_a_share_of_the_truths() -> None:
 
 
 def test_a_verdict_needs_the_interval_and_all_seeds() -> None:
-    from monai_unimedvl.evaluation.intervals import compare
-
     a = {str(n): 0.1 * (n % 3) for n in range(30)}
-    difference = compare(a, {name: x + 0.2 for name, x in a.items()})
-    line = report.Line("test/sr4", "PSNR", "x", "y", difference, [0.2, 0.1], {})
-    assert report.verdict(line, 0.01) == "second" and report.verdict(line, 0.2) == "none shown"
-    mixed = report.Line("test/sr4", "PSNR", "x", "y", difference, [0.2, -0.1], {})
-    assert report.verdict(mixed, 0.01) == "none shown"
+    difference = comparisons.compare(a, {name: x + 0.2 for name, x in a.items()})
+
+    def verdict(by_seed: list[float], p: float) -> str:
+        return comparisons.Line("test/sr4", "PSNR", "x", "y", difference, by_seed, {}, {}, p).verdict
+
+    assert verdict([0.2, 0.1], 0.01) == "second" and verdict([0.2, 0.1], 0.2) == "none shown"
+    assert verdict([0.2, -0.1], 0.01) == "none shown"
+
+
+def test_the_commonest_answer_is_guessed_for_each_question() -> None:
+    asked = [("plane", "axial"), ("plane", "axial"), ("plane", "coronal"), ("body", "head")]
+    assert curves.commonest(asked) == [1.0, 1.0, 0.0, 1.0]
+    assert plan.question("e").values["guess"] == curves.BLIND
+
+
+def test_no_section_of_pruning_is_called_held_out_where_it_was_trained_on() -> None:
+    sections = plan.question("e").arms["nano-pruned"].config["sweep"]["sections"]
+    assert sections["volumes never trained on"] == ["test_subject"]
+    assert sorted(sections["held-out slabs"]) == ["test", "val"] and sections["training volumes"] == ["train"]
+
+
+def test_a_new_result_names_the_code_that_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"rev-parse": "abc1234", "status": " M tests/benchmarks/science/run.py"}
+    monkeypatch.setattr(run, "_git", lambda *words: said[words[0]])
+    about = run.circumstances()
+    assert about["commit"] == "abc1234" and about["changed"] is True and len(about["sources"]) == 64
+    said["status"] = ""
+    assert run.circumstances()["changed"] is False
+    before = run.sources_hash()
+    monkeypatch.setattr(run, "MAKERS", run.MAKERS[1:])
+    assert run.sources_hash() != before
+    for name in run.MAKERS:  # what a maker imports makes results, too
+        imported = re.findall(
+            r"^from science(?:\.(\w+))? import ([\w, ]+\w)", (plan.HERE / f"{name}.py").read_text(), re.M
+        )
+        parts = {part for module, names in imported for part in ([module] if module else names.split(", "))}
+        assert parts - {"joint", "report"} <= {*run.MAKERS, "curves"}
+
+
+def test_a_curve_of_pruning_holds_runs_by_volume_and_the_guess_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import prune
+
+    asked = [[("plane", "Which?", "axial"), ("body", "What?", said)] for said in ("head", "head", "chest")]
+    found = [prune.Run(f"volume{n // 2}", "MRI", [], one) for n, one in enumerate(asked)]
+    monkeypatch.setattr(prune, "runs", lambda stride, sections: found)
+    monkeypatch.setattr(prune, "answers", lambda *_: (np.array([True, False] * 3), 0.5, 1.0))
+    arm = plan.question("e").arms["nano-pruned"]
+    made = curves._pruned(arm, run.Runner(tmp_path, tmp_path), None, None)
+    values = {"arm": arm.name, "digest": arm.digest, "weights": "0" * 64, "cpu_seconds": 1.0, **made}
+    plan.save(values, plan.result_path(arm.name, 0, tmp_path))
+    first, likeness, guess = report.settings_tables(plan.question("e"), comparisons.Results(tmp_path))
+    assert first[0][1] == "volumes never trained on: exact match (6 / 3 / 2)" and len(first[0]) == 4
+    assert first[-1][0] == curves.BLIND and first[-1][1].startswith("0.833, +0.333 ")
+    assert len(likeness) == 7 and "by volume" in likeness[1][1]
+    assert guess[0][0] == f"every setting, less {curves.BLIND}" and guess[1][1].startswith("0.500, -0.333 ")
