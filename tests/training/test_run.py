@@ -18,6 +18,7 @@ from torch import Tensor
 
 from monai_unimedvl import provenance, weights
 from monai_unimedvl.data.mixture import Stream
+from monai_unimedvl.inferers import TextInferer
 from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.unimedvl import UniMedVL, nano
 from monai_unimedvl.sequence import Turn
@@ -244,3 +245,17 @@ def test_stages_in_half_precision_go_on_from_what_is_written(
     train(deepcopy(killed), tokenizer, material(), settings, SMALL, stages=[1])
     train(killed, tokenizer, material(), settings, SMALL, stages=[1, 2], resume=True)
     assert not moved(straight.state_dict(), killed.state_dict())
+
+
+def test_half_precision_weights_are_pictured_and_scored_while_parts_of_them_learn(
+    tmp_path: Path, tokenizer: Tokenizer, network: UniMedVL
+) -> None:
+    settings = replace(SETTINGS, out=str(tmp_path), precision="bf16-mixed")
+    picture_of = Material(lessons(), lessons(), cases=[Case([picture(9), "Sharpen."], picture(9))])
+
+    def score(scored: UniMedVL) -> dict[str, float]:
+        TextInferer(tokenizer, max_new_tokens=2)([[picture(3), WORDS[0]]], scored)
+        return {"asked": 1.0}
+
+    (folder,) = train(network.bfloat16(), tokenizer, picture_of, settings, SMALL, stages=[2], score=score)
+    assert list((folder / "pictures").glob("*.png"))
