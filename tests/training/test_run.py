@@ -195,7 +195,7 @@ def test_settings_are_read_from_a_file_and_wrong_ones_are_named(tmp_path: Path) 
     for content, said in (
         ("acumulate: 2", "run.yaml has the key 'acumulate', .* did you mean 'accumulate'"),
         ("[1, 2]", "holds list, expected names and values"),
-        ("a: [", "cannot be read"),
+        ("a: 1\nb: [", "is neither YAML nor JSON, at line 2: name settings"),
         ("strategy: zero", "strategy is 'zero', expected one of auto, ddp, fsdp"),
         ("loggers: [neptune]", "loggers has 'neptune'"),
         ("keep: 0", "keep is 0, expected at least 1"),
@@ -204,6 +204,9 @@ def test_settings_are_read_from_a_file_and_wrong_ones_are_named(tmp_path: Path) 
         path.write_text(content)
         with pytest.raises(ValueError, match=said):
             read_config(path)
+    path.write_bytes(b"\x89PNG\xff")
+    with pytest.raises(ValueError, match="is neither YAML nor JSON: name settings"):
+        read_config(path)
     with pytest.raises(ValueError, match="cannot be read"):
         read_config(tmp_path / "nothing.yaml")
 
