@@ -13,22 +13,18 @@ from torch import Tensor, nn
 
 from monai_unimedvl.data.mixture import Pack
 from monai_unimedvl.networks.compiling import compile_layers
-from monai_unimedvl.networks.quantised import is_quantised
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.sequence import Marks
 from monai_unimedvl.training.acceleration import is_sharded, recompute_layers, shard_layers
 from monai_unimedvl.training.checks import recount
 from monai_unimedvl.training.objective import VALIDATION, Objective, pack_generator
 from monai_unimedvl.training.optimizer import Rates
-from monai_unimedvl.training.parts import freeze, in_float32, understanding
+from monai_unimedvl.training.parts import freeze, understanding
 from monai_unimedvl.training.replay import Guard
 
 
 class UniMedVLModule(pl.LightningModule):
     """Trains a `UniMedVL` on packs.
-
-    What learns is held in float32, whatever the weights came in, unless the trainer's precision is
-    "bf16-true"; with "32-true" all of it is.
 
     Args:
         marks: control tokens of the tokenizer that made the packs.
@@ -62,17 +58,11 @@ class UniMedVLModule(pl.LightningModule):
         if self.objective.detach_understanding:
             self.frozen += understanding(network)
         self.learning = freeze(network, self.frozen)
-        in_float32(network)
         if recompute:
             recompute_layers(network)
         if compiled:
             compile_layers(network)
         self._last: tuple[Pack, int] | None = None
-
-    def setup(self, stage: str) -> None:
-        """Bring the rest to the type of what learns, where there is no autocast to do it."""
-        if str(self.trainer.precision).startswith("32") and not is_quantised(self.network):
-            in_float32(self.network, frozen=True)
 
     def configure_model(self) -> None:
         """Cut the network over the ranks, where the strategy is `ModelParallelStrategy`."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from itertools import chain
 
 from torch import nn
 
@@ -63,18 +62,6 @@ def freeze(network: nn.Module, frozen: Sequence[str] = ()) -> list[str]:
     if not learning:
         raise ValueError(f"frozen={list(frozen)} leaves nothing to learn: freeze less.")
     return learning
-
-
-def in_float32(network: nn.Module, *, frozen: bool = False) -> None:
-    """Numbers that learn in half precision become float32: it rounds most steps, and their average, away.
-
-    Args:
-        frozen: also what does not learn, buffers too; else it keeps its type, quantised or not, and
-            autocast brings the two together.
-    """
-    for x in chain(network.parameters(), network.buffers()):
-        if (frozen or x.requires_grad) and x.is_floating_point() and x.element_size() == 2:
-            x.data = x.data.float()
 
 
 def understanding(network: nn.Module) -> tuple[str, ...]:

@@ -98,13 +98,13 @@ def train(
             f"{there[0]} holds what a run has made, expected a new folder: add --resume to go on with it, or "
             "choose another --out."
         )
+    types = {name: x.dtype for name, x in _numbers(network)}
     if settings.adapters and not adapted(network):
         if settings.quantise:
             quantise(network, settings.quantise)
         add_adapters(network, settings.adapters, rank=settings.rank)
     if adapted(network):  # Muon's other half would have nothing to learn
         curriculum = replace(curriculum, rates=replace(curriculum.rates, optimizer="adamw"))
-    types = {name: x.dtype for name, x in _numbers(network)}
     run = _Run(network, tokenizer, material, settings, curriculum, score, types)
     for number, folder in named:
         if resume is True and (folder / "weights" / "config.json").is_file():
@@ -115,6 +115,9 @@ def train(
         checkpoint = Path(given) if given else newest(folder / "checkpoints") if resume else None
         run.stage(number, folder, checkpoint)
     return [folder for _, folder in named]
+
+
+HALF = (torch.bfloat16, torch.float16)  # rounds small steps, and the average of weights, away
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,8 @@ class _Run:
     def stage(self, number: int, folder: Path, checkpoint: Path | None) -> None:
         """Train one stage, from a checkpoint or from its beginning, and write its weights."""
         network, settings, stage = self.network, self.settings, self.curriculum.stage(number)
+        if not settings.precision.endswith("16-true") and not settings.quantise:
+            _retype(network, {name: torch.float32 for name, x in _numbers(network) if x.dtype in HALF})
         seed = settings.seed + 1009 * (number - 1)
         packs = self._validation(number)
         datamodule = UniMedVLDataModule(
@@ -162,6 +167,7 @@ class _Run:
             if adapted(found):  # alone, to the bit, and merged into weights that need no peft
                 save_adapters(found, folder / "adapters", dtype=None)
                 found = merge_adapters(deepcopy(found))
+                _retype(found, self.types)
             weights.save(found, self.tokenizer, folder / "weights")
         trainer.strategy.barrier()
 
@@ -269,7 +275,7 @@ def _loggers(settings: Settings, folder: Path) -> list[Any]:
 
 
 def _retype(network: UniMedVL, types: Mapping[str, torch.dtype]) -> None:
-    """Bring a network's numbers back to the types that they had before training."""
+    """Bring some of a network's numbers, by their names, to other types."""
     for name, x in _numbers(network):
         x.data = x.data.to(types.get(name, x.dtype))
 

@@ -126,9 +126,14 @@ def read_config(path: str | Path, more: Sequence[str] = ()) -> tuple[Settings, d
     """
     try:
         content = yaml.safe_load(Path(path).read_text("utf8")) or {}  # JSON is YAML
-    except (OSError, yaml.YAMLError) as error:
-        said = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise ValueError(f"The config {path} cannot be read ({said}): check the file.") from error
+    except OSError as error:
+        raise ValueError(f"The config {path} cannot be read ({error.strerror}): check the file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        at = getattr(error, "problem_mark", None)
+        where = f", at line {at.line + 1}" if at else ""
+        raise ValueError(
+            f"The config {path} is neither YAML nor JSON{where}: name settings as in docs/TRAINING.md."
+        ) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"The config {path} holds {type(content).__name__}, expected names and values.")
     names = [f.name for f in fields(Settings)]

@@ -7,14 +7,7 @@ import pytest
 import torch
 from tiny import tiny_network
 
-from monai_unimedvl.training.parts import (
-    PARTS,
-    count_parameters,
-    freeze,
-    in_float32,
-    part_of,
-    understanding,
-)
+from monai_unimedvl.training.parts import PARTS, count_parameters, freeze, part_of, understanding
 
 
 def test_every_parameter_is_of_one_part() -> None:
@@ -61,16 +54,3 @@ def test_a_tied_embedding_learns_as_the_head_when_understanding_is_detached() ->
     assert "decoder.embed.*" in understanding(tiny_network())
     assert "decoder.embed.*" not in understanding(tiny_network(decoder={"tied": True}))
     assert "vision" not in understanding(tiny_network(vision=None))
-
-
-def test_what_learns_is_held_in_float32_and_the_rest_as_it_came() -> None:
-    network = tiny_network().bfloat16()
-    learning = set(freeze(network, ["vision"]))
-    in_float32(network)
-    types = {name: p.dtype for name, p in network.named_parameters()}
-    assert {name for name, dtype in types.items() if dtype == torch.float32} == learning
-    in_float32(network, frozen=True)
-    assert {x.dtype for x in network.state_dict().values()} == {torch.float32}
-    double = tiny_network().double()
-    in_float32(double)
-    assert {p.dtype for p in double.parameters()} == {torch.float64}

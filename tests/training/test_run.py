@@ -18,6 +18,7 @@ from torch import Tensor
 
 from monai_unimedvl import provenance, weights
 from monai_unimedvl.data.mixture import Stream
+from monai_unimedvl.inferers import TextInferer
 from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.unimedvl import UniMedVL, nano
 from monai_unimedvl.sequence import Turn
@@ -194,7 +195,7 @@ def test_settings_are_read_from_a_file_and_wrong_ones_are_named(tmp_path: Path) 
     for content, said in (
         ("acumulate: 2", "run.yaml has the key 'acumulate', .* did you mean 'accumulate'"),
         ("[1, 2]", "holds list, expected names and values"),
-        ("a: [", "cannot be read"),
+        ("a: 1\nb: [", "is neither YAML nor JSON, at line 2: name settings"),
         ("strategy: zero", "strategy is 'zero', expected one of auto, ddp, fsdp"),
         ("loggers: [neptune]", "loggers has 'neptune'"),
         ("keep: 0", "keep is 0, expected at least 1"),
@@ -203,6 +204,9 @@ def test_settings_are_read_from_a_file_and_wrong_ones_are_named(tmp_path: Path) 
         path.write_text(content)
         with pytest.raises(ValueError, match=said):
             read_config(path)
+    path.write_bytes(b"\x89PNG\xff")
+    with pytest.raises(ValueError, match="is neither YAML nor JSON: name settings"):
+        read_config(path)
     with pytest.raises(ValueError, match="cannot be read"):
         read_config(tmp_path / "nothing.yaml")
 
@@ -244,3 +248,17 @@ def test_stages_in_half_precision_go_on_from_what_is_written(
     train(deepcopy(killed), tokenizer, material(), settings, SMALL, stages=[1])
     train(killed, tokenizer, material(), settings, SMALL, stages=[1, 2], resume=True)
     assert not moved(straight.state_dict(), killed.state_dict())
+
+
+def test_half_precision_weights_are_pictured_and_scored_while_parts_of_them_learn(
+    tmp_path: Path, tokenizer: Tokenizer, network: UniMedVL
+) -> None:
+    settings = replace(SETTINGS, out=str(tmp_path), precision="bf16-mixed")
+    picture_of = Material(lessons(), lessons(), cases=[Case([picture(9), "Sharpen."], picture(9))])
+
+    def score(scored: UniMedVL) -> dict[str, float]:
+        TextInferer(tokenizer, max_new_tokens=2)([[picture(3), WORDS[0]]], scored)
+        return {"asked": 1.0}
+
+    (folder,) = train(network.bfloat16(), tokenizer, picture_of, settings, SMALL, stages=[2], score=score)
+    assert list((folder / "pictures").glob("*.png"))

@@ -19,6 +19,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student
 
 from monai_unimedvl.evaluation.intervals import Difference, compare, holm, interval
 from monai_unimedvl.evaluation.tables import number
@@ -26,7 +27,7 @@ from science import plan
 from science.plan import Arm, Question
 
 RESAMPLES = 2000
-STUDENT = {2: 4.303}  # 97.5 % quantile by degrees of freedom; three seeds have two
+SEEDS = 3  # at least, for an interval over seeds
 LABELS = {"test": "slab", "test_subject": "subject"}
 Column = tuple[str, str]  # place, metric
 Cell = tuple[str, Column]  # of a setting
@@ -58,9 +59,10 @@ class Line:
     @property
     def over_seeds(self) -> tuple[float, float] | None:
         """Student's 95 % interval of the differences of seeds; None with fewer than three."""
-        if len(self.by_seed) - 1 not in STUDENT:
+        count = len(self.by_seed)
+        if count < SEEDS:
             return None
-        half = STUDENT[len(self.by_seed) - 1] * stdev(self.by_seed) / len(self.by_seed) ** 0.5
+        half = float(student.ppf(0.975, count - 1)) * stdev(self.by_seed) / count**0.5
         return mean(self.by_seed) - half, mean(self.by_seed) + half
 
     @property
