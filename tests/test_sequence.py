@@ -304,7 +304,7 @@ def test_bases_lie_where_their_canvases_do_and_zeros_elsewhere() -> None:
     assert plain.bases is None and plain.based.tolist() == [False] * 3
 
 
-def test_where_edits_are_drawn_is_known_without_looking_at_a_value_again() -> None:
+def test_where_drawings_lie_is_known_without_looking_at_a_value_again() -> None:
     wide, small = canvas(1, 2, seed=9).latents, canvas(1, 1).latents
     drawings = [
         canvas(1, 2, noisy=True, base=wide),
@@ -313,8 +313,10 @@ def test_where_edits_are_drawn_is_known_without_looking_at_a_value_again() -> No
     ]
     seq = pack([[canvas(1, 1), *drawings], [canvas(1, 2, noisy=True, base=wide)]], MARKS)
     assert {grid: at.tolist() for grid, at in seq.edits.items()} == {(1, 2): [1, 2, 6, 7], (1, 1): [5]}
+    assert {grid: at.tolist() for grid, at in seq.fresh.items()} == {(2, 1): [3, 4]}  # no clean one
     later = seq.to("meta").with_latents(seq.latents.to("meta"), seq.times.to("meta"))  # has no values
     assert {grid: at.shape for grid, at in later.edits.items()} == {(1, 2): (4,), (1, 1): (1,)}
+    assert later.fresh[2, 1].shape == (2,)
     assert pack([[canvas(1, 2, noisy=True)]], MARKS).edits == {}
 
 

@@ -74,7 +74,7 @@ class Chain:
         hours = (sum(leg.minutes for leg in self.legs) + tested) / 60
         count = sum(map(self.sittings, self.legs))
         lines = [
-            f"budget: {hours:.1f} hours on {self.cores} cores, in {count} sittings of at most"
+            f"budget: {hours:.1f} hours on {self.cores} core{'s' * (self.cores > 1)}, in {count} sittings of at most"
             f" {self.longest:g} minutes, each of which can be killed and goes on",
             *(
                 f"  leg {leg.name}: {leg.steps} steps, about {leg.minutes:g} minutes in"

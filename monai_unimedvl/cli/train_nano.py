@@ -40,7 +40,7 @@ def add_options(verbs: Any) -> None:
     verb.add_argument("--budget", action="store_true", help="say what it takes, and start nothing")
     verb.add_argument("--sittings", type=o.whole(1), help="at most so many now (default: until it is done)")
     verb.add_argument("--minutes", type=float, help="of a sitting (default: 100)")
-    verb.add_argument("--cores", type=o.whole(1), help="threads (default: 2)")
+    verb.add_argument("--cores", type=o.whole(1), help="threads (default: those of the list of legs)")
     verb.add_argument("--atlas", metavar="FOLDER", help="where `data fetch-atlas` put the scans")
     verb.add_argument(
         "--partial", action="store_true", help="train on the sources that are there; scores say less then"

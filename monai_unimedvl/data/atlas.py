@@ -42,8 +42,9 @@ from monai_unimedvl.data.fetch import default_root, licences
 from monai_unimedvl.sequence import Turn
 
 __all__ = [
-    "INSTRUCTIONS", "LEGENDS", "QUESTIONS", "SECTIONS", "TASKS", "AtlasDataset", "blind_baseline",
-    "contact_sheet", "dialogues", "item_rows", "leak_report", "licences", "read_items", "write_items",
+    "INSTRUCTIONS", "LEGENDS", "QUESTIONS", "SECTIONS", "TASKS", "AtlasDataset", "as_tensor",
+    "blind_baseline", "contact_sheet", "dialogues", "item_rows", "leak_report", "licences", "read_items",
+    "write_items",
 ]  # fmt: skip
 
 
@@ -144,14 +145,19 @@ class AtlasDataset(Dataset):
         return dict(Counter(entry.task for entry in self.entries))
 
     def _tensor(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """(64, 64) or (64, 64, 3) uint8 -> (3, 64, 64) float32 in [0, 1], kept while there is room."""
+        """As `as_tensor`, kept while there is room."""
         held = self._tensors.get(id(pixels))
         if held is None:
-            rgb = np.repeat(pixels[None], 3, 0) if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-            held = torch.from_numpy(np.ascontiguousarray(rgb)).float() / 255
+            held = as_tensor(pixels)
             if len(self._tensors) < self._room:
                 self._tensors[id(pixels)] = held  # the entry keeps `pixels` alive, so the id stays its own
         return held
+
+
+def as_tensor(pixels: NDArray[np.uint8]) -> Tensor:
+    """(64, 64) or (64, 64, 3) uint8 -> (3, 64, 64) float32 in [0, 1]"""
+    rgb = np.repeat(pixels[None], 3, 0) if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(rgb)).float() / 255
 
 
 def dialogues(dataset: AtlasDataset, seed: int) -> list[list[Turn]]:

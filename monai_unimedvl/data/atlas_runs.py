@@ -40,9 +40,11 @@ class Run:
 def runs(
     pictures: Sequence[Picture], sections: Sequence[str], *, length: int = 9, stride: int = 2
 ) -> Iterator[Run]:
-    """The runs of `length` equally spaced slices in some sections, each `stride` slices after the last.
+    """The runs of `length` slices at the usual distance of their volume, mirrored copies left out.
 
-    Mirrored and turned copies are left out.
+    Args:
+        sections: of the pictures, whose position is in mm, or the number of a slice where no mm are known.
+        stride: slices from the beginning of one run to that of the next.
     """
     volumes: dict[tuple[str, ...], list[Picture]] = defaultdict(list)
     for picture in pictures:
@@ -54,7 +56,7 @@ def runs(
         step = Counter(gaps.tolist()).most_common(1)[0][0] if len(gaps) else 0
         for first in range(0, len(found) - length + 1, stride):
             window = found[first : first + length]
-            if np.ptp([p.position for p in window]) <= step * (length - 1) + 1e-6:
+            if np.allclose(gaps[first : first + length - 1], step):
                 yield Run(tuple(window), tuple(_asked(window)))
 
 

@@ -22,7 +22,7 @@ from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.layers import patchify, unpatchify
 
 HALVINGS = 2
-WHOLE = 2**HALVINGS  # pixels that become one, down and across
+COARSEST = 2**HALVINGS  # pixels of the picture that one of the deepest level covers, down and across
 
 
 class Details(nn.Module):
@@ -42,8 +42,8 @@ class Details(nn.Module):
         self.deep = nn.Conv2d(widths[-1], widths[-1], 3, padding=2, dilation=2)
         self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(widths))
         self.outward = nn.ModuleList(nn.Conv2d(w, w, 3, padding=1) for w in widths[:-1])
-        self.shifts = [widths[-1], *widths[:-1]]  # of the deepest, and of each level on the way up
-        self.steer = nn.Linear(hidden_size, sum(self.shifts) + 3 * features)
+        self.shift_sizes = [widths[-1], *widths[:-1]]  # of the deepest, and of each level on the way up
+        self.steer = nn.Linear(hidden_size, sum(self.shift_sizes) + 3 * features)
         nn.init.zeros_(self.steer.weight)
         nn.init.zeros_(self.steer.bias)
 
@@ -59,19 +59,20 @@ class Details(nn.Module):
             picture = unpatchify(codec.pixels(source).flatten(1), tall, side)  # (3, n*H, W)
         x = picture.unflatten(1, (-1, rows * side)).transpose(0, 1)  # (n, 3, H, W)
         height, width = x.shape[-2:]
-        if height % WHOLE or width % WHOLE:
-            x = F.pad(x, (0, -width % WHOLE, 0, -height % WHOLE))
-        told = self.steer(h).unflatten(0, (-1, rows, columns)).movedim(-1, 1)
-        deep, *shifts, colours = told.split([*self.shifts, 3 * self.features], 1)
+        if height % COARSEST or width % COARSEST:
+            x = F.pad(x, (0, -width % COARSEST, 0, -height % COARSEST))
+        told = self.steer(h).unflatten(0, (-1, rows, columns)).movedim(-1, 1)  # (n, all shifts + 3F, h, w)
+        deep, *shifts, colours = told.split([*self.shift_sizes, 3 * self.features], 1)
+        # at k halvings (n, F_k, H/2^k, W/2^k)
         levels = [F.silu(self.first(x.to(self.steer.weight.dtype)))]
         for down, look in zip(self.down, self.inward, strict=True):
             levels.append(F.silu(look(F.silu(down(levels[-1])))))
         x = levels.pop()
-        x = x + F.silu(self.deep(x) + _blended(deep, x, side / WHOLE))
+        x = x + F.silu(self.deep(x) + _blended(deep, x, side / COARSEST))
         for n in reversed(range(HALVINGS)):
             x = levels[n] + F.interpolate(self.up[n](x), scale_factor=2.0, mode="nearest")
             x = x + F.silu(self.outward[n](x) + _blended(shifts[n], x, side / 2**n))
-        wanted = _blended(colours, x, side).split(self.features, 1)
+        wanted = _blended(colours, x, side).split(self.features, 1)  # three (n, F, H, W)
         change = torch.stack([(x * colour).sum(1) for colour in wanted])[..., :height, :width]  # (3, n, H, W)
         with torch.autocast(source.device.type, enabled=False):  # grey levels are not halved in training
             return codec.project(patchify(change.flatten(1, 2), side).to(source.dtype))
@@ -103,12 +104,13 @@ def _blended(told: Tensor, x: Tensor, span: float) -> Tensor:
         span: pixels of `x` that a token covers, down and across.
     """
     down, across = (
-        _blend(count, size, span).to(told) for count, size in zip(told.shape[-2:], x.shape[-2:], strict=True)
+        _blend(count, size, span, told.device).to(told.dtype)
+        for count, size in zip(told.shape[-2:], x.shape[-2:], strict=True)
     )
     return torch.einsum("Hh,nchw,Ww->ncHW", down, told, across)
 
 
-def _blend(count: int, size: int, span: float) -> Tensor:
+def _blend(count: int, size: int, span: float, device: torch.device) -> Tensor:
     """(size, count): how much of each token is in each pixel."""
-    place = ((torch.arange(size, dtype=torch.float64) + 0.5) / span - 0.5).clamp(0, count - 1)
-    return F.relu(1 - (place.unsqueeze(1) - torch.arange(count)).abs())
+    place = ((torch.arange(size, dtype=torch.float64, device=device) + 0.5) / span - 0.5).clamp(0, count - 1)
+    return F.relu(1 - (place.unsqueeze(1) - torch.arange(count, device=device)).abs())

@@ -17,20 +17,19 @@ import torch
 from torch import Tensor
 
 from monai_unimedvl import weights
-from monai_unimedvl.data.atlas import AtlasDataset
+from monai_unimedvl.data.atlas import AtlasDataset, as_tensor
 from monai_unimedvl.data.atlas_runs import runs
 from monai_unimedvl.data.atlas_tasks import DEFAULT_TASKS, QUESTIONS
 from monai_unimedvl.data.augment import OF_CONTRAST, RECOLOURED, augment, recolour
 from monai_unimedvl.data.mixture import Dropout, Mixture, Stream
 from monai_unimedvl.networks.autoencoder import PatchCodec
-from monai_unimedvl.networks.details import Details
-from monai_unimedvl.networks.unimedvl import UniMedVL, nano
+from monai_unimedvl.networks.unimedvl import UniMedVL, from_config, nano
 from monai_unimedvl.sequence import Turn
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.training.vision import pretrain_vision, seeded
 from monai_unimedvl.transforms.segments import Rule, ToSegments
 
-# share of draws; drawing needs more looks at a picture than answering does
+# shares, which a Mixture divides by their sum; drawing needs more looks at a picture than answering does
 WEIGHTS = {
     "vqa": 0.22, "caption": 0.06, "text-to-image": 0.15, "seg-tissue": 0.12, "seg-lobes": 0.09,
     "seg-tumour": 0.02, "seg-bone": 0.015, "seg-nuclei": 0.025, "sr4": 0.14, "t1-to-t2": 0.025,
@@ -55,6 +54,7 @@ GAPS = (2.0, 4.0)  # mm between the slices of a group
 RARE = {"histology": 4, "fundus photograph": 5}  # how often an epoch of super-resolution shows them
 UNHEARD = ("slice-group",)  # adds no word to the tokenizer and no picture to the codec
 DROPOUTS = {"caption": Dropout(), "text-to-image": Dropout(text=0.1)}  # edits: 5 % of each condition
+VISION_STEPS = 3500
 QUESTIONS_A_DIALOGUE = 6  # at most
 LENGTHS = (3, 5, 7, 9)  # of runs of slices that are asked about together
 REPEATS = 0.5  # how often of such a run only what is new is read
@@ -80,7 +80,7 @@ def nano_training(
     seed: int = 0,
     hidden_size: int = 160,
     num_layers: int = 4,
-    vision_steps: int = 3500,
+    vision_steps: int | None = None,
     start: str | Path | None = None,
     leg: str = "joint",
     strokes: int = 0,
@@ -90,22 +90,29 @@ def nano_training(
 
     Args:
         root: the atlas cache; None is the default one.
-        vision_steps: of pretraining the vision encoder, without `start`; 0 when weights are loaded afterwards
-            anyway.
+        vision_steps: of pretraining the vision encoder; None: 3500 without `start`, none with it; 0 when
+            weights are loaded afterwards anyway.
         permissive_only: leave out sources under GPL.
         budget: tokens a pack.
         start: a folder of weights to begin with, with their tokenizer; None begins anew.
         leg: one of `LEGS`, whose shares of the tasks it names; what is not to learn in it, `UniMedVLModule`
             must be told (`frozen`).
-        strokes: of the network, see `UniMedVL`; new ones are added to weights that have none.
+        strokes: of the network, see `UniMedVL`; new ones are added to weights that have none, 0 leaves what
+            the weights have.
         progress: show bars.
 
     Raises:
-        ValueError: another leg than these, or weights to start from without a tokenizer.
+        ValueError: another leg than these, weights to start from without a tokenizer, with strokes of
+            another width, or with `vision_steps`.
     """
     if leg not in LEGS:
         raise ValueError(
             f"nano_training got leg={leg!r}, expected one of {', '.join(LEGS)}: use one of them."
+        )
+    if start is not None and vision_steps:
+        raise ValueError(
+            f"nano_training got start and vision_steps={vision_steps}, expected one of them, the encoder of "
+            "weights being trained: set vision_steps to 0, or leave start out."
         )
     tasks = (*DEFAULT_TASKS, "slice-group")
     dataset = AtlasDataset(
@@ -116,9 +123,8 @@ def nano_training(
         network, tokenizer = weights.load(start, dtype=torch.float32)
         if tokenizer is None:
             raise ValueError(f"start {Path(start).name} has no tokenizer, expected one beside the weights.")
-        if strokes and network.strokes is None:
-            with seeded(seed):
-                network.strokes = Details(network.latent_in.out_features, strokes)
+        if strokes:
+            network = _with_strokes(network, strokes, seed)
         return NanoTraining(network.train(), tokenizer, packs(tokenizer))
     tokenizer = Tokenizer.train(corpus(dataset), VOCABULARY)
     pictures = training_pictures(dataset)
@@ -128,9 +134,25 @@ def nano_training(
         network = nano(codec, vocab_size=len(tokenizer), **sizes)
     latents = codec.encode_stage_2_inputs(pictures)  # (N, C, h, w)
     network.latent_variance.copy_(latents.var(dim=(0, 2, 3)))  # type: ignore[operator]
+    vision_steps = VISION_STEPS if vision_steps is None else vision_steps
     if vision_steps:
         pretrain_vision(network, dataset, steps=vision_steps, seed=seed, progress=progress)
     return NanoTraining(network, tokenizer, packs(tokenizer))
+
+
+def _with_strokes(network: UniMedVL, strokes: int, seed: int) -> UniMedVL:
+    """The same network with strokes, new ones where it has none."""
+    there = network.config["strokes"]
+    if there not in (0, strokes):
+        raise ValueError(
+            f"nano_training got strokes={strokes}, expected {there}, those of the weights: set them to that."
+        )
+    if there:
+        return network
+    with seeded(seed):
+        wider = from_config({**network.config, "strokes": strokes})
+    wider.load_state_dict({**wider.state_dict(), **network.state_dict()})
+    return wider
 
 
 def nano_mixture(
@@ -156,7 +178,7 @@ def atlas_streams(
     Args:
         grouped: also neighbouring slices edited together (the segments then need `together=True`), and, with
             a share of "slices", asked about together.
-        unread: share of the patches of a picture, at most, that answers and descriptions do without.
+        unread: share of the patches of a picture, at most, that answers about it and descriptions do without.
     """
     places: dict[str, list[int]] = defaultdict(list)
     asked: dict[str, list[int]] = defaultdict(list)
@@ -195,8 +217,11 @@ def atlas_streams(
             turns += [Turn("user", item["turns"][0].parts[1:]), item["turns"][1]]
         return augment(turns, generator, task="vqa")
 
+    together_asked = grouped and shares.get("slices")
     found_runs = (
-        [run for n in LENGTHS for run in runs(dataset.pictures, ["train"], length=n)] if grouped else []
+        [run for n in LENGTHS for run in runs(dataset.pictures, [dataset.section], length=n)]
+        if together_asked
+        else []
     )
 
     def slices(index: int, generator: torch.Generator) -> list[Turn]:
@@ -204,17 +229,17 @@ def atlas_streams(
         count = 1 + int(torch.randint(QUESTIONS_A_DIALOGUE, (), generator=generator))
         order = torch.randperm(len(run.asked), generator=generator)[:count].tolist()
         turns: list[Turn] = []
-        for asked in (run.asked[i] for i in order):
-            forms = QUESTIONS[asked.key]
+        for question in (run.asked[i] for i in order):
+            forms = QUESTIONS[question.key]
             words = forms[int(torch.randint(len(forms), (), generator=generator))]
-            shown = [] if turns else [dataset._tensor(picture.pixels) for picture in run.slices]
-            turns += [Turn("user", [*shown, words]), Turn("assistant", [asked.answer])]
+            shown = [] if turns else [as_tensor(picture.pixels) for picture in run.slices]
+            turns += [Turn("user", [*shown, words]), Turn("assistant", [question.answer])]
         return augment(turns, generator, task="vqa")
 
     streams = []
     if pictures and shares.get("vqa"):
         streams.append(Stream("vqa", questions, len(pictures), shares["vqa"], Dropout(patches=unread)))
-    if found_runs and shares.get("slices"):
+    if found_runs:
         streams.append(Stream("slices", slices, len(found_runs), shares["slices"], Dropout(repeats=REPEATS)))
     for task, found in places.items():
         if shares.get(task):

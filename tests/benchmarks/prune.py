@@ -24,7 +24,8 @@ import torch
 from _timing import load_average, report
 
 from monai_unimedvl import load
-from monai_unimedvl.data.atlas_pictures import Picture, load_pictures
+from monai_unimedvl.data.atlas import as_tensor
+from monai_unimedvl.data.atlas_pictures import load_pictures
 from monai_unimedvl.data.atlas_runs import Run, runs
 from monai_unimedvl.data.atlas_tasks import QUESTIONS
 from monai_unimedvl.data.fetch import default_root
@@ -63,20 +64,15 @@ class RandomTokens:
         return found
 
 
-def _tensor(picture: Picture) -> torch.Tensor:
-    pixels = torch.from_numpy(np.ascontiguousarray(picture.pixels)).float() / 255
-    return pixels.expand(3, -1, -1).clone() if pixels.dim() == 2 else pixels.movedim(-1, 0).clone()
-
-
 def answers(
     found: Sequence[Run], network: Any, tokenizer: Any, prune: Prune | None, shown: Sequence[int]
 ) -> tuple[np.ndarray, float, float]:
     """Right or wrong for each question of all runs, the share of image tokens dropped, CPU seconds."""
     infer = TextInferer(tokenizer, max_new_tokens=8, prune=prune)  # type: ignore[arg-type]
     to_segments = segments_for(network, tokenizer)
+    shown_slices = [[as_tensor(run.slices[i].pixels) for i in shown] for run in found]
     right, dropped, begin = [], [], time.process_time()
-    for run in found:
-        slices = [_tensor(run.slices[i]) for i in shown]
+    for run, slices in zip(found, shown_slices, strict=True):
         said = infer([[*slices, QUESTIONS[asked.key][0]] for asked in run.asked], network)
         right += [str(a) == asked.answer for a, asked in zip(said, run.asked, strict=True)]
         segments = to_segments(slices)

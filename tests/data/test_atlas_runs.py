@@ -24,12 +24,13 @@ def slices(
 def test_a_run_is_of_one_volume_and_section_and_has_no_gap() -> None:
     pictures = [
         *slices([0, 2, 4, 6, 8, 20, 22]), *slices([0, 2, 4], "w"), *slices([10, 12, 14], section="train"),
-        *slices([1, 3, 5], mirrored=True),
+        *slices([1, 3, 5], mirrored=True), *slices([0, 1, 3, 5, 7], "x"),
     ]  # fmt: skip
     found = list(runs(pictures, ["test"], length=3, stride=1))
     places = [(run.slices[0].source, [p.position for p in run.slices]) for run in found]
-    assert places == [("v", [0, 2, 4]), ("v", [2, 4, 6]), ("v", [4, 6, 8]), ("w", [0, 2, 4])]
-    assert len(list(runs(pictures, ["test"], length=3, stride=2))) == 3
+    assert places == [("v", [0, 2, 4]), ("v", [2, 4, 6]), ("v", [4, 6, 8]), ("w", [0, 2, 4]),
+                      ("x", [1, 3, 5]), ("x", [3, 5, 7])]  # fmt: skip
+    assert len(list(runs(pictures, ["test"], length=3, stride=2))) == 4
 
 
 def test_a_region_is_there_if_any_slice_shows_it_and_not_asked_in_between() -> None:

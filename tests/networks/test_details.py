@@ -13,8 +13,8 @@ from monai_unimedvl.networks.unimedvl import from_config, nano
 from monai_unimedvl.sequence import Canvas, Marks, Text, pack
 
 
-def codec() -> PatchCodec:
-    return PatchCodec.fit(torch.rand(8, 3, 16, 16) * 2 - 1, patch=4, channels=48)
+def codec(patch: int = 4) -> PatchCodec:
+    return PatchCodec.fit(torch.rand(8, 3, 16, 16) * 2 - 1, patch=patch, channels=3 * patch**2)
 
 
 def taught(seed: int = 0) -> Details:
@@ -34,12 +34,15 @@ def test_new_ones_change_nothing() -> None:
     assert not Details(6, 5)(h, source, codec(), (2, 3)).any()
 
 
-def test_drawings_side_by_side_are_drawn_as_alone() -> None:
-    details, own, (h, source) = taught(), codec(), tokens(12)
-    together = details(h, source, own, (2, 3))
-    alone = torch.cat([details(h[at], source[at], own, (2, 3)) for at in (slice(0, 6), slice(6, 12))])
+@pytest.mark.parametrize(("patch", "grid"), [(4, (2, 3)), (2, (3, 3))])  # 6 pixels a side: not whole fours
+def test_drawings_side_by_side_are_drawn_as_alone(patch: int, grid: tuple[int, int]) -> None:
+    details, own, number = taught(), codec(patch), grid[0] * grid[1]
+    h, source = torch.randn(2 * number, 6).double(), torch.randn(2 * number, own.latent_channels).double()
+    together = details(h, source, own, grid)
+    halves = slice(0, number), slice(number, 2 * number)
+    alone = torch.cat([details(h[at], source[at], own, grid) for at in halves])
     assert_close(together, alone, atol=1e-12, rtol=0)
-    assert not torch.allclose(together[:6], together[6:])
+    assert not torch.allclose(together[:number], together[number:])
 
 
 def test_a_pixel_sees_its_surroundings_and_no_further() -> None:

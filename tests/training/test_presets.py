@@ -13,10 +13,13 @@ from torch import Tensor
 pytest.importorskip("nilearn", reason="the atlas corpus starts from nilearn's ICBM152 maps")
 pytest.importorskip("skimage", reason="the atlas corpus needs scikit-image")
 
+from monai_unimedvl import weights  # noqa: E402
 from monai_unimedvl.data.atlas import AtlasDataset  # noqa: E402
 from monai_unimedvl.data.atlas_tasks import QUESTIONS, TASKS  # noqa: E402
 from monai_unimedvl.data.augment import OF_CONTRAST  # noqa: E402
 from monai_unimedvl.data.mixture import Stream, drop_conditions  # noqa: E402
+from monai_unimedvl.networks.autoencoder import PatchCodec  # noqa: E402
+from monai_unimedvl.networks.unimedvl import UniMedVL, nano  # noqa: E402
 from monai_unimedvl.sequence import Canvas, Turn, View  # noqa: E402
 from monai_unimedvl.tokenizer import Tokenizer  # noqa: E402
 from monai_unimedvl.training.presets import (  # noqa: E402
@@ -151,6 +154,34 @@ def test_a_leg_of_drawing_leaves_the_reading_side_alone(tmp_path: Path) -> None:
     assert not training.network.decoder.embed.weight.requires_grad
     names = {stream.name for stream in training.mixture.streams}
     assert "edit-group" in names and not {"vqa", "slices", "caption"} & names
+
+
+def test_strokes_are_added_to_weights_that_have_none_and_change_nothing_yet(tmp_path: Path) -> None:
+    """As the bundle's pretrain_drawing.json says: they are what a leg of drawing begins with."""
+    torch.manual_seed(0)
+    codec = PatchCodec.fit(torch.rand(4, 3, 64, 64) * 2 - 1, patch=8, channels=96)
+    tokenizer = Tokenizer.train(["MRI"], 300)
+    plain = nano(codec, vocab_size=len(tokenizer), hidden_size=32, num_layers=1)
+    weights.save(plain, tokenizer, tmp_path / "joint")
+
+    def begun(folder: str, **more: int) -> UniMedVL:
+        start = {"start": tmp_path / folder, "leg": "drawing", "progress": False}
+        return nano_training(tmp_path, **start, **more).network  # type: ignore[arg-type]
+
+    made, again = begun("joint", strokes=4, seed=1), begun("joint", strokes=4, seed=1)
+    assert made.config == {**plain.config, "strokes": 4}
+    names = {name for name, _ in made.named_parameters()} - {name for name, _ in plain.named_parameters()}
+    assert names and all(name.startswith("strokes.") for name in names)
+    for name, value in made.state_dict().items():
+        assert value.equal(again.state_dict()[name])
+        assert name.startswith("strokes.") or value.equal(plain.state_dict()[name])
+    assert not made.strokes.steer.weight.any() and made.strokes.first.weight.requires_grad  # type: ignore[union-attr]
+    weights.save(made, tokenizer, tmp_path / "drawing")
+    assert begun("drawing").config == made.config == begun("drawing", strokes=4).config
+    with pytest.raises(ValueError, match="strokes=5, expected 4, those of the weights"):
+        begun("drawing", strokes=5)
+    with pytest.raises(ValueError, match="start and vision_steps=3, expected one of them"):
+        begun("drawing", vision_steps=3)
 
 
 def test_a_leg_of_another_name_is_refused(tmp_path: Path) -> None:

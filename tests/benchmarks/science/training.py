@@ -137,7 +137,7 @@ def _new_stage(path: Path, folder: Path) -> bool:
 
 
 def _nano(codec: torch.nn.Module, tokenizer: Tokenizer, shape: dict[str, Any]) -> UniMedVL:
-    return nano(  # without convolutions over the source, which came after the first arms
+    return nano(  # without a U-Net over the source, which came after the first arms
         codec, vocab_size=len(tokenizer), hidden_size=shape["hidden_size"], num_layers=shape["num_layers"],
         details=0,
     )  # fmt: skip
