@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ import torch
 
 from monai_unimedvl.atomic import write
 from monai_unimedvl.bundle import load
+from monai_unimedvl.data.atlas_pictures import load_pictures
+from monai_unimedvl.data.atlas_runs import runs
+from monai_unimedvl.data.fetch import default_root
 from monai_unimedvl.evaluation import Drawing
 from monai_unimedvl.evaluation.asking import weights_hash
 
@@ -43,21 +47,22 @@ def _drawn(arm: Any, runner: Any, network: Any, tokenizer: Any) -> dict[str, Any
 
 def _pruned(arm: Any, runner: Any, network: Any, tokenizer: Any) -> dict[str, Any]:
     """Questions about runs of slices, more and more of whose tokens are dropped, by likeness or by chance."""
-    import prune  # the benchmark beside this folder: its runs and its way of asking
+    import prune  # the benchmark beside this folder: its way of asking
 
     sweep = arm.config["sweep"]
+    pictures, _ = load_pictures(default_root() if runner.root is None else Path(runner.root))
     scores: dict[str, dict[str, dict[str, list[float]]]] = {}
     items: dict[str, list[list[str]]] = {}
     measured: dict[str, dict[str, float]] = {}
     for name, sections in sweep["sections"].items():
         place = f"{name}/runs of slices"
-        found = list(prune.runs(sweep["stride"], sections))
+        found = list(runs(pictures, sections, length=prune.SLICES, stride=sweep["stride"]))
         items[place] = [
-            [f"{run.source}/run {n}/{key}", f"{run.source}/run {n}"]
+            [f"{run.slices[0].source}/run {n}/{asked.key}", f"{run.slices[0].source}/run {n}"]
             for n, run in enumerate(found)
-            for key, _, _ in run.asked
+            for asked in run.asked
         ]
-        blind = commonest([(key, truth) for run in found for key, _, truth in run.asked])
+        blind = commonest([(asked.key, asked.answer) for run in found for asked in run.asked])
         ways: dict[str, Any] = {"all tokens": None}
         for share in sweep["shares"]:
             ways[f"{share:g} of the tokens, those that repeat"] = prune.PruneTokens(share)
