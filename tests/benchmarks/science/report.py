@@ -198,7 +198,7 @@ item of T1 to T2, T1 to PD and PD to T2 is a slice of one volume (avg152T1), eve
 (avg152T2), and every item of T1 to grey matter of one (icbm09a); tissue masks come from five. All of these
 are averages over the people of one group (ICBM152): translation intervals are over slices of one averaged
 brain, and nothing is inferred beyond it. Networks of 2.5 million parameters (a to d) and the shipped nano
-of 3.8 million (e to g), minutes of training, 64 x 64 pixels: no clinical claim, and none about the released
+of 4.0 million (e to g), minutes of training, 64 x 64 pixels: no clinical claim, and none about the released
 model, follows from any of this.
 """
 

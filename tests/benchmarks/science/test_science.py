@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from monai_unimedvl.data import atlas  # noqa: E402
 from monai_unimedvl.data.atlas_pictures import Picture  # noqa: E402
+from monai_unimedvl.data.atlas_runs import Asked, Run  # noqa: E402
 from monai_unimedvl.evaluation import benchmarks  # noqa: E402
 from monai_unimedvl.training.curriculum import PAPER  # noqa: E402
 from monai_unimedvl.training.module import UniMedVLModule  # noqa: E402
@@ -252,9 +253,16 @@ def test_a_curve_of_pruning_holds_runs_by_volume_and_the_guess_beside_them(
 ) -> None:
     import prune
 
-    asked = [[("plane", "Which?", "axial"), ("body", "What?", said)] for said in ("head", "head", "chest")]
-    found = [prune.Run(f"volume{n // 2}", "MRI", [], one) for n, one in enumerate(asked)]
-    monkeypatch.setattr(prune, "runs", lambda stride, sections: found)
+    nothing = np.zeros((4, 4), np.uint8)
+    found = [
+        Run(
+            (Picture(str(n), f"volume{n // 2}", "s", "MRI", "T1", "axial", "test", nothing),),
+            (Asked("plane", "axial"), Asked("body", said)),
+        )
+        for n, said in enumerate(("head", "head", "chest"))
+    ]
+    monkeypatch.setattr(curves, "load_pictures", lambda root: ([], []))
+    monkeypatch.setattr(curves, "runs", lambda pictures, sections, length, stride: found)
     monkeypatch.setattr(prune, "answers", lambda *_: (np.array([True, False] * 3), 0.5, 1.0))
     arm = plan.question("e").arms["nano-pruned"]
     made = curves._pruned(arm, run.Runner(tmp_path, tmp_path), None, None)
