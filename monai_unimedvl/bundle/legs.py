@@ -72,9 +72,9 @@ class Chain:
         """What a run takes, in lines: hours, cores, legs, seeds, disk, packages with licences."""
         tested = float(self.evaluation.get("minutes", 0))
         hours = (sum(leg.minutes for leg in self.legs) + tested) / 60
-        count = sum(map(self.sittings, self.legs))
+        count, cores = sum(map(self.sittings, self.legs)), f"{self.cores} core{'s' * (self.cores > 1)}"
         lines = [
-            f"budget: {hours:.1f} hours on {self.cores} core{'s' * (self.cores > 1)}, in {count} sittings of at most"
+            f"budget: {hours:.1f} hours on {cores}, in {count} sittings of at most"
             f" {self.longest:g} minutes, each of which can be killed and goes on",
             *(
                 f"  leg {leg.name}: {leg.steps} steps, about {leg.minutes:g} minutes in"
