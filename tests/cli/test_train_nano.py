@@ -143,7 +143,8 @@ def test_tiny_legs_survive_a_kill_and_end_with_weights_and_a_comparison(tmp_path
     configs = bundle.find() / "configs"
     content = json.loads((configs / "legs.json").read_text("utf8"))
     for leg in content["legs"]:
-        leg |= {"steps": 2, "settings": {"budget": 600, "vision_steps": 1}}
+        leg |= {"steps": 2, "settings": {"budget": 600, "compiled": False}}
+    content["legs"][0]["settings"] |= {"vision_steps": 1}
     content["legs"][1]["settings"] |= {"averaged_since": 1}
     settings = {"limit": 1, "tasks": ["sr4"]}
     content |= {"every": 1, "evaluation": {"minutes": 1, "settings": settings}}
@@ -165,6 +166,7 @@ def test_tiny_legs_survive_a_kill_and_end_with_weights_and_a_comparison(tmp_path
     for leg in content["legs"]:
         network, _ = bundle.load(tmp_path / "out" / leg["name"] / "weights")
         assert sum(p.numel() for p in network.parameters()) > 1e6
+        assert bool(network.config["strokes"]) == ("start" in leg)
     assert Report.load(tmp_path / "out" / "scores").find("sr4", "PSNR").n == 1
     text = (tmp_path / "out" / "comparison.md").read_text("utf8")
     assert "| sr4 | test | all | PSNR, 2 steps |" in text and "no comparison of like" in text
