@@ -15,6 +15,7 @@ pytest.importorskip("skimage", reason="the atlas corpus needs scikit-image")
 
 from monai_unimedvl import weights  # noqa: E402
 from monai_unimedvl.data.atlas import AtlasDataset  # noqa: E402
+from monai_unimedvl.data.atlas_runs import runs  # noqa: E402
 from monai_unimedvl.data.atlas_tasks import QUESTIONS, TASKS  # noqa: E402
 from monai_unimedvl.data.augment import OF_CONTRAST  # noqa: E402
 from monai_unimedvl.data.mixture import Stream, drop_conditions  # noqa: E402
@@ -95,6 +96,14 @@ def test_runs_of_slices_are_asked_about_together_some_without_what_repeats(datas
         views = [segment for segment in found if isinstance(segment, View)]
         read_share.append(sum(view.tokens for view in views) / sum(len(view.patches) for view in views))
     assert counts == set(LENGTHS) and min(read_share) < 0.46 and max(read_share) == 1
+
+
+def test_runs_of_slices_are_of_the_section_of_the_dataset(tmp_path: Path) -> None:
+    held_out = AtlasDataset(tmp_path, "val", tasks=("vqa",), progress=False)
+    streams = atlas_streams(held_out, grouped=True, shares={"vqa": 0.5, "slices": 0.5})
+    stream = next(stream for stream in streams if stream.name == "slices")
+    found = [run for n in LENGTHS for run in runs(held_out.pictures, ["val"], length=n)]
+    assert stream.length == len(found) > 0
 
 
 def test_rare_colour_pictures_come_oftener_in_super_resolution_and_the_others_once(

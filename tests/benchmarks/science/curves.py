@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+import prune  # the benchmark beside this folder: its way of asking
 
 from monai_unimedvl.atomic import write
 from monai_unimedvl.bundle import load
@@ -47,8 +44,6 @@ def _drawn(arm: Any, runner: Any, network: Any, tokenizer: Any) -> dict[str, Any
 
 def _pruned(arm: Any, runner: Any, network: Any, tokenizer: Any) -> dict[str, Any]:
     """Questions about runs of slices, more and more of whose tokens are dropped, by likeness or by chance."""
-    import prune  # the benchmark beside this folder: its way of asking
-
     sweep = arm.config["sweep"]
     pictures, _ = load_pictures(default_root() if runner.root is None else Path(runner.root))
     scores: dict[str, dict[str, dict[str, list[float]]]] = {}
@@ -62,11 +57,11 @@ def _pruned(arm: Any, runner: Any, network: Any, tokenizer: Any) -> dict[str, An
             for n, run in enumerate(found)
             for asked in run.asked
         ]
-        blind = commonest([(asked.key, asked.answer) for run in found for asked in run.asked])
+        blind = prune.commonest([asked for run in found for asked in run.asked])
         ways: dict[str, Any] = {"all tokens": None}
         for share in sweep["shares"]:
             ways[f"{share:g} of the tokens, those that repeat"] = prune.PruneTokens(share)
-            ways[f"{share:g} of the tokens, at random"] = _Random(share)
+            ways[f"{share:g} of the tokens, at random"] = prune.RandomTokens(share)
         scores[place] = {}
         for way, how in ways.items():
             right, dropped, seconds = prune.answers(found, network, tokenizer, how, range(prune.SLICES))
@@ -77,36 +72,3 @@ def _pruned(arm: Any, runner: Any, network: Any, tokenizer: Any) -> dict[str, An
     digest = hashlib.sha256(content).hexdigest()[:12]
     write(runner.results / f"items-{digest}.json", content + b"\n")
     return {"items": digest, "scores": scores, "baselines": {}, "measured": measured}
-
-
-def commonest(asked: Sequence[tuple[str, str]]) -> list[float]:
-    """For each (question, answer) whether it is the commonest answer of that question among these same ones.
-
-    A guess that knows this much of the held-out answers: more than one from the training answers could.
-    """
-    answers: dict[str, Counter[str]] = defaultdict(Counter)
-    for key, truth in asked:
-        answers[key][truth] += 1
-    return [float(answers[key].most_common(1)[0][0] == truth) for key, truth in asked]
-
-
-class _Random:
-    """Drops a share of the tokens of all slices, wherever they are; the same for each question."""
-
-    def __init__(self, share: float) -> None:
-        self.share = share
-
-    def __call__(self, segments: Any) -> Any:
-        import prune
-
-        views = [i for i, segment in enumerate(segments) if isinstance(segment, prune.View)]
-        sizes = [len(segments[i].patches) for i in views]
-        number = int(sum(segments[i].patches.double().abs().sum() for i in views) * 1e3)
-        chance = torch.Generator().manual_seed(number)
-        keep = torch.zeros(sum(sizes), dtype=torch.bool)
-        count = sum(sizes) - int(np.ceil(self.share * sum(sizes)))
-        keep[torch.randperm(sum(sizes), generator=chance)[:count]] = True
-        found = list(segments)
-        for i, part in zip(views, keep.split(sizes), strict=True):
-            found[i] = prune.replace(found[i], kept=part.nonzero().squeeze(1))
-        return found

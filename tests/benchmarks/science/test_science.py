@@ -219,8 +219,11 @@ def test_a_verdict_needs_the_interval_and_all_seeds() -> None:
 
 
 def test_the_commonest_answer_is_guessed_for_each_question() -> None:
-    asked = [("plane", "axial"), ("plane", "axial"), ("plane", "coronal"), ("body", "head")]
-    assert curves.commonest(asked) == [1.0, 1.0, 0.0, 1.0]
+    import prune
+
+    told = [("plane", "axial"), ("plane", "axial"), ("plane", "coronal"), ("body", "head")]
+    asked = [Asked(*one) for one in told]
+    assert prune.commonest(asked) == [1.0, 1.0, 0.0, 1.0]
     assert plan.question("e").values["guess"] == curves.BLIND
 
 
