@@ -110,7 +110,7 @@ def _table(found: Any, setup: Any, flops: float) -> list[str]:
     settings, stage = setup.settings, setup.stage
     lines = [
         f"stage {stage.name}: {stage.steps} updates of {settings.packs_each * setup.ranks} packs, "
-        f"{stage.max_tokens} tokens each, {settings.precision} on {setup.ranks} x {settings.device}",
+        f"{stage.max_tokens} tokens each, {settings.forward_precision} on {setup.ranks} x {settings.device}",
         "",
         f"{'parameters':22}{'all':>16}{'learning':>16}",
     ]

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from monai_unimedvl.training.parts import PARTS, part_of
+from monai_unimedvl.training.precision import Muon, multiplies_bfloat16
 
 OPTIMIZERS = ("muon", "adamw")
 SCHEDULES = ("wsd", "constant", "cosine")
@@ -106,7 +107,7 @@ class Rates:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """torch's Muon and AdamW as one, so that trainers, schedulers and checkpoints see a single optimiser.
+    """Muon and AdamW as one, so that trainers, schedulers and checkpoints see a single optimiser.
 
     Args:
         network: its trainable parameters; 2-D weights inside layers go to Muon.
@@ -128,8 +129,9 @@ class MuonAdamW(torch.optim.Optimizer):
                 "MuonAdamW found no matrices or nothing else to train: unfreeze layers or use AdamW."
             )
         super().__init__([{"params": matrices, "lr": matrix_lr}, {"params": others, "lr": lr}], {})
+        muon = torch.optim.Muon if multiplies_bfloat16(matrices[0].device) else Muon
         self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(
+            muon(
                 matrices, lr=matrix_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
             ),
             torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),

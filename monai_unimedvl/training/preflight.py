@@ -271,7 +271,8 @@ def _content(segment: Segment) -> int:
 def _step(setup: Setup) -> Step:
     """The step of a setup; what was counted once is kept."""
     s = setup.settings
-    precision = "bf16-true" if s.strategy == "fsdp" and "bf16" in s.precision else s.precision
+    precision = s.forward_precision
+    precision = "bf16-true" if s.strategy == "fsdp" and "bf16" in precision else precision
     stage = replace(setup.stage, ema=0.0)
     key = repr(
         (setup.network, stage, setup.words, setup.adapters, setup.rank, precision, s.recompute, setup.cuda)
@@ -302,7 +303,7 @@ def _built(setup: Setup) -> UniMedVL:
 def _numbers(setup: Setup) -> dict[str, Any]:
     """Parameters and the bytes that follow from their numbers alone, before they are cut over ranks."""
     network, stage, rates = _built(setup), setup.stage, setup.rates
-    size = 2 if setup.settings.precision == "bf16-true" else 4
+    size = 2 if setup.settings.forward_precision == "bf16-true" else 4
     learning = dict.fromkeys(PARTS, 0)
     weights = optimiser = largest = 0.0
     for name, p in network.named_parameters():

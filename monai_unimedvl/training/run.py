@@ -135,7 +135,7 @@ class _Run:
     def stage(self, number: int, folder: Path, checkpoint: Path | None) -> None:
         """Train one stage, from a checkpoint or from its beginning, and write its weights."""
         network, settings, stage = self.network, self.settings, self.curriculum.stage(number)
-        if not settings.precision.endswith("16-true") and not settings.quantise:
+        if not settings.forward_precision.endswith("16-true") and not settings.quantise:
             _retype(network, {name: torch.float32 for name, x in _numbers(network) if x.dtype in HALF})
         seed = settings.seed + 1009 * (number - 1)
         packs = self._validation(number)
@@ -147,7 +147,7 @@ class _Run:
             network, self.tokenizer.marks, objective=stage.objective,
             rates=self.curriculum.stage_rates(number), frozen=stage.frozen, seed=seed,
             recompute=settings.recompute, compiled=settings.compiled,
-            guard=Guard(folder / "failed", {"precision": settings.precision, "stage": stage.name}),
+            guard=Guard(folder / "failed", {"precision": settings.forward_precision, "stage": stage.name}),
         )  # fmt: skip
         watchers = self._watchers(folder, bool(packs))
         trainer = make_trainer(settings, stage, folder, watchers, validate=bool(packs))
@@ -223,7 +223,7 @@ def make_trainer(
         strategy = DDPStrategy()
     return pl.Trainer(
         accelerator=settings.device, devices=local, num_nodes=nodes, strategy=strategy,
-        precision=settings.precision,  # type: ignore[arg-type]
+        precision=settings.forward_precision,  # type: ignore[arg-type]
         max_steps=stage.steps, max_epochs=-1,
         accumulate_grad_batches=settings.packs_each, gradient_clip_val=settings.clip or None,
         log_every_n_steps=settings.log_every, logger=_loggers(settings, folder), callbacks=callbacks,

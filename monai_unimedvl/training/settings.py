@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from monai_unimedvl.training.curriculum import check_keys
+from monai_unimedvl.training.precision import mixed
 
 LOGGERS = ("csv", "tensorboard", "mlflow", "wandb")
 STRATEGIES = ("auto", "ddp", "fsdp")
@@ -24,7 +25,8 @@ class Settings:
 
     Args:
         out: folder of the run.
-        precision: of the forward: "bf16-mixed", "32-true" ...
+        precision: of the forward: "bf16-mixed", "32-true" ... as Lightning names them; "auto" takes the first
+            where the device multiplies in bfloat16, else the second.
         device: "cpu", "cuda", or "auto". devices: processes on this machine; None takes what a launcher
             (torchrun, SLURM) says, else 1. nodes: machines.
         strategy: "auto", "ddp", or "fsdp" (parameters cut over the ranks).
@@ -46,7 +48,7 @@ class Settings:
 
     out: str = "runs"
     seed: int = 0
-    precision: str = "bf16-mixed"
+    precision: str = "auto"
     device: str = "cpu"
     devices: int | None = None
     nodes: int | None = None
@@ -87,6 +89,11 @@ class Settings:
         for name in ("accumulate", "rank", "checkpoint_every", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1: raise it.")
+
+    @property
+    def forward_precision(self) -> str:
+        """`precision`, decided for the device."""
+        return mixed(self.device) if self.precision == "auto" else self.precision
 
     @property
     def packs_each(self) -> int:

@@ -29,6 +29,7 @@ from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.networks.vision import Vision
 from monai_unimedvl.sequence import Turn
 from monai_unimedvl.training.optimizer import MuonAdamW, warmup_stable_decay
+from monai_unimedvl.training.precision import multiplies_bfloat16
 
 UNASKED = -100  # cross entropy's own word for "no label"
 
@@ -112,6 +113,7 @@ def pretrain_vision(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: warmup_stable_decay(step, warmup=20, total=steps, decay=0.5)
     )
+    half = images[0].device.type == "cpu" and multiplies_bfloat16()
     generator = torch.Generator().manual_seed(seed)
     blind = [n for n, question in enumerate(answers) if question in OF_CONTRAST]
     losses: list[float] = []
@@ -127,7 +129,7 @@ def pretrain_vision(
             moved, wanted = _moved(image, painted[i], generator)
             shown.append(moved)
             maps.append(wanted)
-        with torch.autocast("cpu", torch.bfloat16, enabled=images[0].device.type == "cpu"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
             loss = quiz(torch.stack(shown), asked, torch.stack(maps))
         optimizer.zero_grad()
         loss.backward()

@@ -38,7 +38,9 @@ def differing(one: nn.Module, other: nn.Module) -> list[str]:
     return [name for (name, p), q in pairs if not torch.equal(p, q)]
 
 
-def test_both_parts_do_what_torchs_own_do_to_the_bit() -> None:
+def test_both_parts_do_what_torchs_own_do_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU that multiplies in bfloat16; for others see test_precision.py."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     network = tiny_network()
     apart, before = deepcopy(network), deepcopy(network)
     inside = [

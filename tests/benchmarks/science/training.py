@@ -94,7 +94,7 @@ def fit(
     settings = Settings(
         out=str(folder), seed=seed, checkpoint_every=how["checkpoint_every"], keep=1, validate_every=0,
         pictures=0, loggers=("csv",), peak_flops=0.0, progress=False, log_every=20, lanes=1,
-        precision=how.get("precision", "bf16-mixed"), adapters=how.get("adapters"), rank=how.get("rank", 4),
+        precision=how.get("precision", "auto"), adapters=how.get("adapters"), rank=how.get("rank", 4),
     )  # fmt: skip
     folders = train(network, tokenizer, Material(lessons), settings, Curriculum(stages, rates), resume=True)
     found, _ = weights.load(folders[-1] / "weights")
