@@ -261,8 +261,8 @@ def unified(stage: Stage) -> Section | None:
         "One unified case",
         "One `InterleavedInferer` context reads the scan with a short history and a lab line, then writes the"
         f" findings, draws the mask and a follow-up image ({NAMES[follow]}). Each step reads those before it."
-        " The model was trained on these tasks one by one and never saw a history: what the company of the"
-        " others costs stands in the last lines.",
+        " The model was trained to draw after histories that mean nothing, answers and other drawings: what"
+        " their company costs here stands in the last lines.",
         [card],
     )
 

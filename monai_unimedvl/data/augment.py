@@ -8,6 +8,7 @@ images their place; nothing is mirrored where words say left or right.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -53,9 +54,13 @@ MASK = Change(angle=12, scale=0.1, shift=0.08, stretch=0.06, bend=0.015, gamma=0
 PAIR = Change(angle=8, scale=0.08, shift=0.05, stretch=0.05, bend=0.012, gamma=0.05, mirror=True)
 PATCH = Change(turn=True)
 RECOLOURED = 0.35  # share of training pictures with one channel in a contrast that no scanner has
+MISPLACED = 0.45  # of abridged descriptions, see `abridged`
 OF_CONTRAST = ("contrast", "tumour", "nuclei", "csf")  # questions that such a picture cannot answer
 BENDS = 5  # points a side of a smooth warp
 TONES = 6  # points of a curve that recolours
+LEVELLED = re.compile(
+    r"(?P<what>.+) at the level of (?P<level>.+?), (?P<kind>[^.]+)\.(?P<seen> Visible: .+\.)?"
+)
 CHANGES = {
     "vqa": READING, "caption": READING, "seg-parcels": FINDING, "seg-any": READING,
     "text-to-image": Change(angle=2, scale=0.02, shift=0.01),
@@ -66,15 +71,19 @@ CHANGES = {
 }  # fmt: skip
 
 
-def augment(turns: Sequence[Turn], generator: torch.Generator, *, task: str) -> list[Turn]:
+def augment(
+    turns: Sequence[Turn], generator: torch.Generator, *, task: str, mirror: bool = True
+) -> list[Turn]:
     """The dialogue with its images changed as `CHANGES[task]` allows; a task without an entry is left alone.
 
     Args:
         generator: the same state gives the same change.
+        mirror: False where words say left or right, whatever the task.
     """
     change = CHANGES.get(task)
     if change is None:
         return list(turns)
+    change = change if mirror else replace(change, mirror=False)
     draw = (torch.rand(10, generator=generator) * 2 - 1).tolist()
     warp = torch.randn(2, BENDS, BENDS, generator=generator) if change.bend else None
     is_mask = task.startswith("seg-")
@@ -104,6 +113,35 @@ def recolour(image: Tensor, generator: torch.Generator) -> Tensor:
     below = place.long().clamp(0, TONES - 2)
     grey = heights[below] + (heights[below + 1] - heights[below]) * (place - below)
     return grey.expand_as(image).contiguous()
+
+
+def abridged(words: str, generator: torch.Generator, elsewhere: Sequence[str] = ()) -> str:
+    """A description with things left out, as a user would type it: "Coronal T2 MRI".
+
+    Args:
+        words: of a slice with a level, "Coronal T2 MRI at the level of the thalamus, smooth average. Visible:
+            ..."; of others, sentences after the first may go.
+        generator: the same state leaves out the same.
+        elsewhere: levels that slices of this plane never lie at; in a share `MISPLACED` one of them takes the
+            place of the true one, so that the plane is drawn as told beside a level that it never came with.
+    """
+    draw = torch.rand(4, generator=generator).tolist()
+    found = LEVELLED.fullmatch(words)
+    if found is None:
+        return words if draw[0] < 0.5 else words.split(". ")[0].rstrip(".") + "." * (draw[1] < 0.5)
+    what, level, kind, seen = found.group("what", "level", "kind", "seen")
+    if elsewhere and draw[0] < MISPLACED:
+        level = elsewhere[int(draw[3] * len(elsewhere))]
+        seen = seen if draw[1] < 0.5 else None
+    elif draw[0] < (1 + MISPLACED) / 2:
+        level, seen = None, None
+        kind = kind if draw[1] < 0.4 else None
+    else:
+        seen = None
+        kind = kind if draw[1] < 0.4 else None
+    place = f" at the level of {level}" if level else ""
+    end = "." if kind or draw[2] < 0.5 else ""
+    return f"{what}{place}{f', {kind}' if kind else ''}{end}{seen or ''}"
 
 
 def _move(image: Tensor, change: Change, draw: list[float], warp: Tensor | None, *, nearest: bool) -> Tensor:

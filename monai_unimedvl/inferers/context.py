@@ -82,15 +82,12 @@ class Context:
         return self.cache.positions
 
     @torch.no_grad()
-    def read(
-        self, batch: Sequence[Prompt | Sequence[Segment]], *, draw: bool = False, given: bool = True
-    ) -> None:
+    def read(self, batch: Sequence[Prompt | Sequence[Segment]], *, draw: bool = False) -> None:
         """Read on, in one forward.
 
         Args:
             batch: a prompt or a list of segments for each of the S samples; an empty one reads nothing.
             draw: images of prompts are read for drawing (as Canvas and View), not for understanding only.
-            given: later drawings may start from these images; False for what was drawn here itself.
 
         Raises:
             ValueError: not S prompts; a sample outgrows the context of the model.
@@ -101,7 +98,7 @@ class Context:
             )
         self.close()
         samples = self.network.encode([self._segments(part, draw) for part in batch])
-        for s, segments in enumerate(samples if given else ()):
+        for s, segments in enumerate(samples):
             self.bases[s].update(bases(segments))
         if any(samples):
             weight = self.network.decoder.embed.weight
@@ -170,21 +167,21 @@ class Branches:
         """The samples of the context that hold everything."""
         return range(self.prompts)
 
-    def read(self, batch: Sequence[Sequence[Segment]], *, given: bool = True) -> None:
-        """Read on: N lists of segments, `given` by the user or drawn here."""
+    def read(self, batch: Sequence[Sequence[Segment]]) -> None:
+        """Read on: N lists of segments."""
         if self.count == 1:
-            return self.context.read(batch, given=given)
+            return self.context.read(batch)
         last = [
             max((i for i, part in enumerate(parts) if isinstance(part, Text)), default=-1) for parts in batch
         ]
         nothing: list[list[Segment]] = [[] for _ in range(self.prompts * (self.count - 1))]
         first = [parts[: max(i, 0)] for parts, i in zip(batch, last, strict=True)]
-        self.context.read(first + nothing, given=given)
+        self.context.read(first + nothing)
         self.branch([i >= 0 for i in last])
         rest = [list(parts[max(i, 0) :]) for parts, i in zip(batch, last, strict=True)]
         wordless = [[part for part in parts if not isinstance(part, Text)] for parts in rest]
         texts = [[part for part in parts if isinstance(part, Text)] for parts in batch]
-        self.context.read([*rest, *wordless, *texts][: len(self.context)], given=given)
+        self.context.read([*rest, *wordless, *texts][: len(self.context)])
         return None
 
     def branch(self, speaking: Sequence[bool] | None = None) -> None:

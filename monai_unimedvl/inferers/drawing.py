@@ -16,6 +16,7 @@ from monai_unimedvl.inferers.sampling import flow_steps
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.sequence import Canvas, Prompt, Segment, Text, View
 from monai_unimedvl.tokenizer import Tokenizer
+from monai_unimedvl.transforms.segments import made_here
 
 Kind = Literal["text", "image"]
 Output = Kind | tuple[Kind, str]  # what to make, and after which instruction
@@ -210,7 +211,7 @@ class InterleavedInferer(_Drawing):
                 results = self._draw(branches, grids, generators)
                 if place + 1 < len(self.outputs):
                     shown = [segmenter([image], draw=True) for image in results]  # type: ignore[list-item]
-                    branches.read(shown, given=False)  # a follow-up starts from the scan, not from the mask
+                    branches.read([made_here(s) for s in shown])  # a follow-up starts from the scan
             for parts_made, result in zip(made, results, strict=True):
                 parts_made.append(result)
         return made

@@ -275,7 +275,7 @@ class UniMedVL(nn.Module):
 
 def bases(segments: Sequence[Segment]) -> Bases:
     """What a later drawing may start from: the latents of the last clean canvas of each grid."""
-    clean = (s for s in segments if isinstance(s, Canvas) and not s.noisy and not s.dropped)
+    clean = (s for s in segments if isinstance(s, Canvas) and s.given and not s.noisy and not s.dropped)
     return {canvas.grid: canvas.latents for canvas in clean if canvas.latents is not None}
 
 
@@ -314,7 +314,8 @@ def _sources(before: Sequence[Segment], group: Sequence[Segment]) -> list[Tensor
     """The clean canvases that a group is drawn from, one each; None where they are not as many."""
     if len(group) < 2:
         return None
-    clean = [s for s in before if isinstance(s, Canvas) and not s.noisy and s.grid == group[0].grid]  # type: ignore[union-attr]
+    given = (s for s in before if isinstance(s, Canvas) and s.given and not s.noisy)
+    clean = [s for s in given if s.grid == group[0].grid]  # type: ignore[union-attr]
     if len(clean) != len(group) or any(s.dropped for s in clean):
         return None
     return [s.latents for s in clean]

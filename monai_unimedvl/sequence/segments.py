@@ -89,6 +89,7 @@ class Canvas:
         base: (h*w, C) latents that the drawing may start from; read by networks that predict images.
         joined: it is drawn together with the noisy canvas before it, as the next slice of one volume: both
             see each other, and its rotary position is one further.
+        given: later drawings may start from it; not so what was drawn in this dialogue itself.
     """
 
     grid: tuple[int, int]
@@ -99,6 +100,7 @@ class Canvas:
     dropped: bool = False
     base: Tensor | None = None
     joined: bool = False
+    given: bool = True
 
     @property
     def tokens(self) -> int:

@@ -19,6 +19,7 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from monai_unimedvl import weights
 from monai_unimedvl.atomic import PART, new_file
 from monai_unimedvl.networks.unimedvl import UniMedVL, from_config
 from monai_unimedvl.training.acceleration import is_sharded
@@ -153,6 +154,40 @@ def average(network: UniMedVL, folder: str | Path, since: int) -> list[Path]:
             "run: give its folder."
         ) from error
     return paths
+
+
+def blend(network: UniMedVL, start: str | Path | None, share: float) -> None:
+    """Give `network` back a share of the weights that its training began with.
+
+    What lies between two sets of weights on one course often keeps most of either (after arXiv 2109.01903).
+
+    Args:
+        start: the folder of weights that it began with; not read where the share is 0.
+        share: 0 leaves the network as it is.
+
+    Raises:
+        ValueError: a share outside [0, 1), or one without weights, or of those of another network.
+    """
+    if not 0 <= share < 1 or (share and start is None):
+        raise ValueError(
+            f"blend got share={share} of start={start}, expected a share in [0, 1), and weights to keep it "
+            "of: change either."
+        )
+    if not share:
+        return
+    before = weights.load(start, dtype=torch.float32)[0].state_dict()  # type: ignore[arg-type]
+    state = network.state_dict()
+    if {n: x.shape for n, x in before.items()} != {n: x.shape for n, x in state.items()}:
+        raise ValueError(
+            f"The weights in {Path(str(start)).name} are of another network than the one trained: give those "
+            "that it began with."
+        )
+    network.load_state_dict(
+        {
+            name: torch.lerp(value, before[name].to(value), share) if value.is_floating_point() else value
+            for name, value in state.items()
+        }
+    )
 
 
 def whole(network: UniMedVL) -> UniMedVL | None:

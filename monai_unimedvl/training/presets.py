@@ -20,12 +20,13 @@ from monai_unimedvl import weights
 from monai_unimedvl.data.atlas import AtlasDataset, as_tensor
 from monai_unimedvl.data.atlas_runs import runs
 from monai_unimedvl.data.atlas_tasks import DEFAULT_TASKS, QUESTIONS
-from monai_unimedvl.data.augment import OF_CONTRAST, RECOLOURED, augment, recolour
+from monai_unimedvl.data.augment import OF_CONTRAST, RECOLOURED, abridged, augment, recolour
 from monai_unimedvl.data.mixture import Dropout, Mixture, Stream
 from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.unimedvl import UniMedVL, from_config, nano
 from monai_unimedvl.sequence import Turn
 from monai_unimedvl.tokenizer import Tokenizer
+from monai_unimedvl.training.preludes import SHARE, Preludes
 from monai_unimedvl.training.vision import pretrain_vision, seeded
 from monai_unimedvl.transforms.segments import Rule, ToSegments
 
@@ -47,7 +48,8 @@ DRAWING = {
     "sr4": 0.16, "t1-to-t2": 0.035, "t1-to-pd": 0.035, "t2-to-t1": 0.03, "t1-to-gm": 0.025,
     "ct-to-bone": 0.015, "h-to-he": 0.03, "h-to-ihc": 0.03, "slice-group": 0.015, "edit-group": 0.04,
 }  # fmt: skip
-LEGS: dict[str, Mapping[str, float]] = {"joint": SHARES, "drawing": DRAWING}
+LEGS: dict[str, Mapping[str, float]] = {"joint": SHARES, "drawing": DRAWING, "words": DRAWING}
+ABRIDGED = {"words": 0.6}  # of the descriptions that a leg draws from, see `abridged`
 UNREAD = 0.9  # of a picture's patches, at most, that answers do without, see `Dropout.patches`
 EDITED_TOGETHER = ("seg-tissue", "seg-lobes", "sr4", "t1-to-t2", "t1-to-pd", "t2-to-t1", "t1-to-gm")
 GAPS = (2.0, 4.0)  # mm between the slices of a group
@@ -118,7 +120,10 @@ def nano_training(
     dataset = AtlasDataset(
         root, "train", tasks=tasks, permissive_only=permissive_only, seed=seed, progress=progress
     )
-    packs = partial(nano_mixture, dataset, budget=budget, seed=seed, shares=LEGS[leg], unread=UNREAD)
+    packs = partial(
+        nano_mixture, dataset, budget=budget, seed=seed, shares=LEGS[leg], unread=UNREAD,
+        abridge=ABRIDGED.get(leg, 0.0),
+    )  # fmt: skip
     if start is not None:
         network, tokenizer = weights.load(start, dtype=torch.float32)
         if tokenizer is None:
@@ -157,21 +162,21 @@ def _with_strokes(network: UniMedVL, strokes: int, seed: int) -> UniMedVL:
 
 def nano_mixture(
     dataset: AtlasDataset, tokenizer: Tokenizer, *, budget: int, seed: int = 0,
-    shares: Mapping[str, float] = WEIGHTS, unread: float = 0.0,
+    shares: Mapping[str, float] = WEIGHTS, unread: float = 0.0, abridge: float = 0.0,
 ) -> Mixture:  # fmt: skip
     """Packs of the atlas tasks at their shares, augmented, with condition dropout for guidance.
 
     Args:
-        unread: see `atlas_streams`.
+        unread, abridge: see `atlas_streams`.
     """
-    to_segments = ToSegments(tokenizer, view=NANO_RULE, canvas=NANO_RULE, together=True)
-    streams = atlas_streams(dataset, grouped=True, shares=shares, unread=unread)
+    to_segments = ToSegments(tokenizer, view=NANO_RULE, canvas=NANO_RULE, together=True, keep_drawn=True)
+    streams = atlas_streams(dataset, grouped=True, shares=shares, unread=unread, abridge=abridge)
     return Mixture(streams, to_segments, budget=budget, seed=seed)
 
 
 def atlas_streams(
     dataset: AtlasDataset, *, grouped: bool = False, shares: Mapping[str, float] = WEIGHTS,
-    unread: float = 0.0,
+    unread: float = 0.0, abridge: float = 0.0,
 ) -> list[Stream]:  # fmt: skip
     """One stream for each task with a share; each dialogue asks some of the questions about a picture.
 
@@ -179,6 +184,7 @@ def atlas_streams(
         grouped: also neighbouring slices edited together (the segments then need `together=True`), and, with
             a share of "slices", asked about together.
         unread: share of the patches of a picture, at most, that answers about it and descriptions do without.
+        abridge: share of the descriptions to draw from that say less, or another level, see `abridged`.
     """
     places: dict[str, list[int]] = defaultdict(list)
     asked: dict[str, list[int]] = defaultdict(list)
@@ -188,9 +194,19 @@ def atlas_streams(
         else:
             places[entry.task].append(i)
     groups = edit_groups(dataset) if grouped else []
+    elsewhere = _levels_elsewhere(dataset) if abridge else {}
+    preludes = Preludes(dataset) if abridge else None
 
     def one(task: str, index: int, generator: torch.Generator) -> list[Turn]:
         item = dataset[places[task][index]]
+        if task == "text-to-image" and float(torch.rand((), generator=generator)) < abridge:
+            (words,), *told = (turn.parts for turn in item["turns"])
+            said = abridged(words, generator, elsewhere[item["plane"]])
+            item["turns"] = [Turn("user", [said]), *(Turn("assistant", parts) for parts in told)]
+        if preludes is not None and item["kind"] == "image" and len(item["turns"][0].parts) == 2:
+            if float(torch.rand((), generator=generator)) < SHARE:
+                turns, drawn_before = preludes.before(places[task][index], generator)
+                return turns if drawn_before else augment(turns, generator, task=task, mirror=False)
         turned = task == "sr4" and item["modality"] in RARE
         return augment(item["turns"], generator, task="h-to-he" if turned else task)
 
@@ -268,6 +284,15 @@ def _asked(dataset: AtlasDataset, found: list[int], generator: torch.Generator) 
         order = [first[0], *(i for i in order if i != first[0])]
     count = 1 + int(torch.randint(QUESTIONS_A_DIALOGUE, (), generator=generator))
     return order[:count]
+
+
+def _levels_elsewhere(dataset: AtlasDataset) -> dict[str, list[str]]:
+    """Plane -> the levels that the dataset names in other planes, and never in this one; "" for no plane."""
+    named: dict[str, set[str]] = defaultdict(set)
+    for picture in {id(entry.picture): entry.picture for entry in dataset.entries}.values():
+        named[picture.plane].update({str(picture.facts["level"])} if "level" in picture.facts else ())
+    every = set().union(*named.values())
+    return {plane: sorted(every - levels) if plane else [] for plane, levels in named.items()}
 
 
 def edit_groups(dataset: AtlasDataset) -> list[list[int]]:

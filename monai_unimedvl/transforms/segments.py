@@ -48,8 +48,8 @@ class ToSegments:
         together: images that follow each other in one turn of the assistant are neighbouring slices, drawn
             together (see `Canvas.joined`); otherwise each is drawn alone.
         prune: drops tokens of neighbouring slices that repeat each other, where nothing is drawn.
-        keep_drawn: after each drawn image that is not the last segment, add its clean canvas for what
-            follows.
+        keep_drawn: after images drawn one by one or together, unless they end the dialogue, add their clean
+            canvases and views for what follows.
     """
 
     def __init__(
@@ -63,11 +63,6 @@ class ToSegments:
                 f"ToSegments got fit={fit!r}, expected 'matched' or 'upstream': name one of these."
             )
         self.tokenizer, self.view, self.canvas, self.fit = tokenizer, view, canvas, fit
-        if together and keep_drawn:
-            raise ValueError(
-                "ToSegments got together=True with keep_drawn=True, but no clean canvas fits between slices "
-                "that are drawn together: use one of them."
-            )
         self.max_tokens, self.keep_drawn, self.together = max_tokens, keep_drawn, together
         self.prune = prune
         self.view_patch, self.canvas_patch = view_patch or view.stride, canvas_patch or canvas.stride
@@ -94,6 +89,7 @@ class ToSegments:
         if not parts:
             raise ValueError("the prompt is empty, but some text or an image is expected: add one.")
         segments: list[Segment] = []
+        waiting: list[Tensor] = []  # drawn together, and not read yet
         for index, (role, part) in enumerate(parts):
             if isinstance(part, str):
                 segments.append(Text(self.tokenizer.encode(part), loss=role == "assistant"))
@@ -104,19 +100,24 @@ class ToSegments:
             elif history:
                 segments.append(self._canvas(self._fitted(image, self.canvas)))
             else:
-                follows = (
-                    index > 0 and parts[index - 1][0] == role and not isinstance(parts[index - 1][1], str)
-                )
+                joined = index > 0 and self._goes_on(parts, index - 1)
                 drawn = self._canvas(self._fitted(image, self.canvas), noisy=True)
-                if self.together and follows:
-                    drawn = replace(drawn, joined=True)
-                segments.append(drawn)
-                if self.keep_drawn and index + 1 < len(parts):
-                    segments.append(Canvas(drawn.grid, image=drawn.image))
+                segments.append(replace(drawn, joined=True) if joined else drawn)
+                waiting.append(image)
+                if self.keep_drawn and index + 1 < len(parts) and not self._goes_on(parts, index):
+                    for seen in waiting:
+                        segments += made_here(self._read(seen, True))
+                waiting = waiting if self._goes_on(parts, index) else []
         if self.prune is not None and not draw:
             segments = self.prune(segments)
         self._check_length(segments)
         return segments
+
+    def _goes_on(self, parts: Sequence[tuple[str, str | Tensor]], index: int) -> bool:
+        """Whether the image at this place and the next one are drawn together."""
+        pair = parts[index : index + 2]
+        drawn = [role == "assistant" and isinstance(part, Tensor) for role, part in pair]
+        return self.together and len(pair) == 2 and all(drawn)
 
     def _read(self, image: Tensor, draw: bool) -> list[Segment]:
         if not draw:
@@ -168,6 +169,11 @@ class ToSegments:
                 f"the prompt needs {words + places} tokens ({words} of text, {places} of images), "
                 f"but the context holds {self.max_tokens}: shorten the text, or use fewer or smaller images."
             )
+
+
+def made_here(segments: Sequence[Segment]) -> list[Segment]:
+    """The segments of an image that was drawn in this dialogue: later drawings do not start from it."""
+    return [replace(s, given=False) if isinstance(s, Canvas) else s for s in segments]
 
 
 def dialogue(source: Sequence[str | Tensor | Turn] | Mapping[str, Any]) -> list[Turn]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from monai_unimedvl.data.atlas_tasks import LEGENDS, TASKS
-from monai_unimedvl.data.augment import CHANGES, augment, recolour
+from monai_unimedvl.data.augment import CHANGES, abridged, augment, recolour
 from monai_unimedvl.sequence import Turn
 
 LESSONS = {"seg-any", "seg-parcels"}  # label maps that an encoder is taught (training/test_vision.py)
@@ -130,3 +130,37 @@ def test_recolouring_keeps_what_is_alike_alike_and_black_dark() -> None:
         assert (recolour(torch.zeros(3, 2, 2), torch.Generator().manual_seed(1)) < 0.02).all()
     order = [torch.corrcoef(torch.stack([grey[0].flatten(), x[0].flatten()]))[0, 1] for x in seen]
     assert min(order) < 0.9, "a contrast like the old one is not another contrast"
+
+
+def test_words_that_tell_left_from_right_keep_pictures_as_they_are() -> None:
+    pair = picture(), picture(1)
+    mirrored = []
+    for seed in range(8):
+        kept = augment(dialogue(*pair), torch.Generator().manual_seed(seed), task="sr4", mirror=False)
+        assert (images(kept)[0] / pair[0]).std() < 1e-5  # brighter or darker, but in place
+        mirrored.append(not torch.equal(images(kept)[0], changed("sr4", seed, *pair)[0]))
+    assert any(mirrored) and not all(mirrored)
+
+
+SLICE = "Coronal T2 MRI at the level of the thalamus, smooth average. Visible: insula, temporal lobe."
+
+
+def short(words: str, elsewhere: tuple[str, ...] = (), count: int = 200) -> set[str]:
+    return {abridged(words, torch.Generator().manual_seed(seed), elsewhere) for seed in range(count)}
+
+
+def test_a_description_is_abridged_to_what_a_user_would_type() -> None:
+    found = short(SLICE)
+    assert {"Coronal T2 MRI", "Coronal T2 MRI.", "Coronal T2 MRI at the level of the thalamus"} <= found
+    assert all(words.startswith("Coronal T2 MRI") and "Visible" not in words for words in found)
+    assert short("Axial CT of the chest. No tumour.") == {
+        "Axial CT of the chest. No tumour.", "Axial CT of the chest.", "Axial CT of the chest",
+    }  # fmt: skip
+
+
+def test_a_level_of_another_plane_takes_the_place_of_the_true_one_in_a_share() -> None:
+    found = [abridged(SLICE, torch.Generator().manual_seed(seed), ("the pons",)) for seed in range(600)]
+    elsewhere = [words for words in found if "the pons" in words]
+    assert 0.35 < len(elsewhere) / len(found) < 0.55 and not any("thalamus" in w for w in elsewhere)
+    assert any("Visible: insula" in words for words in elsewhere)
+    assert not any("the pons" in words for words in short(SLICE))

@@ -12,6 +12,7 @@ from monai_unimedvl.inferers import Branches, Context, segments_for
 from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.unimedvl import UniMedVL, from_config, nano
 from monai_unimedvl.sequence import Canvas, Text, Turn, View
+from monai_unimedvl.transforms.segments import made_here
 
 
 def assert_same(one: Context, other: Context, pairs: list[tuple[int, int]]) -> None:
@@ -113,7 +114,7 @@ def test_branches_are_read_only_as_far_as_guidance_needs_them(tiny, segments, gu
 def test_what_drawings_start_from_follows_reads_and_forks(tiny, segments, image, other):
     context = Context(tiny, segments, samples=3)
     context.read([[image, "axial"], ["axial"], [other]], draw=True)
-    (grid, first), = context.bases[0].items()
+    ((grid, first),) = context.bases[0].items()
     assert context.bases[1] == {} and torch.equal(first, tiny.encode([segments([image], True)])[0][0].latents)
     fork = context.fork([2, None, 0])
     assert fork.bases[1] == {} and fork.bases[2][grid] is first and fork.bases[0] == context.bases[2]
@@ -169,7 +170,7 @@ def test_a_later_drawing_starts_from_what_was_given_not_from_what_was_drawn(tiny
     branches = Branches(tiny, segments, prompts=1)
     branches.read([segments([image, "mask"], True)])
     scan = dict(branches.context.bases[0])
-    branches.read([segments([1 - image], True)], given=False)
+    branches.read([made_here(segments([1 - image], True))])
     ((grid, kept),) = branches.context.bases[0].items()
     assert kept is scan[grid]
     branches.read([segments([1 - image], True)])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,18 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from tiny import MARKS, text, tiny_network
 from torch.utils.data import DataLoader
 
+from monai_unimedvl import weights
 from monai_unimedvl.data.mixture import Pack
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.training.callbacks import Averaging
-from monai_unimedvl.training.checkpoints import AtomicCheckpointIO, average, newest, read_network, whole
+from monai_unimedvl.training.checkpoints import (
+    AtomicCheckpointIO,
+    average,
+    blend,
+    newest,
+    read_network,
+    whole,
+)
 from monai_unimedvl.training.module import UniMedVLModule
 from monai_unimedvl.training.optimizer import Rates
 
@@ -148,6 +157,27 @@ def test_the_mean_of_the_last_checkpoints(tmp_path: Path) -> None:
         torch.save({"network": one.config, "state_dict": state}, tmp_path / f"epoch=0-step={step}.ckpt")
     with pytest.raises(ValueError, match="are of another network"):
         average(network, tmp_path, 102)
+
+
+def test_a_share_of_the_weights_at_the_start_is_kept(tmp_path: Path) -> None:
+    first, last = tiny_network(), tiny_network()
+    with torch.no_grad():
+        for p in last.parameters():
+            p.add_(torch.randn_like(p))
+    weights.save(first, None, tmp_path / "start")
+    between = deepcopy(last)
+    blend(between, tmp_path / "start", 0.25)
+    for name, value in between.state_dict().items():
+        expected = 0.75 * last.state_dict()[name] + 0.25 * first.state_dict()[name]
+        assert torch.allclose(value, expected, atol=1e-6)
+    kept = deepcopy(last)
+    blend(kept, None, 0)
+    assert all(value.equal(last.state_dict()[name]) for name, value in kept.state_dict().items())
+    for start, share in ((None, 0.25), (tmp_path / "start", 1), (tmp_path / "start", -0.1)):
+        with pytest.raises(ValueError, match=f"blend got share={share} of start="):
+            blend(last, start, share)
+    with pytest.raises(ValueError, match="start are of another network than the one trained"):
+        blend(tiny_network(decoder={"num_layers": 1}), tmp_path / "start", 0.5)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

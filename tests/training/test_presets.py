@@ -194,5 +194,5 @@ def test_strokes_are_added_to_weights_that_have_none_and_change_nothing_yet(tmp_
 
 
 def test_a_leg_of_another_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="leg='writing', expected one of joint, drawing: use"):
+    with pytest.raises(ValueError, match="leg='writing', expected one of joint, drawing, words: use"):
         nano_training(tmp_path, leg="writing")

@@ -52,8 +52,9 @@ def test_neighbouring_slices_of_an_answer_are_drawn_together_on_request(image: T
     assert kinds(alone) == kinds(together) == "TNNtN"
     assert [s.joined for s in together if isinstance(s, Canvas)] == [False, True, False]
     assert not any(s.joined for s in alone if isinstance(s, Canvas))
-    with pytest.raises(ValueError, match="together=True with keep_drawn=True"):
-        segments_of(turns, together=True, keep_drawn=True)
+    kept = segments_of(turns, together=True, keep_drawn=True)
+    assert kinds(kept) == "TNNCVCVtN"
+    assert [s.given for s in kept if isinstance(s, Canvas)] == [True, True, False, False, True]
 
 
 def test_a_question_about_an_image_has_a_view_and_words_in_order(image: Tensor) -> None:
@@ -80,7 +81,7 @@ def test_later_parts_see_a_drawing_only_when_it_is_kept(image: Tensor) -> None:
     turns = [Turn("user", ["draw"]), Turn("assistant", [image, "here"]), Turn("assistant", [image])]
     assert kinds(segments_of(turns)) == "TNtN"
     kept = segments_of(turns, keep_drawn=True)
-    assert kinds(kept) == "TNCtN"
+    assert kinds(kept) == "TNCVtN" and not kept[2].given
     assert torch.equal(kept[1].image, kept[2].image) and kept[1].grid == kept[2].grid
     assert kinds(segments_of(turns, history=True)) == "TCtC"
 

@@ -187,13 +187,17 @@ def test_g_everything_learns_more_and_forgets_more_of_the_drawing() -> None:
         found = of("g", "full", arm)
         assert found["pd-to-t2, slab"].verdict == "first"
         kept = {place for place, x in found.items() if x.verdict == "second"}
-        assert kept == {"t1-to-t2, slab", *(sharp[:1] if arm == "lora-generation" else sharp)}
+        assert kept == {
+            "t1-to-t2, slab",
+            "seg-tissue, slab",
+            *(sharp[:1] if arm == "lora-generation" else sharp),
+        }
+        assert found["seg-tissue, slab"].adjusted == of("g", "full", "lora-both")["seg-tissue, slab"].adjusted
         assert found["pd-to-t2, slab"].adjusted == of("g", "full", adapters[-1])["pd-to-t2, slab"].adjusted
     for arm in ("full", *adapters):
         lost = {place for place, x in of("g", "untouched", arm).items() if x.verdict == "first"}
-        assert lost == {"t1-to-t2, slab", *sharp, "seg-tissue, slab"} - (
-            {"seg-tissue, slab"} if arm == "lora-generation" else set()
-        )
+        further = {"lora-generation": set(), "lora-understanding": {"seg-tissue, slab", "vqa, subject"}}
+        assert lost == {"t1-to-t2, slab", *sharp} | further.get(arm, {"seg-tissue, slab"})
     for place in ("vqa, slab", "vqa, subject"):
         line = of("g", "untouched", "lora-generation")[place]
         assert line.difference.moved == (0, 0)
