@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from monai_unimedvl.flow import Guidance
 from monai_unimedvl.inferers import Branches, Context, segments_for
 from monai_unimedvl.networks.autoencoder import PatchCodec
-from monai_unimedvl.networks.unimedvl import UniMedVL, from_config, nano
+from monai_unimedvl.networks.unimedvl import UniMedVL, based, from_config, nano
 from monai_unimedvl.sequence import Canvas, Text, Turn, View
 from monai_unimedvl.transforms.segments import made_here
 
@@ -164,6 +164,15 @@ def test_an_image_for_a_network_without_vision_is_refused(tiny, tokenizer, image
     context = Context(blind, segments_for(blind, tokenizer), samples=1)
     with pytest.raises(ValueError, match="no vision encoder"):
         context.read([[image]])
+
+
+def test_slices_drawn_together_start_from_those_given_not_from_one_drawn_here():
+    scan, mask = torch.zeros(4, 3), torch.ones(4, 3)
+    read = [Canvas((2, 2), scan), Canvas((2, 2), mask, given=False)]
+    noisy = [Canvas((2, 2), scan, noisy=True), Canvas((2, 2), scan, noisy=True, joined=True)]
+    assert [canvas.base is scan for canvas in based([*read, *noisy])[2:]] == [True, True]
+    both = based([Canvas((2, 2), scan), Canvas((2, 2), mask), *noisy])[2:]
+    assert both[0].base is scan and both[1].base is mask
 
 
 def test_a_later_drawing_starts_from_what_was_given_not_from_what_was_drawn(tiny, segments, image):

@@ -13,6 +13,7 @@ pytest.importorskip("skimage", reason="the atlas corpus needs scikit-image")
 from monai_unimedvl.data.atlas import AtlasDataset  # noqa: E402
 from monai_unimedvl.data.atlas_tasks import TASKS  # noqa: E402
 from monai_unimedvl.sequence import Turn  # noqa: E402
+from monai_unimedvl.training import presets  # noqa: E402
 from monai_unimedvl.training.preludes import SAID, Preludes, history  # noqa: E402
 from monai_unimedvl.training.presets import DRAWING, _levels_elsewhere, atlas_streams  # noqa: E402
 
@@ -68,6 +69,26 @@ def test_only_a_leg_that_asks_for_them_has_preludes_and_short_words(dataset: Atl
     assert len(parts(0.0, "seg-tissue")) == 40 < len(parts(0.6, "seg-tissue"))
     long = {entry.words for entry in dataset.entries if entry.task == "text-to-image"}
     assert set(parts(0.0, "text-to-image")) <= long and not set(parts(0.6, "text-to-image")) <= long
+
+
+def test_nothing_is_mirrored_after_words_that_may_tell_left_from_right(
+    dataset: AtlasDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[int, bool]] = []
+
+    def watched(
+        turns: list[Turn], generator: torch.Generator, *, task: str, mirror: bool = True
+    ) -> list[Turn]:
+        found.append((len(turns[0].parts), mirror))
+        return list(turns)
+
+    monkeypatch.setattr(presets, "augment", watched)
+    streams = atlas_streams(dataset, shares=DRAWING, abridge=0.6)
+    stream = next(stream for stream in streams if stream.name == "seg-tissue")
+    for i in range(40):
+        stream.read(i, torch.Generator().manual_seed(i))
+    assert {mirror for parts, mirror in found if parts > 2} == {False}
+    assert True in {mirror for parts, mirror in found if parts == 2}
 
 
 def test_levels_elsewhere_are_those_of_other_planes(dataset: AtlasDataset) -> None:
