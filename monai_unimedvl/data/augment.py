@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small changes to training dialogues that keep every word true; all images of a sample move alike.
+"""Small changes to training dialogues that keep every word true, but for levels (`abridged`).
 
-What may change is a matter of the task: masks keep their colours, translations their intensities, drawn
-images their place; nothing is mirrored where words say left or right.
+All images of a sample move alike. What may change is a matter of the task: masks keep their colours,
+translations their intensities, drawn images their place; nothing is mirrored where words say left or right.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ def mixed(device: str | torch.device = "cpu") -> str:
 class Muon(torch.optim.Muon):
     """torch's Muon with the products of its updates in float32, for CPUs that are slow in bfloat16.
 
-    Jordan 2024, "Muon: an optimizer for hidden layers"; rates as torch's "match_rms_adamw" scales them. State
-    and settings are torch's, so checkpoints fit either.
+    Jordan 2024, "Muon: an optimizer for hidden layers". State and settings are torch's, so checkpoints fit
+    either.
     """
 
     @torch.no_grad()
@@ -59,8 +59,10 @@ class Muon(torch.optim.Muon):
                 update = orthogonal(
                     ahead, steps=group["ns_steps"], coefficients=group["ns_coefficients"], eps=group["eps"]
                 )
+                alike = group["adjust_lr_fn"] == "match_rms_adamw"
+                scale = 0.2 * math.sqrt(max(p.shape)) if alike else math.sqrt(max(1, p.shape[0] / p.shape[1]))
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update.to(p), alpha=-group["lr"] * 0.2 * math.sqrt(max(p.shape)))
+                p.add_(update.to(p), alpha=-group["lr"] * scale)
         return loss
 
 

@@ -39,15 +39,17 @@ class Preludes:
             elif entry.shown is not None and len(entry.targets) == 1:
                 self._drawn[entry.picture.id].append(i)
 
-    def before(self, index: int, generator: torch.Generator) -> tuple[list[Turn], bool]:
+    def before(
+        self, index: int, turns: Sequence[Turn], generator: torch.Generator
+    ) -> tuple[list[Turn], bool]:
         """The dialogue of an edit with what came before it, and whether something was drawn before.
 
         Args:
-            index: of the edit in the dataset.
+            index, turns: of the edit in the dataset.
             generator: the same state gives the same dialogue.
         """
         entry = self.dataset.entries[index]
-        (given, asked), (drawn, *_) = (turn.parts for turn in self.dataset[index]["turns"])
+        (given, asked), (drawn, *_) = (turn.parts for turn in turns)
         parts: list[str | Tensor] = [given]
         if _chance(generator) < HISTORY:
             parts.append(history(generator))

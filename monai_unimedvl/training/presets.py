@@ -184,7 +184,8 @@ def atlas_streams(
         grouped: also neighbouring slices edited together (the segments then need `together=True`), and, with
             a share of "slices", asked about together.
         unread: share of the patches of a picture, at most, that answers about it and descriptions do without.
-        abridge: share of the descriptions to draw from that say less, or another level, see `abridged`.
+        abridge: share of the descriptions to draw from that say less, or another level, see `abridged`; above
+            0 a share of the edits also comes in the midst of a dialogue, see `Preludes`.
     """
     places: dict[str, list[int]] = defaultdict(list)
     asked: dict[str, list[int]] = defaultdict(list)
@@ -203,10 +204,10 @@ def atlas_streams(
             (words,), *told = (turn.parts for turn in item["turns"])
             said = abridged(words, generator, elsewhere[item["plane"]])
             item["turns"] = [Turn("user", [said]), *(Turn("assistant", parts) for parts in told)]
-        if preludes is not None and item["kind"] == "image" and len(item["turns"][0].parts) == 2:
-            if float(torch.rand((), generator=generator)) < SHARE:
-                turns, drawn_before = preludes.before(places[task][index], generator)
-                return turns if drawn_before else augment(turns, generator, task=task, mirror=False)
+        edited = item["kind"] == "image" and len(item["turns"][0].parts) == 2
+        if preludes is not None and edited and float(torch.rand((), generator=generator)) < SHARE:
+            turns, drawn_before = preludes.before(places[task][index], item["turns"], generator)
+            return turns if drawn_before else augment(turns, generator, task=task, mirror=False)
         turned = task == "sr4" and item["modality"] in RARE
         return augment(item["turns"], generator, task="h-to-he" if turned else task)
 
@@ -289,8 +290,8 @@ def _asked(dataset: AtlasDataset, found: list[int], generator: torch.Generator) 
 def _levels_elsewhere(dataset: AtlasDataset) -> dict[str, list[str]]:
     """Plane -> the levels that the dataset names in other planes, and never in this one; "" for no plane."""
     named: dict[str, set[str]] = defaultdict(set)
-    for picture in {id(entry.picture): entry.picture for entry in dataset.entries}.values():
-        named[picture.plane].update({str(picture.facts["level"])} if "level" in picture.facts else ())
+    for picture in (entry.picture for entry in dataset.entries):
+        named[picture.plane] |= {str(picture.facts["level"])} if "level" in picture.facts else set()
     every = set().union(*named.values())
     return {plane: sorted(every - levels) if plane else [] for plane, levels in named.items()}
 

@@ -63,15 +63,16 @@ def test_bundles_leave_the_choice_to_the_machine(bundle: str, key: str) -> None:
     assert said == {"_target_": "monai_unimedvl.training.precision.mixed", "device": "@device"}
 
 
+@pytest.mark.parametrize("adjusted", ["match_rms_adamw", "original"])
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (32, 32)])
-def test_muon_in_float32_moves_as_torchs_does(shape: tuple[int, int]) -> None:
+def test_muon_in_float32_moves_as_torchs_does(shape: tuple[int, int], adjusted: str) -> None:
     generator = torch.Generator().manual_seed(0)
     begin = torch.randn(shape, generator=generator)
     gradients = [torch.randn(shape, generator=generator) for _ in range(4)]
 
     def moved(kind: type[torch.optim.Muon]) -> tuple[Tensor, dict[str, Any]]:
         p = nn.Parameter(begin.clone())
-        optim = kind([p], lr=0.05, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+        optim = kind([p], lr=0.05, weight_decay=0.1, adjust_lr_fn=adjusted)
         for gradient in gradients:
             p.grad = gradient.clone()
             optim.step()

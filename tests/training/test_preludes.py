@@ -27,7 +27,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> AtlasDataset:
 def dialogues(dataset: AtlasDataset, task: str, count: int = 80) -> list[tuple[int, list[Turn], bool]]:
     preludes = Preludes(dataset)
     places = [i for i, entry in enumerate(dataset.entries) if entry.task == task][:count]
-    return [(i, *preludes.before(i, torch.Generator().manual_seed(i))) for i in places]
+    return [(i, *preludes.before(i, dataset[i]["turns"], torch.Generator().manual_seed(i))) for i in places]
 
 
 def test_a_prelude_is_about_the_picture_of_the_edit_and_ends_in_it(dataset: AtlasDataset) -> None:
