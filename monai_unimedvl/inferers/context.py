@@ -15,7 +15,8 @@ from torch import Tensor
 
 from monai_unimedvl.flow import Guidance
 from monai_unimedvl.networks.decoder import KVCache
-from monai_unimedvl.networks.unimedvl import Bases, UniMedVL, bases
+from monai_unimedvl.networks.starts import Bases, bases
+from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.sequence import Canvas, Marks, Prompt, Segment, Text, Turn, View, pack, step
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.transforms.image import Rule
@@ -99,7 +100,7 @@ class Context:
         self.close()
         samples = self.network.encode([self._segments(part, draw) for part in batch])
         for s, segments in enumerate(samples):
-            self.bases[s].update(bases(segments))
+            self.bases[s] = bases(segments, self.bases[s])
         if any(samples):
             weight = self.network.decoder.embed.weight
             seq = pack(samples, self.marks, start=self.positions)

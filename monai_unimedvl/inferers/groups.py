@@ -19,6 +19,7 @@ from monai_unimedvl.inferers.drawing import ImageInferer
 from monai_unimedvl.inferers.inferers import shown
 from monai_unimedvl.inferers.sampling import flow_steps
 from monai_unimedvl.networks.layers import patchify
+from monai_unimedvl.networks.starts import given
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.sequence import Canvas, Prompt, Segment
 from monai_unimedvl.tokenizer import Tokenizer
@@ -100,7 +101,7 @@ class GroupInferer(ImageInferer):
     ) -> list[Tensor]:  # fmt: skip
         """The slices of one prompt."""
         network = branches.context.network
-        sources = [part for part in parts if isinstance(part, Canvas)]
+        sources = _sources(parts)
         count = len(sources) or self.count
         grid = self._grid(network, parts)
         if known and len(known) != count:
@@ -135,7 +136,7 @@ class GroupInferer(ImageInferer):
         return patchify(coded[0], network.latent_patch)
 
     def _check_group(self, n: int, segments: Sequence[Segment]) -> None:
-        canvases = [part for part in segments if isinstance(part, Canvas)]
+        canvases = _sources(segments)
         self._check_guidance(n, any(not isinstance(p, Canvas) for p in segments), bool(canvases))
         grids = {canvas.grid for canvas in canvases}
         if len(grids) > 1 or len(canvases) == 1:
@@ -143,6 +144,10 @@ class GroupInferer(ImageInferer):
                 f"prompt {n} has {len(canvases)} images of {len(grids)} sizes, but a group has two or more "
                 "of one size: give neighbouring slices, or use ImageInferer."
             )
+
+
+def _sources(segments: Sequence[Segment]) -> list[Canvas]:
+    return given([part for part in segments if isinstance(part, Canvas)])
 
 
 def windows(shown_: Iterator[Any], count: int, overlap: int) -> Iterator[tuple[list[Any], int]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from monai_unimedvl.flow import Guidance
 from monai_unimedvl.inferers.context import Context
-from monai_unimedvl.networks.unimedvl import based
+from monai_unimedvl.networks.starts import based
 from monai_unimedvl.sequence import Canvas, PackedSequence, pack
 
 TOGETHER = 1024  # latent tokens of several branches in one forward at most; tests/benchmarks/branches.py

@@ -25,8 +25,9 @@ from torch.nn.functional import interpolate
 from monai_unimedvl import flow
 from monai_unimedvl.networks.decoder import KVCache
 from monai_unimedvl.networks.layers import patchify
+from monai_unimedvl.networks.starts import based, bases
 from monai_unimedvl.networks.straight import Plan, draw
-from monai_unimedvl.networks.unimedvl import UniMedVL, based, bases
+from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.sequence import Canvas, Marks, Segment, Text, View, pack
 
 

@@ -17,12 +17,12 @@ from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.decoder import Decoder, KVCache
 from monai_unimedvl.networks.details import Details
 from monai_unimedvl.networks.layers import MLP, TimeEmbed, grid_table, patchify, unpatchify
+from monai_unimedvl.networks.starts import based
 from monai_unimedvl.networks.tones import Tones
 from monai_unimedvl.networks.vision import Vision
 from monai_unimedvl.sequence import Canvas, PackedSequence, Segment
 
 PREDICTIONS = ("velocity", "image")
-Bases = dict[tuple[int, int], Tensor]  # grid -> latents (h*w, C)
 SMALLEST_TIME = 0.05  # below it an image prediction says too little about the velocity
 
 
@@ -271,61 +271,6 @@ class UniMedVL(nn.Module):
                 guess = self.details.over(guess, h, source, self.autoencoder, edits)
         image = guess + self.latent_out(h).to(noisy)
         return (noisy - image) / t.clamp(min=SMALLEST_TIME)
-
-
-def bases(segments: Sequence[Segment]) -> Bases:
-    """What a later drawing may start from: the latents of the last clean canvas of each grid."""
-    clean = (s for s in segments if isinstance(s, Canvas) and s.given and not s.noisy and not s.dropped)
-    return {canvas.grid: canvas.latents for canvas in clean if canvas.latents is not None}
-
-
-def based(segments: Sequence[Segment], past: Bases | None = None) -> list[Segment]:
-    """The segments, in which each noisy canvas starts from the last clean canvas of its grid before it.
-
-    Neighbouring slices that are drawn together, as many as there are clean canvases of their grid before
-    them, start each from its own.
-
-    Args:
-        past: the `bases` of what was read earlier.
-    """
-    found: list[Segment] = []
-    for group in _joined(segments):
-        starts = _sources(found, group) or [_last(found, group[0], past)] * len(group)
-        for segment, start in zip(group, starts, strict=True):
-            if isinstance(segment, Canvas) and segment.noisy and segment.base is None and start is not None:
-                segment = replace(segment, base=start)
-            found.append(segment)
-    return found
-
-
-def _joined(segments: Sequence[Segment]) -> Iterable[list[Segment]]:
-    """Each segment by itself, but canvases that are drawn together in one list."""
-    group: list[Segment] = []
-    for segment in segments:
-        if group and not (isinstance(segment, Canvas) and segment.joined):
-            yield group
-            group = []
-        group.append(segment)
-    if group:
-        yield group
-
-
-def _sources(before: Sequence[Segment], group: Sequence[Segment]) -> list[Tensor | None] | None:
-    """The clean canvases that a group is drawn from, one each; None where they are not as many."""
-    if len(group) < 2:
-        return None
-    given = (s for s in before if isinstance(s, Canvas) and s.given and not s.noisy)
-    clean = [s for s in given if s.grid == group[0].grid]  # type: ignore[union-attr]
-    if len(clean) != len(group) or any(s.dropped for s in clean):
-        return None
-    return [s.latents for s in clean]
-
-
-def _last(before: Sequence[Segment], segment: Segment, past: Bases | None) -> Tensor | None:
-    """What a canvas starts from where it is drawn alone."""
-    if not isinstance(segment, Canvas):
-        return None
-    return bases(before).get(segment.grid, (past or {}).get(segment.grid))
 
 
 def from_config(config: dict[str, Any]) -> UniMedVL:

@@ -75,19 +75,21 @@ class ToSegments:
 
         Args:
             source: strings and images (3, H, W) in [0, 1]; or `Turn`s of these.
-            draw: an image is to be drawn next. Implied by an image in an assistant's turn.
-            history: the assistant's images are past and are read (clean), not drawn (noisy).
+            draw: an image is to be drawn next. Implied by an image in an assistant's turn that is no history.
+            history: the assistant's images are past and are read as the user's are, not drawn (noisy).
+
+        What is drawn later may start from the user's last image of its size; where the user gave none, from
+        the assistant's.
 
         Raises:
             ValueError: empty prompt, text beyond `max_tokens`, an image of wrong type, shape or range.
         """
         turns = dialogue(source)
-        draw = draw or any(
-            isinstance(p, Tensor) for turn in turns if turn.role == "assistant" for p in turn.parts
-        )
         parts = [(turn.role, part) for turn in turns for part in turn.parts if not _says_nothing(part)]
         if not parts:
             raise ValueError("the prompt is empty, but some text or an image is expected: add one.")
+        if not history:
+            draw = draw or any(role == "assistant" and isinstance(part, Tensor) for role, part in parts)
         segments: list[Segment] = []
         waiting: list[Tensor] = []  # drawn together, and not read yet
         for index, (role, part) in enumerate(parts):
@@ -98,7 +100,7 @@ class ToSegments:
             if role == "user":
                 segments += self._read(image, draw)
             elif history:
-                segments.append(self._canvas(self._fitted(image, self.canvas)))
+                segments += made_here(self._read(image, draw))
             else:
                 joined = index > 0 and self._goes_on(parts, index - 1)
                 drawn = self._canvas(self._fitted(image, self.canvas), noisy=True)
@@ -172,7 +174,7 @@ class ToSegments:
 
 
 def made_here(segments: Sequence[Segment]) -> list[Segment]:
-    """The segments of an image that was drawn in this dialogue: later drawings do not start from it."""
+    """The segments of an image that was drawn in this dialogue: later drawings start from what was given."""
     return [replace(s, given=False) if isinstance(s, Canvas) else s for s in segments]
 
 

@@ -10,7 +10,8 @@ from torch.testing import assert_close
 from monai_unimedvl.flow import Guidance
 from monai_unimedvl.inferers import Branches, Context, segments_for
 from monai_unimedvl.networks.autoencoder import PatchCodec
-from monai_unimedvl.networks.unimedvl import UniMedVL, based, from_config, nano
+from monai_unimedvl.networks.starts import based
+from monai_unimedvl.networks.unimedvl import UniMedVL, from_config, nano
 from monai_unimedvl.sequence import Canvas, Text, Turn, View
 from monai_unimedvl.transforms.segments import made_here
 
@@ -70,9 +71,8 @@ def test_a_dialogue_is_read_like_its_parts_and_drawn_images_as_past(tiny, segmen
         Turn("user", ["is this?"]),
     ]
     by_hand = [*segments([image, "axial", "coronal"], draw=True)]
-    by_hand += segments([other], draw=True)[:1] + segments(["is this?"])
-    context.read([turns, by_hand])
-    assert isinstance(by_hand[4], Canvas) and isinstance(by_hand[5], Text)
+    by_hand += segments([other, "is this?"], draw=True)
+    context.read([turns, by_hand], draw=True)
     assert_same(context, context, [(0, 1)])
 
 
@@ -111,11 +111,15 @@ def test_branches_are_read_only_as_far_as_guidance_needs_them(tiny, segments, gu
     assert len(Branches(tiny, segments, prompts=2, guidance=guidance).context) == 2 * count
 
 
+def latents_of(tiny, segments, image):
+    return tiny.encode([segments([image], True)])[0][0].latents
+
+
 def test_what_drawings_start_from_follows_reads_and_forks(tiny, segments, image, other):
     context = Context(tiny, segments, samples=3)
     context.read([[image, "axial"], ["axial"], [other]], draw=True)
     ((grid, first),) = context.bases[0].items()
-    assert context.bases[1] == {} and torch.equal(first, tiny.encode([segments([image], True)])[0][0].latents)
+    assert context.bases[1] == {} and torch.equal(first.latents, latents_of(tiny, segments, image))
     fork = context.fork([2, None, 0])
     assert fork.bases[1] == {} and fork.bases[2][grid] is first and fork.bases[0] == context.bases[2]
     fork.read([[], [other], [other]], draw=True)
@@ -123,7 +127,7 @@ def test_what_drawings_start_from_follows_reads_and_forks(tiny, segments, image,
     assert len(fork.bases[2]) == 2 and fork.bases[2][grid] is first  # another size leaves it
     context.read([[], [image], [image]], draw=False)
     assert context.bases[1] == {} and len(context.bases[2]) == 1  # images to understand are no base
-    context.read([[Canvas(grid, -first, dropped=True)], [], []])
+    context.read([[Canvas(grid, -first.latents, dropped=True)], [], []])
     assert context.bases[0][grid] is first
 
 
@@ -184,3 +188,24 @@ def test_a_later_drawing_starts_from_what_was_given_not_from_what_was_drawn(tiny
     assert kept is scan[grid]
     branches.read([segments([1 - image], True)])
     assert branches.context.bases[0][grid] is not kept
+
+
+def test_where_nothing_was_given_a_drawing_starts_from_the_last_one(tiny, segments, image):
+    def start(*dialogue):
+        """The latents from which a drawing starts after each of some parts, read one after another."""
+        context, at_once = Context(tiny, segments, samples=1), Context(tiny, segments, samples=1)
+        for role, part in dialogue:
+            context.read([[Turn(role, [part])]], draw=True)
+        at_once.read([[Turn(role, [part]) for role, part in dialogue]], draw=True)
+        ((grid, found),), ((_, same),) = (c.bases[0].items() for c in (context, at_once))
+        assert torch.equal(found.latents, same.latents)
+        noisy = Canvas(grid, found.latents, noisy=True)
+        (drawn,) = based([noisy], context.bases[0])
+        assert torch.equal(drawn.base, found.latents)
+        return found.latents
+
+    words, scan, drawn, later = ("user", "axial"), ("user", image), ("assistant", 1 - image), image.flip(2)
+    assert torch.equal(start(words, drawn), latents_of(tiny, segments, 1 - image))
+    assert torch.equal(start(words, drawn, ("assistant", later)), latents_of(tiny, segments, later))
+    assert torch.equal(start(scan, drawn), latents_of(tiny, segments, image))
+    assert torch.equal(start(words, drawn, scan, drawn), latents_of(tiny, segments, image))

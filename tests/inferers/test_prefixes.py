@@ -143,11 +143,22 @@ def test_an_engine_goes_on_from_what_it_has_read(tiny, tokenizer, image, other, 
     assert again.answer == later.answer
 
 
-def test_a_drawn_image_in_a_dialogue_is_not_shared(tiny, segments, image):
-    dialogue = [Turn("user", ["axial", image]), Turn("assistant", [image]), Turn("user", ["plane"])]
+def test_an_image_that_is_drawn_from_is_not_shared(tiny, segments, image):
+    dialogue = ["axial", image, "plane"]
+    context = Context(tiny, segments, samples=2)
+    first, second = (segments(dialogue, draw=True) for _ in range(2))
+    spared = Prefixes(context, worth=1).read({0: first, 1: second})
+    assert spared[1] == length(first[0]) == 4 and spared[0] == 0
+    alone = Context(tiny, segments, samples=1)
+    alone.read([first])
+    check(context, [alone, alone])
+    assert torch.equal(*(next(iter(bases.values())).latents for bases in context.bases))
+
+
+def test_what_the_assistant_drew_is_shared_like_any_image_to_look_at(tiny, segments, image):
+    dialogue = [Turn("user", ["axial", image]), Turn("assistant", [1 - image]), Turn("user", ["plane"])]
     context = Context(tiny, segments, samples=2)
     parts = segments(dialogue, history=True)
     spared = Prefixes(context, worth=1).read({0: parts, 1: segments(dialogue, history=True)})
-    assert spared[1] == length(parts[0]) == 4 and spared[0] == 0
+    assert spared[1] == sum(map(length, parts)) and spared[0] == 0
     check(context, apart(tiny, segments, [dialogue, dialogue]))
-    assert torch.equal(*(next(iter(bases.values())) for bases in context.bases))

@@ -14,15 +14,8 @@ from torch.testing import assert_close
 
 from monai_unimedvl import flow
 from monai_unimedvl.networks.autoencoder import PatchCodec
-from monai_unimedvl.networks.unimedvl import (
-    SMALLEST_TIME,
-    UniMedVL,
-    based,
-    bases,
-    from_config,
-    nano,
-    released,
-)
+from monai_unimedvl.networks.starts import based, bases
+from monai_unimedvl.networks.unimedvl import SMALLEST_TIME, UniMedVL, from_config, nano, released
 from monai_unimedvl.sequence import Canvas, Segment, pack
 
 

@@ -83,7 +83,16 @@ def test_later_parts_see_a_drawing_only_when_it_is_kept(image: Tensor) -> None:
     kept = segments_of(turns, keep_drawn=True)
     assert kinds(kept) == "TNCVtN" and not kept[2].given
     assert torch.equal(kept[1].image, kept[2].image) and kept[1].grid == kept[2].grid
-    assert kinds(segments_of(turns, history=True)) == "TCtC"
+
+
+def test_what_the_assistant_drew_is_read_as_what_the_user_gave(image: Tensor) -> None:
+    words = [Turn("user", ["draw"]), Turn("assistant", [image, "here"]), Turn("user", ["what is it?"])]
+    scan = [Turn("user", [image]), *words, Turn("assistant", [image]), Turn("user", ["and this?"])]
+    assert kinds(segments_of(words, history=True)) == "TVtT"
+    assert kinds(segments_of(scan, history=True)) == "VTVtTVT"
+    read = segments_of(scan, history=True, draw=True)
+    assert kinds(read) == "CVTCVtTCVT"
+    assert [s.given for s in read if isinstance(s, Canvas)] == [True, False, False]
 
 
 def test_patches_and_grids_lead_back_to_the_image(image: Tensor) -> None:
