@@ -31,6 +31,7 @@ class Leg:
     Args:
         configs: names of files in `configs/`, laid over each other.
         steps: after which it is done. minutes: that it took, on the cores that the chain names.
+        float32: minutes on a CPU that does not multiply in bfloat16; None is not known.
         start: the leg whose weights it begins with; None begins anew.
         settings: laid over the configs.
     """
@@ -42,6 +43,14 @@ class Leg:
     about: str = ""
     start: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    float32: float | None = None
+
+    @property
+    def here(self) -> float:
+        """Its minutes on a machine like this one."""
+        from monai_unimedvl.training.precision import multiplies_bfloat16  # torch takes seconds to import
+
+        return self.minutes if self.float32 is None or multiplies_bfloat16() else self.float32
 
 
 @dataclass(frozen=True)
@@ -66,18 +75,18 @@ class Chain:
 
     def sittings(self, leg: Leg) -> int:
         """In how many sittings a leg is done, at the speed that it was measured at."""
-        return max(1, math.ceil(leg.minutes / self.longest))
+        return max(1, math.ceil(leg.here / self.longest))
 
     def budget(self, permissive_only: bool = False, seed: int | None = None) -> list[str]:
         """What a run takes, in lines: hours, cores, legs, seeds, disk, packages with licences."""
         tested = float(self.evaluation.get("minutes", 0))
-        hours = (sum(leg.minutes for leg in self.legs) + tested) / 60
+        hours = (sum(leg.here for leg in self.legs) + tested) / 60
         count, cores = sum(map(self.sittings, self.legs)), f"{self.cores} core{'s' * (self.cores > 1)}"
         lines = [
             f"budget: {hours:.1f} hours on {cores}, in {count} sittings of at most"
             f" {self.longest:g} minutes, each of which can be killed and goes on",
             *(
-                f"  leg {leg.name}: {leg.steps} steps, about {leg.minutes:g} minutes in"
+                f"  leg {leg.name}: {leg.steps} steps, about {leg.here:g} minutes in"
                 f" {self.sittings(leg)} sitting(s): {leg.about or 'as its configs say'}"
                 for leg in self.legs
             ),
@@ -129,6 +138,14 @@ def checkpoint(out: str | Path, leg: Leg) -> tuple[int, Path | None]:
 
     last = newest(folder_of(out, leg) / "checkpoints")
     return (0, None) if last is None else (step_of(last), last)
+
+
+def encoder_step(out: str | Path, leg: Leg) -> int:
+    """How far the encoder's own training is, with which a first leg begins; 0 without one."""
+    from monai_unimedvl.training.checkpoints import newest, step_of
+
+    last = newest(folder_of(out, leg) / "vision")
+    return 0 if last is None else step_of(last)
 
 
 def command(

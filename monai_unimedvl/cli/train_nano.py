@@ -84,8 +84,9 @@ def _sit(chain: Chain, leg: Leg, out: Path, options: Namespace, lock: int) -> No
     from monai_unimedvl.bundle import legs
 
     longest = chain.longest
-    before, _ = legs.checkpoint(out, leg)
-    _say(options, f"leg {leg.name}: from step {before} of {leg.steps}, at most {longest:g} minutes")
+    before, encoder = legs.checkpoint(out, leg)[0], legs.encoder_step(out, leg)
+    beside = f", its encoder from step {encoder}" if encoder and not before else ""
+    _say(options, f"leg {leg.name}: from step {before} of {leg.steps}{beside}, at most {longest:g} minutes")
     words = legs.command(
         chain, leg, out, root=options.atlas, seed=options.seed, permissive_only=options.permissive_only
     )
@@ -104,9 +105,10 @@ def _sit(chain: Chain, leg: Leg, out: Path, options: Namespace, lock: int) -> No
             code = 0  # the time was up, and the next sitting goes on
         finally:
             _end(child)
-    after, _ = legs.checkpoint(out, leg)
+    after = legs.checkpoint(out, leg)[0]
+    further = after > before or legs.encoder_step(out, leg) > encoder or legs.is_done(out, leg)
     minutes = (time.monotonic() - start) / 60
-    if code or (after == before and not legs.is_done(out, leg)):
+    if code or not further:
         why = f"stopped with code {code}" if code else f"got no further than step {after}"
         raise ValueError(f"leg {leg.name!r} {why} after {minutes:.0f} minutes: see {folder / 'log.txt'}.")
     state = "done" if legs.is_done(out, leg) else f"at step {after}; its time was up"

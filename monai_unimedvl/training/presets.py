@@ -86,6 +86,7 @@ def nano_training(
     start: str | Path | None = None,
     leg: str = "joint",
     strokes: int = 0,
+    vision_folder: str | Path | None = None,
     progress: bool = True,
 ) -> NanoTraining:
     """The network, tokenizer and mixture of the nano model, from the atlas packages.
@@ -101,6 +102,7 @@ def nano_training(
             must be told (`frozen`).
         strokes: of the network, see `UniMedVL`; new ones are added to weights that have none, 0 leaves what
             the weights have.
+        vision_folder: of the checkpoint from which pretraining the encoder goes on after a kill.
         progress: show bars.
 
     Raises:
@@ -141,7 +143,9 @@ def nano_training(
     network.latent_variance.copy_(latents.var(dim=(0, 2, 3)))  # type: ignore[operator]
     vision_steps = VISION_STEPS if vision_steps is None else vision_steps
     if vision_steps:
-        pretrain_vision(network, dataset, steps=vision_steps, seed=seed, progress=progress)
+        pretrain_vision(
+            network, dataset, steps=vision_steps, seed=seed, progress=progress, folder=vision_folder
+        )
     return NanoTraining(network, tokenizer, packs(tokenizer))
 
 

@@ -14,6 +14,8 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +30,12 @@ from monai_unimedvl.networks.layers import patchify
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.networks.vision import Vision
 from monai_unimedvl.sequence import Turn
+from monai_unimedvl.training.checkpoints import AtomicCheckpointIO, newest
 from monai_unimedvl.training.optimizer import MuonAdamW, warmup_stable_decay
 from monai_unimedvl.training.precision import multiplies_bfloat16
 
 UNASKED = -100  # cross entropy's own word for "no label"
-
+EVERY = 100  # steps between checkpoints
 
 # label maps of a picture -> labels, nothing included
 MAPS = {"parcels": len(PARCELS) + 1} | {
@@ -94,15 +97,18 @@ def seeded(seed: int) -> Iterator[None]:
 
 def pretrain_vision(
     network: UniMedVL, dataset: AtlasDataset, *, steps: int, batch: int = 64, seed: int = 0,
-    progress: bool = True,
+    progress: bool = True, folder: str | Path | None = None,
 ) -> list[float]:  # fmt: skip
     """Train `network.vision` in place on the answers and label maps of `dataset`; returns each step's loss.
 
     Args:
         progress: show a bar.
+        folder: keeps a checkpoint, from which the same call goes on after a kill and ends with the same
+            weights; None keeps none.
 
     Raises:
-        ValueError: the network has no vision encoder, or the dataset no questions.
+        ValueError: the network has no vision encoder, or the dataset no questions; the folder is that of
+            another pretraining.
     """
     images, labels, painted, answers = _lessons(dataset)
     if network.vision is None or not answers:
@@ -116,8 +122,13 @@ def pretrain_vision(
     half = images[0].device.type == "cpu" and multiplies_bfloat16()
     generator = torch.Generator().manual_seed(seed)
     blind = [n for n, question in enumerate(answers) if question in OF_CONTRAST]
-    losses: list[float] = []
-    for _ in trange(steps, desc="pretrain vision", leave=False, disable=not progress):
+    told = {"steps": steps, "batch": batch, "seed": seed, "pictures": len(images), "questions": len(answers)}
+    parts = {"quiz": quiz, "optimizer": optimizer, "schedule": schedule}
+    losses: list[float] = [] if folder is None else _resume(Path(folder), told, parts, generator)
+    begun = len(losses)
+    for step in trange(
+        begun, steps, desc="pretrain vision", leave=False, disable=not progress, initial=begun, total=steps
+    ):
         chosen = torch.randint(len(images), (batch,), generator=generator).tolist()
         asked = labels[chosen]
         shown, maps = [], []
@@ -137,8 +148,47 @@ def pretrain_vision(
         optimizer.step()
         schedule.step()
         losses.append(float(loss.detach()))
+        if folder is not None and (not (step + 1) % EVERY or step + 1 == steps):
+            state = {name: part.state_dict() for name, part in parts.items()}
+            _keep(Path(folder), {**state, "told": told, "losses": losses, "chance": generator.get_state()})
     logging.getLogger(__name__).info("vision pretrained: loss %.3f -> %.3f", losses[0], losses[-1])
     return losses
+
+
+def _keep(folder: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint, then remove those before it."""
+    name = f"step={len(state['losses'])}.ckpt"
+    AtomicCheckpointIO().save_checkpoint(state, folder / name)
+    for older in folder.glob("*.ckpt"):
+        if older.name != name:
+            older.unlink()
+
+
+def _resume(
+    folder: Path, told: dict[str, int], parts: Mapping[str, Any], generator: torch.Generator
+) -> list[float]:
+    """The losses up to the checkpoint of a folder, whose state is taken over; none without one.
+
+    Raises:
+        ValueError: it is that of another pretraining.
+    """
+    last = newest(folder)
+    if last is None:
+        return []
+    state = torch.load(last, map_location="cpu", weights_only=True)
+    if state["told"] != told:
+        raise ValueError(
+            f"{folder.name}/{last.name} is of a pretraining with {_listed(state['told'])}, expected"
+            f" {_listed(told)}: choose another folder, or remove it."
+        )
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    generator.set_state(state["chance"])
+    return list(state["losses"])
+
+
+def _listed(told: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in told.items())
 
 
 def _moved(image: Tensor, painted: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from monai_unimedvl.bundle import legs, places
 from monai_unimedvl.data.fetch import licences
+from monai_unimedvl.training import precision
 
 
 def chain_file(folder: Path, **changed) -> Path:
@@ -38,6 +40,16 @@ def test_the_budget_says_hours_cores_sittings_seed_disk_packages_and_licences(tm
     assert "seed: 3; disk: 700 MB" in text and "seed: 9" in "\n".join(chain.budget(seed=9))
     assert all(f"{name} {version}  [{licence}]" in text for name, version, licence, _ in licences())
     assert "GPL-2.0" in text and "GPL-2.0" not in "\n".join(chain.budget(permissive_only=True))
+
+
+def test_the_budget_is_that_of_the_numbers_that_the_cpu_multiplies_fast(tmp_path, monkeypatch):
+    chain = legs.read_chain(chain_file(tmp_path))
+    slow = replace(chain, legs=(replace(chain.legs[0], float32=290), chain.legs[1]))
+    for fast, hours in ((True, 3.0), (False, 5.3)):
+        monkeypatch.setattr(precision, "multiplies_bfloat16", lambda fast=fast: fast)
+        assert f"{hours} hours on 2 cores, in {3 if fast else 4} sittings" in slow.budget()[0]
+        assert f"about {150 if fast else 290} minutes in {2 if fast else 3} sitting(s)" in slow.budget()[1]
+        assert chain.budget()[0].startswith("budget: 3.0 hours")
 
 
 def test_a_leg_is_begun_with_its_configs_and_goes_on_from_its_last_checkpoint(tmp_path):

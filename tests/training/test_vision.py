@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from monai_unimedvl import AtlasDataset
 from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.unimedvl import UniMedVL, nano
+from monai_unimedvl.training import vision
 from monai_unimedvl.training.vision import MAPS, UNKNOWN, Quiz, _moved, pretrain_vision, seeded
 
 
@@ -42,6 +45,35 @@ def test_the_same_seed_gives_the_same_encoder(lessons: AtlasDataset) -> None:
     second = pretrain_vision(twice, lessons, steps=2, batch=8, seed=3, progress=False)
     assert first == second
     assert torch.equal(once.vision.patch.weight, twice.vision.patch.weight)
+
+
+def test_pretraining_goes_on_after_a_kill_and_ends_with_the_same_weights(
+    lessons: AtlasDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vision, "EVERY", 2)
+    run = {"steps": 5, "batch": 8, "seed": 3, "progress": False}
+    whole, killed, resumed = small(), small(), small()
+    wanted = pretrain_vision(whole, lessons, **run)
+    keep = vision._keep
+
+    def kill(folder: Path, state: dict) -> None:
+        keep(folder, state)
+        if len(state["losses"]) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(vision, "_keep", kill)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_vision(killed, lessons, **run, folder=tmp_path / "vision")
+    monkeypatch.setattr(vision, "_keep", keep)
+    assert [path.name for path in (tmp_path / "vision").iterdir()] == ["step=4.ckpt"]
+    assert pretrain_vision(resumed, lessons, **run, folder=tmp_path / "vision") == wanted
+    again = small()  # what is done is not done twice
+    assert pretrain_vision(again, lessons, **run, folder=tmp_path / "vision") == wanted
+    for network in (resumed, again):
+        for one, other in zip(network.vision.parameters(), whole.vision.parameters(), strict=True):
+            assert torch.equal(one, other)
+    with pytest.raises(ValueError, match=r"vision/step=5.ckpt is of a pretraining with steps 5, .* seed 3"):
+        pretrain_vision(small(), lessons, **{**run, "seed": 4}, folder=tmp_path / "vision")
 
 
 def test_the_chance_of_the_caller_is_left_as_it_was() -> None:
