@@ -89,6 +89,18 @@ def test_a_leg_that_fails_or_stands_still_is_told_with_its_log(command, counting
     assert "no luck" in (counting / "out" / "a" / "log.txt").read_text()
 
 
+def test_a_sitting_within_the_encoders_own_training_is_told_and_gone_on_from(command, counting, monkeypatch):
+    step = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.parent.mkdir(parents=True); p.touch()"
+    encoder = counting / "out" / "a" / "vision" / "step=200.ckpt"
+    usual = legs.command
+    monkeypatch.setattr(legs, "command", lambda *_, **__: [sys.executable, "-c", step, str(encoder)])
+    code, out, err = command(*words(counting, "--sittings", "1"), own_model=True)
+    assert code == 0 and "leg a: at step 0" in out and "left: a, b" in out, err
+    monkeypatch.setattr(legs, "command", usual)
+    code, out, _ = command(*words(counting), own_model=True)
+    assert code == 0 and "leg a: from step 0 of 4, its encoder from step 200, at most" in out
+
+
 def test_a_folder_has_one_run_at_a_time(command, counting):
     with train_nano._alone(counting / "out"):
         code, _, err = command(*words(counting), own_model=True)

@@ -175,8 +175,10 @@ def test_slices_drawn_together_start_from_those_given_not_from_one_drawn_here():
     read = [Canvas((2, 2), scan), Canvas((2, 2), mask, given=False)]
     noisy = [Canvas((2, 2), scan, noisy=True), Canvas((2, 2), scan, noisy=True, joined=True)]
     assert [canvas.base is scan for canvas in based([*read, *noisy])[2:]] == [True, True]
-    both = based([Canvas((2, 2), scan), Canvas((2, 2), mask), *noisy])[2:]
-    assert both[0].base is scan and both[1].base is mask
+    for given in (True, False):  # or from the last that were drawn, where nothing was given
+        two = [Canvas((2, 2), scan, given=given), Canvas((2, 2), mask, given=given)]
+        both = based([*two, *noisy])[2:]
+        assert both[0].base is scan and both[1].base is mask
 
 
 def test_a_later_drawing_starts_from_what_was_given_not_from_what_was_drawn(tiny, segments, image):

@@ -15,6 +15,7 @@ from monai_unimedvl.inferers.groups import windows
 from monai_unimedvl.inferers.outputs import Grey
 from monai_unimedvl.networks.layers import patchify
 from monai_unimedvl.networks.unimedvl import UniMedVL
+from monai_unimedvl.sequence import Turn
 from monai_unimedvl.tokenizer import Tokenizer
 
 NEXT = 1e-5  # what a neighbour changes at least: more than rounding, whatever the random network
@@ -45,6 +46,16 @@ def test_slices_of_a_group_see_each_other(tiny: UniMedVL, tokenizer: Tokenizer, 
     assert float((group[2] - alone[0]).abs().max()) > NEXT
     (again,) = GroupInferer(tokenizer, steps=2)([[*slices, "plane?"]], tiny)
     assert all(torch.equal(a, b) for a, b in zip(group, again, strict=True))
+
+
+def test_a_group_goes_on_after_a_group_from_what_was_given(
+    tiny: UniMedVL, tokenizer: Tokenizer, slices: list[Tensor]
+) -> None:
+    drawn, ask = Turn("assistant", [1 - part for part in slices[:2]]), Turn("user", ["plane?"])
+    infer = GroupInferer(tokenizer, count=3, steps=1)
+    (from_scan,) = infer([[Turn("user", [*slices[:2], "axial"]), drawn, ask]], tiny)
+    (from_words,) = infer([[Turn("user", ["axial"]), drawn, ask]], tiny)
+    assert len(from_scan) == len(from_words) == 2  # not four, and not three
 
 
 def test_each_slice_begins_at_its_own_source(
