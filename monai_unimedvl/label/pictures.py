@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 from monai.data import MetaTensor
 
 from monai_unimedvl.label.knobs import Knob
@@ -19,7 +20,7 @@ from monai_unimedvl.transforms import modalities
 from monai_unimedvl.transforms.choosing import Choice, choose, knows_only_squares, modality_of, usual_count
 from monai_unimedvl.transforms.dicom import holds_dicom
 from monai_unimedvl.transforms.lazy import open_volume
-from monai_unimedvl.transforms.read import NIFTI
+from monai_unimedvl.transforms.read import NIFTI, VOLUMES, dicom_files
 from monai_unimedvl.transforms.slices import display_of
 
 AUTO = "auto"
@@ -90,9 +91,15 @@ def resolved(values: Mapping[str, Any], path: Path, usual: str = "") -> dict[str
 
 
 def is_volume(path: str | Path) -> bool:
-    """Whether a file is a volume, whose result is one too."""
+    """Whether a file is a volume, whose result is one too; a DICOM folder of one image is none."""
     path = source_of(path)
-    return path.is_dir() or path.name.lower().endswith(NIFTI)
+    if not path.is_dir():
+        return path.name.lower().endswith(VOLUMES)
+    files = dicom_files(path)
+    if len(files) != 1:
+        return True
+    header = pydicom.dcmread(files[0], stop_before_pixels=True, specific_tags=["NumberOfFrames"])
+    return int(header.get("NumberOfFrames") or 1) > 1
 
 
 def slice_at(path: Path, point: Sequence[float], plane: str) -> tuple[int, list[float]]:

@@ -65,11 +65,22 @@ def pixels(header: Dataset, name: str, voi: bool = False) -> tuple[Tensor, bool]
             ]
         )[None]
         if dark:
-            values = (1 - values) if unit else (values.max() + values.min() - values)
+            values = (1 - values) if unit else _turned(values, header)
         stored = values
     kept = stored if stored.dtype == np.uint8 else stored.astype(np.float32)
     result = torch.from_numpy(np.moveaxis(kept, 1, -1))  # (C, H, W, T)
     return (result if frames else result[..., 0].contiguous()), unit
+
+
+def _turned(values: np.ndarray, header: Dataset) -> np.ndarray:
+    """Bright for dark, about the middle of what the file can hold: the same for all files of a series."""
+    if "PixelData" not in header:  # floats hold anything
+        return values.max() + values.min() - values
+    bits, signed = int(header.BitsStored), int(header.get("PixelRepresentation", 0))
+    low = -(2 ** (bits - 1)) if signed else 0
+    ends = np.array([low, low + 2**bits - 1], np.int32)
+    turned = _meant(ends, header, index=0, voi=False, exact=True).sum() - values
+    return turned.astype(np.uint8) if values.dtype == np.uint8 else turned
 
 
 def _check_unpacker(syntax: UID) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import torch
+from pydicom.data import get_testdata_file
 
 from monai_unimedvl import bundle
 from monai_unimedvl.cli import main
@@ -21,6 +23,7 @@ from monai_unimedvl.label.door import VARIABLE, Door
 from monai_unimedvl.label.folder import write_app
 from monai_unimedvl.label.knobs import Knob, settled, shown
 from monai_unimedvl.label.lessons import gather, labels_in, names_of
+from monai_unimedvl.label.pictures import is_volume
 from monai_unimedvl.label.served import POINTER, Served
 from monai_unimedvl.label.writing import write_values
 from monai_unimedvl.provenance import Facts, read_mark
@@ -110,6 +113,23 @@ def test_stored_labels_become_items(tmp_path: Path) -> None:
     assert all(item["kind"] == "answer" for item in gather(store, {}, "words").items)
     with pytest.raises(ValueError, match="no label that was handed in to learn from, expected masks"):
         gather(Store(tmp_path, {"a": {}}), {})
+
+
+def test_volumes_are_told_from_pictures(tmp_path: Path) -> None:
+    header = pydicom.dcmread(str(get_testdata_file("MR_small.dcm", download=False)))
+    for folder, count in (("radiograph", 1), ("series", 2)):
+        (tmp_path / folder).mkdir()
+        for number in range(count):
+            header.SOPInstanceUID = pydicom.uid.generate_uid(None, [folder, str(number)])
+            header.save_as(tmp_path / folder / f"{number}.dcm")
+    frames = tmp_path / "enhanced"
+    frames.mkdir()
+    header.NumberOfFrames = 2
+    header.save_as(frames / "0.dcm")
+    names = ("a.nii", "a.nii.gz", "a.nrrd", "a.SEG.NRRD", "a.png", "a.dcm")
+    assert [is_volume(tmp_path / name) for name in names] == [True] * 4 + [False] * 2
+    folders = ("radiograph", "series", "enhanced")
+    assert [is_volume(tmp_path / name) for name in folders] == [False, True, True]
 
 
 def test_names_of_labels() -> None:
