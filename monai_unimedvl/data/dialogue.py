@@ -23,6 +23,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from monai_unimedvl.data.bare import bare
 from monai_unimedvl.data.record import PLACEHOLDER, ImageFile, InvalidRecord, Record, Reject
 from monai_unimedvl.sequence import Turn
 from monai_unimedvl.transforms.image import MAX_IMAGE_PIXELS
@@ -142,7 +143,7 @@ def read_content(image: ImageFile, root: str | Path | None = None) -> bytes:
 def embed(records: Iterable[Record | Reject], root: str | Path) -> Iterator[Record | Reject]:
     """Each record with its images' bytes in it, as shards hold them; unreadable ones become rejects.
 
-    A patient's file that is not a plain picture would carry its header along: only pictures are embedded.
+    What a picture file carries beside its pixels, where names may stand, is left behind (`data.bare`).
     """
     for item in records:
         if isinstance(item, Reject):
@@ -161,7 +162,7 @@ def embed(records: Iterable[Record | Reject], root: str | Path) -> Iterator[Reco
 def _embedded(image: ImageFile, root: str | Path) -> ImageFile:
     whole = replace(image, content=read_content(image, root))
     pixels(whole)
-    return whole
+    return replace(whole, content=bare(whole.content or b""))
 
 
 def _values(file: Image.Image) -> Tensor:

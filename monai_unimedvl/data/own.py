@@ -17,6 +17,7 @@ import csv
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,11 @@ COLOURS = [
 KNOWN = {name: colour for legend in LEGENDS.values() for name, colour in legend.items()}
 AUGMENTED_AS = {"answer": "vqa", "mask": "seg-tumour", "pair": "t1-to-t2", "words": "text-to-image"}
 DROPOUTS = {"answer": Dropout(), "words": Dropout(text=0.1)}  # drawing from an image: 5 % of each condition
-SIDES = ("left", "right")  # words that a mirrored picture would belie
+# words and endings of names that a mirrored picture would belie: Parotid_L, lh, links
+SIDES = re.compile(
+    r"left|right|(?<![a-z0-9])[lr](?:h|t)?(?![a-z0-9])|links|rechts|gauche|droite|izquierd|derech|sinist|dext|左|右"
+)
+PLACES = ("<box>", "<point>")  # numbers that a moved picture would belie
 
 
 def list_own(
@@ -204,8 +209,10 @@ def own_mixture(
             index: int, generator: torch.Generator, kind: str = kind, at: list[int] = places
         ) -> list[Turn]:
             item = dataset[at[index]]
-            sided = any(side in item["words"].lower() for side in SIDES)
-            if not augmented or (sided and kind != "answer"):
+            said = " ".join([item["words"], str(item.get("answer", "")), *item.get("legend", ())]).lower()
+            placed = any(mark in said for mark in PLACES)
+            sided = kind != "answer" and SIDES.search(said)
+            if not augmented or placed or sided:
                 return list(item["turns"])
             return augment(item["turns"], generator, task=AUGMENTED_AS[kind])
 
@@ -359,7 +366,9 @@ def _inside(folder: Path, name: str, where: str) -> Path:
 
 
 def _stem(path: Path) -> str:
-    return path.name.split(".")[0] if path.is_file() else path.name
+    known = (*NIFTI, *PICTURES, *DICOM)
+    ending = next((end for end in known if path.name.lower().endswith(end)), "") if path.is_file() else ""
+    return path.name[: len(path.name) - len(ending)]
 
 
 def _listed(names: Sequence[str]) -> str:

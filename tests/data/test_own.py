@@ -16,7 +16,7 @@ from PIL import Image
 from monai_unimedvl.data.own import ReadOwn, list_own, own_mixture, own_packs
 from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.unimedvl import nano
-from monai_unimedvl.sequence import Canvas, View
+from monai_unimedvl.sequence import Canvas, Turn, View
 from monai_unimedvl.tokenizer import Tokenizer
 
 
@@ -173,3 +173,40 @@ def test_what_is_wrong_with_a_folder_is_said(masks: Path, pairs: Path, tmp_path:
         list_own(pairs)
     with pytest.raises(ValueError, match="no item in section 'val' of 6"):
         list_own(pairs, "val", instruction="Turn it.", slices=3, holdout=0.0)
+
+
+@pytest.mark.parametrize(
+    "kind, item, moves",
+    [
+        ("answer", {"words": "Which plane?", "answer": "axial"}, True),
+        ("answer", {"words": "Where?", "answer": "<box>(1,2),(3,4)</box>"}, False),
+        ("mask", {"words": "Segment the lungs.", "legend": {"nodule": (255, 0, 0)}}, True),
+        ("mask", {"words": "Segment the L5 vertebra.", "legend": {"L5": (255, 0, 0)}}, True),
+        ("mask", {"words": "Segment the lungs.", "legend": {"left lung": (255, 0, 0)}}, False),
+        ("mask", {"words": "Segment the Parotid_L.", "legend": {"Parotid_L": (255, 0, 0)}}, False),
+        ("pair", {"words": "Zeige rechts mehr."}, False),
+    ],
+)
+def test_what_is_said_of_a_place_stays_true_of_the_picture(kind: str, item: dict, moves: bool) -> None:
+    image = torch.rand(3, 64, 64)
+    told = item["answer"] if kind == "answer" else image
+    turns = [Turn("user", [image, item["words"]]), Turn("assistant", [told])]
+    mixture = own_mixture([{**item, "kind": kind, "turns": turns}], *tiny_nano())
+    looks = [mixture.streams[0].read(0, torch.Generator().manual_seed(seed))[0].parts[0] for seed in range(6)]
+    assert all(torch.equal(look, image) for look in looks) != moves
+
+
+def test_names_with_dots_stay_apart(tmp_path: Path) -> None:
+    for n in (1, 2, 3):
+        draw(tmp_path / "images" / f"1.2.840.{n}.png")
+        draw(tmp_path / "masks" / f"1.2.840.{n}.png", 255)
+    (tmp_path / "labels.json").write_text('{"nuclei": 255}')
+    items = list_own(tmp_path)
+    assert [Path(item["image"]).name for item in items] == [Path(item["target"]).name for item in items]
+    assert len(items) == 3 and {item["section"] for item in items} == {"train", "val"}
+
+
+def tiny_nano():
+    """An untrained network and its tokenizer."""
+    tokenizer = Tokenizer.train(["Segment the lungs."], 300)
+    return nano(PatchCodec(8, 4), vocab_size=len(tokenizer), hidden_size=64, num_layers=1), tokenizer

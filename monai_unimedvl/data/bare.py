@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A picture file without what is written beside its pixels: text, EXIF, XMP, comments, thumbnails.
+
+That is where cameras, viewers and exports put names. PNG and JPEG lose those parts and nothing else; other
+formats, and pictures that only EXIF turns upright, become PNG with the same pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+from PIL import Image, ImageOps
+
+PNG = b"\x89PNG\r\n\x1a\n"
+OF_PIXELS = {
+    b"tRNS",
+    b"gAMA",
+    b"cHRM",
+    b"sRGB",
+    b"sBIT",
+    b"pHYs",
+    b"bKGD",
+}  # beside PNG's critical chunks
+ORIENTATION = 274  # the tag of EXIF
+SCAN, END = 0xDA, b"\xff\xd9"  # of JPEG: pixels follow; nothing follows
+
+
+def bare(content: bytes) -> bytes:
+    """The bytes of a picture -> bytes of the same pixels, upright, with nothing beside them."""
+    with Image.open(io.BytesIO(content)) as file:
+        kind, upright = file.format, file.getexif().get(ORIENTATION, 1) == 1
+        if kind == "PNG" and upright:
+            return PNG + b"".join(_chunks(content))
+        if kind == "JPEG" and upright:
+            return b"\xff\xd8" + b"".join(_segments(content))
+        turned = ImageOps.exif_transpose(file)
+        whole = turned if turned.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16") else None
+        whole = whole or turned.convert("I" if turned.mode.startswith("I;16") else "RGB")
+        whole.info = {key: value for key, value in whole.info.items() if key == "transparency"}
+        stream = io.BytesIO()
+        whole.save(stream, "PNG")
+        return stream.getvalue()
+
+
+def _chunks(content: bytes) -> Iterator[bytes]:
+    """The chunks of a PNG that say what its pixels are; nothing after its end."""
+    at = len(PNG)
+    while at + 12 <= len(content):
+        name, end = content[at + 4 : at + 8], at + 12 + int.from_bytes(content[at : at + 4], "big")
+        if name[:1].isupper() or name in OF_PIXELS:
+            yield content[at:end]
+        if name == b"IEND":
+            return
+        at = end
+
+
+def _segments(content: bytes) -> Iterator[bytes]:
+    """The segments of a JPEG that say what its pixels are, and the pixels."""
+    at = 2
+    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != SCAN:
+        mark, end = content[at + 1], at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+        icc = content[at + 4 : at + 16] == b"ICC_PROFILE\0"
+        if not (0xE1 <= mark <= 0xEF or mark == 0xFE) or mark == 0xEE or (mark == 0xE2 and icc):
+            yield content[at:end]
+        at = end
+    yield content[at : content.rindex(END, at) + 2] if END in content[at:] else content[at:]
