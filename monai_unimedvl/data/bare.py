@@ -13,17 +13,9 @@ from collections.abc import Iterator
 from PIL import Image, ImageOps
 
 PNG = b"\x89PNG\r\n\x1a\n"
-OF_PIXELS = {
-    b"tRNS",
-    b"gAMA",
-    b"cHRM",
-    b"sRGB",
-    b"sBIT",
-    b"pHYs",
-    b"bKGD",
-}  # beside PNG's critical chunks
+TRANSPARENT = b"tRNS"  # of the chunks of PNG that a reader may leave out, the one about pixels
 ORIENTATION = 274  # the tag of EXIF
-SCAN, END = 0xDA, b"\xff\xd9"  # of JPEG: pixels follow; nothing follows
+PIXELS, ADOBE, COMMENT, END = 0xDA, 0xEE, 0xFE, b"\xff\xd9"  # marks of JPEG
 
 
 def bare(content: bytes) -> bytes:
@@ -48,7 +40,7 @@ def _chunks(content: bytes) -> Iterator[bytes]:
     at = len(PNG)
     while at + 12 <= len(content):
         name, end = content[at + 4 : at + 8], at + 12 + int.from_bytes(content[at : at + 4], "big")
-        if name[:1].isupper() or name in OF_PIXELS:
+        if name[:1].isupper() or name == TRANSPARENT:
             yield content[at:end]
         if name == b"IEND":
             return
@@ -56,12 +48,12 @@ def _chunks(content: bytes) -> Iterator[bytes]:
 
 
 def _segments(content: bytes) -> Iterator[bytes]:
-    """The segments of a JPEG that say what its pixels are, and the pixels."""
+    """The segments of a JPEG that say what its pixels are, and the pixels; nothing after its end."""
     at = 2
-    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != SCAN:
+    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != PIXELS:
         mark, end = content[at + 1], at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
-        icc = content[at + 4 : at + 16] == b"ICC_PROFILE\0"
-        if not (0xE1 <= mark <= 0xEF or mark == 0xFE) or mark == 0xEE or (mark == 0xE2 and icc):
+        if mark == ADOBE or not (0xE0 <= mark <= 0xEF or mark == COMMENT):
             yield content[at:end]
         at = end
-    yield content[at : content.rindex(END, at) + 2] if END in content[at:] else content[at:]
+    last = content.rfind(END, at)
+    yield content[at:] if last < 0 else content[at : last + 2]

@@ -26,9 +26,11 @@ def picture(kind: str, mode: str, orientation: int = 1) -> bytes:
     text.add(b"prVt", NAME)
     exif[0x010E], exif[274] = NAME.decode(), orientation
     image = Image.fromarray(GREYS) if mode == "I;16" else Image.fromarray((GREYS >> 4).astype("uint8"))
-    options = {"PNG": {"pnginfo": text}, "JPEG": {"comment": NAME}}.get(kind, {})
+    options = {"PNG": {"pnginfo": text}, "JPEG": {"comment": NAME, "keep_rgb": True}}.get(kind, {})
+    if mode == "P":
+        options["transparency"] = 7  # of a colour
     (image if mode == "I;16" else image.convert(mode)).save(stream, kind, exif=exif, **options)
-    return stream.getvalue() + (NAME if kind == "PNG" else b"")
+    return stream.getvalue() + (NAME if kind in ("PNG", "JPEG") else b"")
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -44,7 +46,7 @@ def test_names_are_left_behind_and_pixels_kept(kind: str, mode: str, orientation
     assert NAME not in found and bare(found) == found
     before, after = ImageOps.exif_transpose(Image.open(io.BytesIO(content))), Image.open(io.BytesIO(found))
     if mode != "I;16":
-        before, after = before.convert("RGB"), after.convert("RGB")
+        before, after = before.convert("RGBA"), after.convert("RGBA")
     assert np.array_equal(np.asarray(before), np.asarray(after))
 
 

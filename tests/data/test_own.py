@@ -179,6 +179,7 @@ def test_what_is_wrong_with_a_folder_is_said(masks: Path, pairs: Path, tmp_path:
     "kind, item, moves",
     [
         ("answer", {"words": "Which plane?", "answer": "axial"}, True),
+        ("answer", {"words": "On which side?", "answer": "left"}, True),  # moved, never mirrored
         ("answer", {"words": "Where?", "answer": "<box>(1,2),(3,4)</box>"}, False),
         ("mask", {"words": "Segment the lungs.", "legend": {"nodule": (255, 0, 0)}}, True),
         ("mask", {"words": "Segment the L5 vertebra.", "legend": {"L5": (255, 0, 0)}}, True),
