@@ -52,7 +52,9 @@ def _segments(content: bytes) -> Iterator[bytes]:
     at = 2
     while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != PIXELS:
         mark, end = content[at + 1], at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
-        if mark == ADOBE or not (0xE0 <= mark <= 0xEF or mark == COMMENT):
+        if content[at + 4 : at + 9] == b"JFIF\0":  # with Adobe's it says which colours these are
+            yield b"\xff\xe0\x00\x10" + content[at + 4 : at + 16] + b"\0\0"  # and no thumbnail
+        elif mark == ADOBE or not (0xE0 <= mark <= 0xEF or mark == COMMENT):
             yield content[at:end]
         at = end
     last = content.rfind(END, at)

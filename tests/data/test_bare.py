@@ -50,6 +50,25 @@ def test_names_are_left_behind_and_pixels_kept(kind: str, mode: str, orientation
     assert np.array_equal(np.asarray(before), np.asarray(after))
 
 
+@pytest.mark.parametrize("jfif", [True, False])
+@pytest.mark.parametrize("transform", [0, 1, None])
+def test_colours_stay_those_that_jfif_and_adobe_say(jfif: bool, transform: int | None) -> None:
+    stream, image = (
+        io.BytesIO(),
+        Image.fromarray(np.stack([GREYS >> 4, GREYS >> 5, GREYS >> 6], 2).astype("uint8")),
+    )
+    image.save(stream, "JPEG", quality=95)
+    content = stream.getvalue()
+    assert content[2:11] == b"\xff\xe0\x00\x10JFIF\0"
+    adobe = b"" if transform is None else b"\xff\xee\x00\x0eAdobe\0\x64\0\0\0\0" + bytes([transform])
+    thumbnail = b"\xff\xe0\x00\x13" + content[6:18] + b"\x01\x01\x0a\x0b\x0c"
+    content = content[:2] + (thumbnail if jfif else b"") + adobe + content[20:]
+    found = bare(content)
+    assert b"\x0a\x0b\x0c" not in found[:40]
+    before, after = (np.asarray(Image.open(io.BytesIO(each)).convert("RGB")) for each in (content, found))
+    assert np.array_equal(before, after)
+
+
 def test_shards_hold_no_name_of_a_picture_file(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(picture("PNG", "L"))
     record = Record(

@@ -162,7 +162,14 @@ def test_monochrome1_is_turned_but_not_in_ct(tmp_path: Path) -> None:
     upright = read(dicom_file("MR_small.dcm")).numpy()[0]
     assert header.BitsStored == 16 and header.PixelRepresentation == 1
     assert np.array_equal(turned, -1 - upright)  # -32768 and 32767 change places, whatever the slice holds
-    header.Modality = "CT"
+    header.PixelData = header.pixel_array.astype(np.uint8).tobytes()
+    header.BitsAllocated = header.BitsStored = 8
+    header.HighBit, header.PixelRepresentation = 7, 0
+    header.save_as(tmp_path / "bytes.dcm")
+    bytes_ = read(tmp_path / "bytes.dcm")
+    assert bytes_.dtype == torch.uint8, "bytes are greys as they are, and stay so"
+    header = pydicom.dcmread(dicom_file("MR_small.dcm"))
+    header.Modality, header.PhotometricInterpretation = "CT", "MONOCHROME1"
     header.save_as(tmp_path / "ct.dcm")
     assert np.array_equal(read(tmp_path / "ct.dcm").numpy()[0], upright)
 
