@@ -102,10 +102,15 @@ def rows(label: Sequence[str], watches: dict[str, Watch]) -> list[list[str]]:
 def arguments(about: str) -> argparse.Namespace:
     """--threads, --rounds, --show; sets the threads."""
     parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--threads", type=int, default=1, help="of torch; more wait for each other when busy")
     parser.add_argument("--rounds", type=int, default=None, help="turns of each side")
+    return parsed(parser)
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What came for a script of options of its own, with --threads and --show; sets the threads."""
+    parser.add_argument("--threads", type=int, default=1, help="of torch; more wait for each other when busy")
     parser.add_argument("--show", action="store_true", help="only print: leave RESULTS.md as it is")
-    options = parser.parse_args()
+    options = parser.parse_args(namespace=argparse.Namespace(rounds=None))
     torch.set_num_threads(options.threads)
     return options
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from _timing import load_average, report
+from _timing import load_average, parsed, report
 from PIL import Image
 
 from monai_unimedvl.data.dedup import Dedup, UniqueIds
@@ -124,10 +124,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--decisions", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--show", action="store_true", help="only print: leave RESULTS.md as it is")
-    options = parser.parse_args()
-    options.rounds = None
+    options = parsed(parser)
     sys.path.insert(0, str(Path(__file__).parent))  # where the workers find the source of this file
     import data  # noqa: F401  and the steps of this module under its own name
 

@@ -12,8 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from _timing import load_average, report
+from _timing import load_average, parsed, report
 from torch import Tensor
 
 from monai_unimedvl import load
@@ -98,13 +97,9 @@ def questions(first: str, answer: str, held: Held, speaker: Speaker) -> list[str
 def main() -> None:
     """The table of RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--section", default="test")
     parser.add_argument("--model", default="unimedvl_nano")
-    parser.add_argument("--show", action="store_true", help="only print: leave RESULTS.md as it is")
-    options = parser.parse_args()
-    options.rounds = None
-    torch.set_num_threads(options.threads)
+    options = parsed(parser)
     load_before = load_average()
     tasks = sorted({task for pair in PAIRS for task in pair})
     held: Held = defaultdict(dict)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _timing import load_average, report
+from _timing import load_average, parsed, report
 
 from monai_unimedvl import load
 from monai_unimedvl.data.atlas import as_tensor
@@ -141,13 +141,9 @@ def compare(found: Sequence[Run], network: Any, tokenizer: Any, label: str) -> t
 def main() -> None:
     """The table of RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--limit", type=int, default=110, help="runs of each kind at most, spread over all")
     parser.add_argument("--model", default="unimedvl_nano")
-    parser.add_argument("--show", action="store_true", help="only print: leave RESULTS.md as it is")
-    options = parser.parse_args()
-    options.rounds = None
-    torch.set_num_threads(options.threads)
+    options = parsed(parser)
     load_before = load_average()
     network, tokenizer = load(options.model, parts=("understanding", "vision"))
     cells = [

@@ -11,8 +11,7 @@ import time
 from typing import Any
 
 import numpy as np
-import torch
-from _timing import load_average, report
+from _timing import load_average, parsed, report
 
 from monai_unimedvl import load
 from monai_unimedvl.data.atlas import AtlasDataset
@@ -37,12 +36,8 @@ def answers(items: list[dict[str, Any]], kind: str | None) -> tuple[list[str], i
 def main() -> None:
     """The table of RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--limit", type=int, default=1500, help="questions at most, spread over all")
-    parser.add_argument("--show", action="store_true", help="only print: leave RESULTS.md as it is")
-    options = parser.parse_args()
-    options.rounds = None
-    torch.set_num_threads(options.threads)
+    options = parsed(parser)
     load_before = load_average()
     sets = [
         AtlasDataset(section=section, tasks=["vqa"], cache_rate=0, progress=False)
