@@ -16,6 +16,7 @@ from monai_unimedvl.inferers.sampling import flow_steps
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.sequence import Canvas, Prompt, Segment, Text, View
 from monai_unimedvl.tokenizer import Tokenizer
+from monai_unimedvl.transforms.image import resize
 from monai_unimedvl.transforms.segments import made_here
 
 Kind = Literal["text", "image"]
@@ -60,7 +61,16 @@ class _Drawing(PromptInferer):
                 f"size is {(height, width)}, expected (height, width) in pixels, multiples of {stride} up to "
                 f"{largest}: change it."
             )
-        return height // stride, width // stride
+        grid = height // stride, width // stride
+        if canvases and network.prediction == "image" and grid not in {canvas.grid for canvas in canvases}:
+            return canvases[-1].grid  # an edit starts from its source, on the source's grid
+        return grid
+
+    def _sized(self, image: Tensor) -> Tensor:
+        """A drawing (3, h, w) in the size that was asked for, where it was drawn in another."""
+        if self.size is None or image.shape[1:] == torch.Size(self.size):
+            return image
+        return resize(image, self.size[::-1], (0.0, 1.0))
 
     def _draw(
         self,
@@ -79,7 +89,7 @@ class _Drawing(PromptInferer):
             solver=self.solver, skip=self.skip,
         )  # fmt: skip
         *_, (_, latents) = shown(loop, self.progress, self.steps, "steps")
-        return [network.decode(x, grid) for x, grid in zip(latents, grids, strict=True)]
+        return [self._sized(network.decode(x, grid)) for x, grid in zip(latents, grids, strict=True)]
 
     def _check_guidance(self, n: int, texts: bool, images: bool) -> None:
         """Guidance needs something to leave out."""
@@ -105,7 +115,9 @@ class ImageInferer(_Drawing):
     Args:
         tokenizer: of the network.
         size: (H, W) in pixels, multiples of `network.canvas_stride`. By default that of the prompt's last
-            image, fitted to the network's sizes; without an image the largest square.
+            image, fitted to the network's sizes; without an image the largest square. A network that draws
+            from its source (`prediction="image"`, such as the nano) does so in the size of the source, and
+            the result is resized.
         steps: network evaluations; the reference's num_timesteps=50 makes 49.
         shift: above 1 spends more steps near noise.
         guidance: weights against the prompt without its last text, and without its images.

@@ -122,7 +122,7 @@ class GroupInferer(ImageInferer):
             solver=self.solver, skip=self.skip,
         )  # fmt: skip
         *_, (_, latents) = shown(loop, self.progress, self.steps, "steps")
-        return [network.decode(x, grid) for x in latents]
+        return [self._sized(network.decode(x, grid)) for x in latents]
 
     def _latents(self, network: UniMedVL, image: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
         """(3, H, W) in [0, 1] -> (h*w, C)"""

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from tiny import tiny_network
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -15,6 +16,7 @@ from monai_unimedvl.inferers import (
     Answer,
     Branches,
     Context,
+    GroupInferer,
     ImageInferer,
     InterleavedInferer,
     Sampling,
@@ -27,6 +29,7 @@ from monai_unimedvl.inferers import (
 from monai_unimedvl.inferers.inferers import THINK_TO_ANSWER, THINK_TO_DRAW
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.sequence import Text, Turn
+from monai_unimedvl.transforms.image import resize
 
 SAMPLED = {"max_new_tokens": 12, "temperature": 0.7, "top_k": 20}
 GUIDED = Guidance(text=3.0, image=2.0, interval=(0.3, 1.0))
@@ -322,3 +325,21 @@ def test_own_segments_take_the_place_of_the_networks(tiny, tokenizer, image):
     )
     assert not torch.equal(matched, upstream)
     assert torch.equal(ImageInferer(tokenizer, steps=2, fit="upstream")([[image]], tiny)[0], upstream)
+
+
+@pytest.mark.parametrize("infer", [ImageInferer, InterleavedInferer, GroupInferer])
+def test_an_edit_is_drawn_in_the_size_of_its_source_and_then_resized(tokenizer, image, infer):
+    network = tiny_network(prediction="image", decoder={"vocab_size": len(tokenizer)}).eval()
+    options = {"steps": 1, **({"outputs": ["image"]} if infer is InterleavedInferer else {})}
+    prompt = [image, image.flip(2), "axial"] if infer is GroupInferer else [image, "axial"]
+
+    def drawn(**more) -> Tensor:
+        (made,) = infer(tokenizer, **options, **more)([prompt], network)
+        return made if isinstance(made, Tensor) else made[0]
+
+    usual, large = drawn(), drawn(size=(16, 4))
+    assert large.shape == (3, 16, 4) != usual.shape
+    assert_close(large, resize(usual, (4, 16), (0.0, 1.0)))
+    assert torch.equal(drawn(size=tuple(usual.shape[1:])), usual)
+    if infer is ImageInferer:
+        assert infer(tokenizer, steps=1, size=(4, 4))([["axial"]], network)[0].shape == (3, 4, 4)
