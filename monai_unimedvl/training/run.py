@@ -242,7 +242,10 @@ def to_segments(network: UniMedVL, tokenizer: Tokenizer, stage: Stage) -> ToSegm
         longest, shortest, stride = network.grids.get(name, network.grids["canvas"])
         rules[name] = Rule(*(longest, shortest) if sides is None else sides[::-1], stride)
     patch = None if network.vision is None else network.vision.patch_size
-    return ToSegments(tokenizer, **rules, view_patch=patch, canvas_patch=network.canvas_stride)
+    return ToSegments(
+        tokenizer, **rules, view_patch=patch, canvas_patch=network.canvas_stride,
+        keep_drawn=True,  # what comes after a drawing sees it, as in inference
+    )  # fmt: skip
 
 
 def _kinds_that_are_there(curriculum: Curriculum, number: int, lessons: Lessons) -> Curriculum:

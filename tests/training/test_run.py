@@ -21,12 +21,12 @@ from monai_unimedvl.data.mixture import Stream
 from monai_unimedvl.inferers import TextInferer
 from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.unimedvl import UniMedVL, nano
-from monai_unimedvl.sequence import Turn
+from monai_unimedvl.sequence import Turn, pack
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.training.adapters import load_adapters, merge_adapters
 from monai_unimedvl.training.checkpoints import read_network
-from monai_unimedvl.training.curriculum import Curriculum
-from monai_unimedvl.training.run import Material, train
+from monai_unimedvl.training.curriculum import PAPER, Curriculum
+from monai_unimedvl.training.run import Material, to_segments, train
 from monai_unimedvl.training.settings import Settings, read_config
 from monai_unimedvl.training.sheets import Case
 
@@ -262,3 +262,18 @@ def test_half_precision_weights_are_pictured_and_scored_while_parts_of_them_lear
 
     (folder,) = train(network.bfloat16(), tokenizer, picture_of, settings, SMALL, stages=[2], score=score)
     assert list((folder / "pictures").glob("*.png"))
+
+
+def test_what_comes_after_a_drawing_is_taught_with_it_in_view(tokenizer: Tokenizer) -> None:
+    network = nano(PatchCodec(8, 4), vocab_size=len(tokenizer), hidden_size=64, num_layers=1).eval()
+    segments = to_segments(network, tokenizer, replace(PAPER[2], view=None, canvas=None))
+
+    def last_words(drawn: float) -> Tensor:
+        turns = [
+            Turn("user", [torch.zeros(3, 64, 64), "draw it"]),
+            Turn("assistant", [torch.full((3, 64, 64), drawn), "it is dark"]),
+        ]
+        seq = pack(network.encode([segments(turns, draw=True)]), tokenizer.marks)
+        return network(seq).hidden[seq.label_at]  # of the explanation
+
+    assert not torch.equal(last_words(0.0), last_words(1.0))
