@@ -30,7 +30,7 @@ from monai_unimedvl.cli.writing import (
     write_volume,
     wrote,
 )
-from monai_unimedvl.data.atlas_tasks import INSTRUCTIONS, LEGENDS
+from monai_unimedvl.data.atlas_tasks import INSTRUCTIONS, LEGENDS, shades_of
 from monai_unimedvl.evaluation.asking import DRAWING, EDITING
 from monai_unimedvl.flow import Guidance
 from monai_unimedvl.inferers import ImageInferer, TextInferer
@@ -178,7 +178,8 @@ def edit(options: Namespace, model: Model) -> Result:
     instruction, task = prompt_of(options), options.task or "edit"
     (path,) = outputs(options)
     if options.whole:
-        volume, facts, said = _volume(options, model, instruction, task, Grey())
+        shades = Grey(bounds=shades_of(instruction))
+        volume, facts, said = _volume(options, model, instruction, task, shades)
         write_volume(volume, path, facts, options)
     else:
         reading, drawn, facts = _edited(options, model, instruction, task)

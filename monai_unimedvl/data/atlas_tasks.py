@@ -80,6 +80,11 @@ _OTHER_FORMS: dict[str, tuple[str, ...]] = {
     "h-to-he": ("Stain this with H&E.",),
     "h-to-ihc": ("Stain this with IHC.",),
 }
+# What black and white of a drawing stand for, where that is not what they are in the source.
+SHADES: dict[str, tuple[float, float]] = {
+    "t1-to-gm": (0.0, 1.0),  # share of grey matter
+    "ct-to-bone": (-500.0, 1500.0),  # HU
+}
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "contrast": ("Which contrast or stain is this?", "What kind of image is this?"),
@@ -105,6 +110,15 @@ YES_AT, SURE = (
     120,
     0.01,
 )  # a region is visible from 120 mm2 on; a CSF share within 0.01 of the limit is not asked
+
+
+def shades_of(words: str) -> tuple[float, float] | None:
+    """What black and white stand for in what an instruction makes; None where that is as in the source."""
+    for task, shades in SHADES.items():
+        forms = (INSTRUCTIONS[task], *_OTHER_FORMS.get(task, ()))
+        if words.strip().lower() in [form.lower() for form in forms]:
+            return shades
+    return None
 
 
 @dataclass

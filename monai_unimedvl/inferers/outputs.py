@@ -74,9 +74,12 @@ class Grey:
 
     Args:
         unit: "source" turns [0, 1] back into the source's values and type; "one" keeps float32 in [0, 1].
+        bounds: the values that black and white of the drawing stand for, where they are not the source's:
+            HU of a window that was asked for.
     """
 
     unit: str = "source"
+    bounds: tuple[float, float] | None = None
     channels: int = 1
     added: int = 2  # values and how many planes gave one
     mode: str = CUBIC
@@ -85,14 +88,20 @@ class Grey:
     def __post_init__(self) -> None:
         if self.unit not in ("source", "one"):
             raise ValueError(f"Grey got unit={self.unit!r}, expected 'source' or 'one': use one.")
+        if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
+            raise ValueError(f"Grey got bounds={self.bounds}, expected black below white: turn them round.")
 
     def dtype(self, prepared: Prepared) -> np.dtype:
         """The source's, or float32."""
-        volume = prepared.volume
+        volume, (low, high) = prepared.volume, self._bounds(prepared)
+        kind = torch.zeros(0, dtype=volume.dtype).numpy().dtype
         scaled = (volume.slope, volume.inter) != (1.0, 0.0)
-        if self._bounds(prepared) == (0.0, 1.0) or scaled or volume.dtype == torch.bool:
+        if (low, high) == (0.0, 1.0) or scaled or kind.kind == "b":
             return np.dtype(np.float32)
-        return torch.zeros(0, dtype=volume.dtype).numpy().dtype
+        if self.bounds is not None and kind.kind in "iu":
+            limits = np.iinfo(kind)
+            return kind if limits.min <= low and high <= limits.max else np.dtype(np.float32)
+        return kind
 
     def fill(self, prepared: Prepared) -> float:
         """What the recipe shows as black."""
@@ -114,7 +123,9 @@ class Grey:
         return np.where(count > 0.5, values / np.maximum(count, 1), fill)
 
     def _bounds(self, prepared: Prepared) -> tuple[float, float]:
-        return prepared.bounds if self.unit == "source" and prepared.bounds is not None else (0.0, 1.0)
+        if self.unit == "one":
+            return 0.0, 1.0
+        return self.bounds or prepared.bounds or (0.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from monai_unimedvl.transforms import recipe as recipe_for
 from monai_unimedvl.transforms.image import ToRGB, resize
 from monai_unimedvl.transforms.lazy import Prepared, prepare
 from monai_unimedvl.transforms.restack import Restack, empty_volume, squared_grid
-from monai_unimedvl.transforms.slices import check_plane, place_in_words
+from monai_unimedvl.transforms.slices import check_plane, place_in_words, plane_of
 from monai_unimedvl.transforms.volume import SelectSlices, placed_prompt
 
 FLAT = 0.02  # of [0, 1]: a picture with less between its darkest and brightest pixel shows nothing
@@ -79,9 +79,11 @@ class VolumeInferer(Inferer):
         inferer: what answers or draws.
         recipe: how slices become pictures: a modality, or a `Recipe`; None for values in [0, 1].
         instruction: the question or task, where the call names none.
-        select: which slices are read, for answers; by default eight with content. Drawing takes all.
+        select: which slices are read, for answers; by default those that the recipe takes (of a volume with
+            fewer, all), without recipe eight with content. Drawing takes all.
         per: answers for each "slice" (or slab), or one for the "whole".
-        planes: in which the volume is drawn; several are fused by mean or vote.
+        planes: in which the volume is drawn, by default the recipe's; several are fused by mean or vote. A
+            volume of one slice is seen in its own.
         output: `Grey()`, `Colour()` or `Labels(legend)`.
         square: the result has square pixels in the plane of the slices, as fine as their finer side, instead
             of the source's grid: super-resolution of thick slices, seen from the side.
@@ -108,7 +110,7 @@ class VolumeInferer(Inferer):
         *,
         select: SelectSlices | None = None,
         per: str = "slice",
-        planes: Sequence[str] | str = ("axial",),
+        planes: Sequence[str] | str | None = None,
         output: Output | None = None,
         square: bool = False,
         tiles: Tiles | None = None,
@@ -117,6 +119,11 @@ class VolumeInferer(Inferer):
         progress: bool = False,
     ) -> None:
         super().__init__()
+        self.recipe = recipe_for(recipe) if isinstance(recipe, str) else recipe or _as_it_is()
+        taken = next((step for step in self.recipe.steps if type(step) is SelectSlices), None)
+        named = planes is not None
+        if planes is None:
+            planes = taken.plane if taken else "axial"
         planes = (planes,) if isinstance(planes, str) else tuple(planes)
         if not planes or len(set(map(check_plane, planes))) < len(planes):
             raise ValueError(f"VolumeInferer got planes={planes}, expected one to three of them, each once.")
@@ -129,7 +136,7 @@ class VolumeInferer(Inferer):
                 "VolumeInferer got square=True with several planes, which have no common grid: name one."
             )
         reads = isinstance(inferer, TextInferer)
-        if reads and (output is not None or tiles is not None or square or planes != ("axial",)):
+        if reads and (output is not None or tiles is not None or square or named):
             raise ValueError(
                 "VolumeInferer got a TextInferer with settings of drawing (planes, output, square, tiles): "
                 "use select to choose what is read, or an ImageInferer."
@@ -144,8 +151,7 @@ class VolumeInferer(Inferer):
                 "drawn; leave them out."
             )
         self.inferer, self.instruction = inferer, instruction
-        self.recipe = recipe_for(recipe) if isinstance(recipe, str) else recipe or _as_it_is()
-        self.select = select or SelectSlices(count=8, policy="content")
+        self.select, self.chosen = select or taken or SelectSlices(), select is not None
         self.per, self.planes, self.output = per, planes, output or Grey()
         self.square, self.tiles, self.batch = square, tiles, batch
         self.places, self.progress = places, progress
@@ -179,7 +185,8 @@ class VolumeInferer(Inferer):
         return self._volume(parts, network, instruction, out)
 
     def _answers(self, part: Prepared, network: UniMedVL, instruction: str) -> list[PlacedAnswer]:
-        pictures = [part.picture(one) for one in self.select.of(part.slices(self.select.plane))]
+        taken = self.select.of(part.slices(self.select.plane), fewer=not self.chosen)
+        pictures = [part.picture(one) for one in taken]
         groups = [pictures] if self.per == "whole" else [[one] for one in pictures]
         found: list[PlacedAnswer] = []
         for some in shown(
@@ -195,8 +202,9 @@ class VolumeInferer(Inferer):
     ) -> MetaTensor:
         source, output = parts[0].volume, self.output
         shape, affine = tuple(source.shape[1:]), source.affine
+        planes = tuple(dict.fromkeys(plane_of(shape, affine, plane) for plane in self.planes))
         if self.square:
-            shape, affine = squared_grid(shape, affine, self.planes[0])
+            shape, affine = squared_grid(shape, affine, planes[0])
         if len(parts) > 1 and output.channels > 1:
             raise ValueError(
                 f"a series of {len(parts)} volumes came where colours are drawn, expected one volume: "
@@ -211,21 +219,22 @@ class VolumeInferer(Inferer):
             out[...] = output.fill(parts[0])
         for number, part in enumerate(parts):
             mine = out[number * output.channels : (number + 1) * output.channels]
-            if len(self.planes) == 1:
-                self._plane(part, self.planes[0], network, instruction, affine, mine)
+            if len(planes) == 1:
+                self._plane(part, planes[0], network, instruction, affine, mine)
             else:
-                self._fused(part, network, instruction, affine, mine)
+                self._fused(part, planes, network, instruction, affine, mine)
         result = MetaTensor(torch.from_numpy(out), affine=torch.from_numpy(affine.copy()))
         result.meta |= {"kind": "volume", "synthetic": True, "instruction": instruction}
         return result
 
     def _fused(
-        self, part: Prepared, network: UniMedVL, instruction: str, affine: np.ndarray, out: np.ndarray
-    ) -> None:
+        self, part: Prepared, planes: Sequence[str], network: UniMedVL, instruction: str, affine: np.ndarray,
+        out: np.ndarray,
+    ) -> None:  # fmt: skip
         """All planes added up, then one row of voxels after the other decided."""
         sums = empty_volume((self.output.added, *out.shape[1:]), self.output.added_dtype)
-        for plane in self.planes:
-            self._plane(part, plane, network, instruction, affine, sums)
+        for plane in planes:
+            self._plane(part, plane, network, instruction, affine, sums, fused=len(planes))
         fill = self.output.fill(part)
         limits = np.iinfo(out.dtype) if out.dtype.kind in "iu" else None
         for z in range(out.shape[3]):
@@ -236,18 +245,18 @@ class VolumeInferer(Inferer):
 
     def _plane(
         self, part: Prepared, plane: str, network: UniMedVL, instruction: str, affine: np.ndarray,
-        out: np.ndarray,
+        out: np.ndarray, fused: int = 1,
     ) -> None:  # fmt: skip
-        """Every slice of one plane, drawn and written, or added, into `out`."""
-        slices, planes = part.slices(plane), len(self.planes)
+        """Every slice of one plane, drawn and written, or added where several are fused, into `out`."""
+        slices = part.slices(plane)
         back = Restack(out.shape[1:], affine, plane, values=out, mode=self.output.mode)
-        last = self.output.chosen if planes == 1 else None
+        last = self.output.chosen if fused == 1 else None
         indexes = shown(iter(range(len(slices))), self.progress, len(slices), f"{plane} slices")
         pictures = (None if _flat(one) else one for one in (part.picture(slices[i]) for i in indexes))
         made = self._in_groups if isinstance(self.inferer, GroupInferer) else self._in_batches
         for some, drawn in made(pictures, network, instruction):
             for picture, image in zip(some, drawn, strict=True):
-                back.put(self.output.seen(image, part, planes), picture, add=planes > 1, last=last)
+                back.put(self.output.seen(image, part, fused), picture, add=fused > 1, last=last)
             part.volume.release()
             back.release()
 
@@ -305,7 +314,7 @@ def _apart(batch: Tensor) -> Sequence[Tensor]:
 
 def _as_it_is() -> Recipe:
     """Slices of a volume in [0, 1], as red, green and blue."""
-    return Recipe("as it is", {}, [SelectSlices(), ToRGB()])
+    return Recipe("as it is", {}, [SelectSlices(count=8, policy="content"), ToRGB()])
 
 
 def _flat(picture: Tensor) -> bool:

@@ -151,11 +151,13 @@ def _common(
     made.ImageType = ["DERIVED", "SECONDARY"]
     made.DerivationDescription = f"Made by a model, {facts.task or 'unnamed task'}; not for diagnosis"[:1024]
     made.ImageComments = "SYNTHETIC: made by a model, not by a scanner. Not for diagnosis."
-    made.PatientOrientation = ""
     for keyword in TAKEN_OVER:
         if keyword in whence.first:
             setattr(made, keyword, whence.first[keyword].value)
     made.Rows, made.Columns = values.shape[2], values.shape[1]
+    as_source = (made.Rows, made.Columns) == (whence.first.get("Rows"), whence.first.get("Columns"))
+    turned = whence.first.get("PatientOrientation") if place is None and as_source else None
+    made.PatientOrientation = turned or ""
     made.SamplesPerPixel = values.shape[0]
     if grey:
         _stored_as(made, values, modality, shown)

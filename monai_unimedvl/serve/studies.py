@@ -29,7 +29,7 @@ from monai_unimedvl.transforms.choosing import Choice, modality_of
 from monai_unimedvl.transforms.dicom import series_uids
 from monai_unimedvl.transforms.lazy import Prepared, prepare
 from monai_unimedvl.transforms.read import DICOM, NIFTI, PICTURES, read
-from monai_unimedvl.transforms.slices import PLANES
+from monai_unimedvl.transforms.slices import PLANES, plane_of
 
 READ = (*NIFTI, *DICOM, *PICTURES)
 COMPUTED_TOMOGRAPHY = -500.0  # values below are air in HU; no other unit has them
@@ -68,6 +68,14 @@ class Study:
     def nbytes(self) -> int:
         """In memory."""
         return self.image.numel() * self.image.element_size()
+
+    @property
+    def planes(self) -> list[str]:
+        """In which its slices can be seen: all; of a volume of one slice its own; of pictures none."""
+        if self.kind != "volume":
+            return []
+        shape, affine = self.image.shape[1:], self.image.affine.numpy()
+        return list(dict.fromkeys(plane_of(shape, affine, plane) for plane in PLANES))
 
     def chain(self, square: bool) -> Recipe:
         """The recipe of its modality."""
@@ -126,7 +134,7 @@ class Study:
                 window = None  # of a modality for pictures; asking says so
         return {
             "id": self.id, "kind": self.kind, "shape": list(self.image.shape[1:]), "spacing": spacing,
-            "planes": list(PLANES) if self.kind == "volume" else [], "modality": self.modality,
+            "planes": self.planes, "modality": self.modality,
             "note": self.note, "label": self.label, "window": window,
         }  # fmt: skip
 

@@ -188,12 +188,14 @@ class Tasks:
         if study.kind == "volume":
             output, part = Labels(LEGENDS[task]), study.prepared(self.service.square)
             affine = part.volume.affine
-            back = Restack(part.volume.shape[1:], affine, plane, dtype=np.uint8, mode=output.mode)
+            seen = part.slices(plane).plane
+            back = Restack(part.volume.shape[1:], affine, seen, dtype=np.uint8, mode=output.mode)
             back.put(output.seen(drawn, part, 1), picture, last=output.chosen)
             labels = back.values[0]
         else:
             flat = ColoursToLabels(LEGENDS[task], threshold=0.5).labels(drawn.cpu().unsqueeze(0))[0]
-            shown = put_back(flat.to(torch.uint8), picture).as_subclass(Tensor).numpy()  # (H, W)
+            shown = put_back(flat.to(torch.uint8), picture, until="Read")  # as the page shows it
+            shown = shown.as_subclass(Tensor).numpy()  # (H, W)
             depth = study.image.shape[3] if study.kind == "frames" else 1
             labels = np.zeros((shown.shape[1], shown.shape[0], depth), np.uint8)
             labels[..., min(max(round(mm[2]), 0), depth - 1)] = shown.T
@@ -236,7 +238,8 @@ class Tasks:
             labels = made.as_subclass(Tensor)[0].numpy()
             result = self._kept(labels, made.affine.numpy(), task, facts)
             job.done = job.total
-            job.result = {**result, "where": f"every {plane} slice"}
+            seen = study.prepared(service.square).slices(plane).plane
+            job.result = {**result, "where": f"every {seen} slice"}
         except CancelledError:
             job.stopped = True
         except (ValueError, Refused) as error:

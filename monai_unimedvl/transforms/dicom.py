@@ -25,8 +25,8 @@ from monai_unimedvl.packages import MissingPackage
 from monai_unimedvl.transforms.deidentify import KEPT, deidentify, is_dicom
 from monai_unimedvl.transforms.dicom_values import pixels
 from monai_unimedvl.transforms.restack import empty_volume
+from monai_unimedvl.transforms.slices import display_of, nearest_plane
 from monai_unimedvl.transforms.video import read_video
-from monai_unimedvl.transforms.volume import nearest_plane, to_display
 
 Header = pydicom.Dataset
 File = tuple[Path, Header, Header]  # its name, what is kept of its header, and all of it but its pixels
@@ -63,10 +63,10 @@ def read_file(path: Path, voi: bool = False, frames: int | None = None) -> MetaT
             values, meta["flipped"] = values.flip([1] * down + [2] * across), [down, across]
         return MetaTensor(values, meta=meta)
     as_volume = values.transpose(1, 2).unsqueeze(-1)  # (C, columns, rows, 1)
-    shown, place = to_display(as_volume, affine, nearest_plane(affine[:3, 2]))
-    return MetaTensor(
-        shown[..., 0].contiguous(), affine=torch.from_numpy(place), meta={**meta, "placed": True}
-    )
+    display = display_of(as_volume.shape[1:], affine, nearest_plane(affine[:3, 2]))
+    meta |= {"placed": True, "flipped": list(display.flipped[:2]), "transposed": display.axes[0] == 0}
+    shown = display.shown(as_volume)[..., 0].contiguous()
+    return MetaTensor(shown, affine=torch.from_numpy(display.affine), meta=meta)
 
 
 def read_series(folder: Path, files: list[Path], voi: bool = False) -> MetaTensor:

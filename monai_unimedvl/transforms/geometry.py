@@ -140,7 +140,8 @@ def put_back(
         picture: as the recipe gave it, with its `applied_operations`.
         nearest: labels keep their numbers; implied by (h, w) and by integers other than uint8.
         until: a step by name that is not undone, nor those before: with "SquarePixels" a thick slice seen
-            from the side keeps its proportions for the eye.
+            from the side keeps its proportions for the eye; with "Read" a lone DICOM stays turned as reading
+            it has turned it.
 
     Returns:
         (C, H, W) or (H, W), with the meta and the affine of the source pixels; 0 where nothing was drawn.
@@ -158,7 +159,27 @@ def put_back(
         if done.get(TraceKeys.CLASS_NAME) == until or "geometry" not in done.get(TraceKeys.EXTRA_INFO, {}):
             break  # a step before the recipe is not ours to undo
         result = _undone(result, done, nearest)
+    if until is None and isinstance(result, MetaTensor):
+        result = _as_stored(result)
     return result[0] if flat else result
+
+
+def _as_stored(image: MetaTensor) -> MetaTensor:
+    """(C, H, W) as a lone DICOM has its rows and columns, which was turned to be seen; others as they are."""
+    source = image.meta.get("source") or {}
+    flips = [axis for axis, flipped in enumerate(source.get("flipped", ())) if flipped]
+    order = [1, 0, 2, 3] if source.get("transposed") else [0, 1, 2, 3]
+    if not flips and order[0] == 0:
+        return image
+    shown = np.eye(4)  # from (row, column, 0) as stored to what is seen
+    for axis in flips:
+        shown[axis, axis], shown[axis, 3] = -1, image.shape[1 + axis] - 1
+    shown = shown @ np.eye(4)[order]
+    values = image.as_subclass(Tensor).flip([1 + axis for axis in flips])
+    result = MetaTensor(values.permute(0, 1 + order[0], 1 + order[1]).contiguous())
+    result.copy_meta_from(image, copy_attr=True)
+    result.affine = image.affine.double() @ torch.from_numpy(_of_rank(shown, image))
+    return result
 
 
 class Geometry(InvertibleTransform, LazyTransform):

@@ -30,7 +30,7 @@ from monai_unimedvl.transforms.dicom import open_series
 from monai_unimedvl.transforms.image import check_picture, like
 from monai_unimedvl.transforms.intensity import PercentileScale, ToUnit, Windows, window
 from monai_unimedvl.transforms.read import MAX_VOXELS, NIFTI, Read, dicom_files, read
-from monai_unimedvl.transforms.slices import Slices, Volume
+from monai_unimedvl.transforms.slices import Slices, Volume, plane_of
 from monai_unimedvl.transforms.volume import SelectSlices
 
 MEASURED = 32_000_000  # voxels that percentiles are measured on at most; a recipe alone takes all
@@ -97,8 +97,8 @@ class Prepared:
     name: str
 
     def slices(self, plane: str) -> Slices:
-        """The raw slices along a plane."""
-        return Slices(self.volume, plane)
+        """The raw slices along a plane; of a volume of one slice that one, whatever the plane."""
+        return Slices(self.volume, plane_of(self.volume.shape[1:], self.volume.affine, plane))
 
     def picture(self, one: MetaTensor) -> MetaTensor:
         """A raw slice (1, H, W) as the recipe's picture (3, h, w) in [0, 1], with its affine.

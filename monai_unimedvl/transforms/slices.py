@@ -43,6 +43,12 @@ def nearest_plane(normal: np.ndarray) -> str:
     return tuple(PLANES)[int(np.abs(normal).argmax())]
 
 
+def plane_of(shape: Sequence[int], affine: np.ndarray, plane: str) -> str:
+    """`plane`; or that in which a volume (X, Y, Z) of one slice lies, which can be seen in no other."""
+    thin = next((axis for axis, side in enumerate(shape) if side == 1), None)
+    return check_plane(plane) if thin is None else nearest_plane(affine[:3, thin])
+
+
 @dataclass(frozen=True)
 class Display:
     """How a volume is turned to be seen: the stored axis of (row, column, slice), and which of them flip.
@@ -249,8 +255,8 @@ def picture(
 
     source: file, shape as read, kind, plane, index and count along it, size (H, W), spacing in mm (row,
     column, slice), position of the middle in RAS mm, affine (4, 4) from (row, column, 0) to RAS mm. None
-    where unknown. Of a slab also: slab (first and last slice) and project; of a radiograph that was turned as
-    its file says: flipped (rows, columns).
+    where unknown. Of a slab also: slab (first and last slice) and project; of a lone DICOM that was turned as
+    its file says: flipped (rows, columns) after it was transposed.
     """
     height, width = values.shape[1:]
     source: dict[str, Any] = {
@@ -263,8 +269,7 @@ def picture(
         source["spacing"] = np.linalg.norm(affine[:3, :3], axis=0).round(6).tolist()
         source["position"] = middle[:3].round(4).tolist()
         source["affine"] = affine.tolist()
-    if "flipped" in of:
-        source["flipped"] = of["flipped"]
+    source |= {key: of[key] for key in ("flipped", "transposed") if key in of}
     meta = {key: of[key] for key in KEPT if key in of}
     place = torch.eye(4, dtype=torch.float64) if affine is None else torch.from_numpy(affine)
     return MetaTensor(values.contiguous(), affine=place, meta={**meta, "kind": "image", "source": source})

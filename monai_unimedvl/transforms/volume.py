@@ -30,6 +30,7 @@ from monai_unimedvl.transforms.slices import (
     nearest_plane,
     picture,
     place_in_words,
+    plane_of,
     to_display,
 )
 
@@ -140,12 +141,14 @@ class SelectSlices(Transform):
         return self._slices(x, x.affine.numpy().astype(float) if known else np.eye(4))
 
     def indexes(
-        self, available: int, gap: float, occupied: Callable[[], Sequence[int]], shape: Sequence[int] = ()
-    ) -> list[int]:
+        self, available: int, gap: float, occupied: Callable[[], Sequence[int]], shape: Sequence[int] = (),
+        fewer: bool = False,
+    ) -> list[int]:  # fmt: skip
         """Which of `available` slices, `gap` mm apart, are taken, in order.
 
         Args:
             occupied: gives the slices that show something; asked only by policy "content".
+            fewer: take all where there are not `count` of them.
 
         Raises:
             ValueError: more slices are wanted than there are, or a finer distance than theirs.
@@ -168,8 +171,10 @@ class SelectSlices(Transform):
                     f'{name}(policy="content") found no slice that shows anything in shape {tuple(shape)}: '
                     'use policy="uniform".'
                 )
-            return [found[i] for i in picked(self.count, "uniform", len(found), shape, name)]
-        return picked(self.count, self.policy, available, shape, name)
+            count = min(self.count, len(found)) if fewer else self.count
+            return [found[i] for i in picked(count, "uniform", len(found), shape, name)]
+        count = min(self.count, available) if fewer else self.count
+        return picked(count, self.policy, available, shape, name)
 
     def _frames(self, frames: MetaTensor) -> list[MetaTensor]:
         if self.policy in ("mm", "content") or self.slab:
@@ -190,25 +195,20 @@ class SelectSlices(Transform):
         ]
 
     def _slices(self, volume: MetaTensor, affine: np.ndarray) -> list[MetaTensor]:
-        plane = self.plane
-        if 1 in volume.shape[1:]:  # one slice thick: there is one way to look at it
-            thin = volume.shape[1:].index(1)
-            plane = nearest_plane(affine[:3, thin])
-        return self.of(
-            Slices(self.noted(Volume(volume.as_subclass(Tensor), affine, meta=volume.meta)), plane)
-        )
+        whole = self.noted(Volume(volume.as_subclass(Tensor), affine, meta=volume.meta))
+        return self.of(Slices(whole, plane_of(volume.shape[1:], affine, self.plane)))
 
     def noted(self, volume: Volume, bounds: tuple[float, float] | None = None) -> Volume:
         """The volume with what its pictures have to know; `bounds` as `Volume.around_body` takes them."""
         return volume.around_body(bounds) if self.centre == "series" else volume
 
-    def of(self, slices: Slices) -> list[MetaTensor]:
-        """The chosen ones of `slices`, (1, H, W) each."""
+    def of(self, slices: Slices, fewer: bool = False) -> list[MetaTensor]:
+        """The chosen ones of `slices`, (1, H, W) each; `fewer` as `indexes` takes it."""
         shape = slices.volume.shape
         if len(slices) == 1:
             indexes = [0]
         else:
-            indexes = self.indexes(len(slices), slices.gap, slices.occupied, shape)
+            indexes = self.indexes(len(slices), slices.gap, slices.occupied, shape, fewer)
         found = []
         for index in indexes:
             one = slices.slab(index, self.slab, self.project)

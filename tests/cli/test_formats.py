@@ -217,3 +217,23 @@ def test_formats_that_do_not_fit_are_one_line(words, message, command, scan, pic
     code, out, err = command(*(word.format(**places) for word in words), "--quiet")
     assert (code, out) == (2, "") and err.count("\n") == 1 and re.search(message, err), err
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "modality", "shades"),
+    [
+        (["--task", "ct-to-bone"], "ct", (-500, 1500)),
+        ([" show this CT in the bone window. "], "ct", (-500, 1500)),
+        (["Sharpen."], "ct", (-150, 250)),
+        (["--task", "t1-to-gm"], "mri", (0, 1)),
+    ],
+)
+def test_a_volume_has_the_values_of_what_was_asked_for(
+    command, scan, tmp_path, painter, words, modality, shades
+):
+    out = tmp_path / "out.nii"
+    assert command("edit", scan, *words, "--modality", modality, "--whole", "--out", out)[0] == 0
+    values = np.asarray(nibabel.load(out).dataobj)
+    low, high = shades
+    painted = low + (high - low) * 240 / 255  # by `painter`
+    assert values.max() == pytest.approx(painted, abs=1e-3)

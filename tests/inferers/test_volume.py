@@ -242,6 +242,51 @@ def test_settings_that_do_nothing_are_refused(tokenizer: Tokenizer) -> None:
         VolumeInferer(Copy(), "fundus")(source(), None, "x")
 
 
+@pytest.mark.parametrize("axis, plane", [(0, "sagittal"), (1, "coronal"), (2, "axial")])
+@pytest.mark.parametrize("planes", [None, "axial", ("axial", "coronal", "sagittal")])
+def test_a_volume_of_one_slice_is_drawn_in_its_own_plane(axis: int, plane: str, planes: Any) -> None:
+    one = source().as_subclass(Tensor).narrow(1 + axis, 5, 1)
+    draw = Copy()
+    result = VolumeInferer(draw, hounsfield(), "copy", planes=planes)(
+        MetaTensor(one, affine=source().affine), None
+    )
+    assert torch.equal(result.as_subclass(Tensor), one)
+    assert [prompt[0].meta["source"]["plane"] for prompt in draw.prompts] == [plane]
+
+
+def test_the_recipe_says_which_slices_are_read_and_in_which_plane_is_drawn(
+    tiny: UniMedVL, tokenizer: Tokenizer
+) -> None:
+    text = TextInferer(tokenizer, max_new_tokens=1)
+    chain = recipe("ct", count=3, policy="center", plane="coronal")
+    taken = [answer.sources[0] for answer in VolumeInferer(text, chain)(source(), tiny, "?")]
+    assert [(one["plane"], one["index"]) for one in taken] == [("coronal", i) for i in (6, 7, 8)]
+    assert [one.meta["source"]["index"] for one in chain(source())] == [6, 7, 8], "as the recipe alone"
+    few = MetaTensor(source().as_subclass(Tensor)[..., :5], affine=source().affine)
+    assert len(VolumeInferer(text, recipe("ct"))(few, tiny, "?")) == 5, "nobody has named the usual eight"
+    assert len(VolumeInferer(text)((few + 150).clamp(0, 400) / 400, tiny, "?")) == 5
+    with pytest.raises(ValueError, match=r"count=8\) needs 8 slices, got 5"):
+        VolumeInferer(text, recipe("ct"), select=SelectSlices(count=8))(few, tiny, "?")
+    draw = Copy()
+    VolumeInferer(draw, recipe("ct", plane="sagittal"))(source(), None, "copy")
+    assert {prompt[0].meta["source"]["plane"] for prompt in draw.prompts} == {"sagittal"}
+
+
+def test_a_window_that_was_asked_for_is_written_in_its_own_values() -> None:
+    bone = Grey(bounds=(-500.0, 1500.0))
+    shown = (source().as_subclass(Tensor).float() + 150).clamp(0, 400) / 400
+    result = VolumeInferer(Copy(), hounsfield(), "copy", output=bone)(source(), None)
+    assert result.dtype == torch.int16
+    assert_close(result.as_subclass(Tensor).float(), shown * 2000 - 500, atol=0.51, rtol=0)
+    small = MetaTensor(source().as_subclass(Tensor).clamp(0, 255).to(torch.uint8), affine=source().affine)
+    result = VolumeInferer(Copy(), hounsfield(), "copy", output=bone)(small, None)
+    assert result.dtype == torch.float32 and float(result.max()) > 1400, "uint8 holds no HU"
+    share = VolumeInferer(Copy(), hounsfield(), "copy", output=Grey(bounds=(0.0, 1.0)))(source(), None)
+    assert_close(share.as_subclass(Tensor), shown)
+    with pytest.raises(ValueError, match="expected black below white"):
+        Grey(bounds=(3.0, 3.0))
+
+
 def test_every_order_and_flip_keeps_labels_in_place() -> None:
     for order, flips in itertools.product([(0, 1, 2), (2, 1, 0)], itertools.product((1, -1), repeat=3)):
         volume = source(order, flips)

@@ -149,6 +149,24 @@ def test_the_mask_of_a_slice_is_that_slice_of_the_mask_of_the_volume(served, tmp
     assert provenance.examine(path).case == "marked"
 
 
+def test_a_volume_of_one_slice_is_read_and_segmented_in_its_own_plane(served, tmp_path):
+    client, _ = served
+    study = opened(client, nifti(volume()[:, 4:5]), modality="mri")
+    assert study["planes"] == ["coronal"]
+    asked = {"plane": "axial", "mm": [0.0, -20.0, 11.0], "task": "seg-tissue"}
+    made = client.post(f"/images/{study['id']}/segment", json=asked).json()
+    one = nibabel.load(saved(client, made, tmp_path))
+    assert one.shape == (12, 1, 9) and made["where"].startswith("coronal slice 1 of 1")
+    job = client.post(f"/images/{study['id']}/segment", json={**asked, "whole": True}).json()["job"]
+    while job["state"] == "running":
+        time.sleep(0.02)
+        job = client.get(f"/jobs/{job['id']}").json()
+    assert job["state"] == "done" and job["total"] == 1
+    assert job["result"]["where"] == "every coronal slice"
+    whole = nibabel.load(saved(client, job["result"], tmp_path))
+    assert (np.asarray(whole.dataobj) == np.asarray(one.dataobj)).all() and np.asarray(one.dataobj).any()
+
+
 def test_a_job_can_be_stopped(served, monkeypatch):
     client, service = served
     study = opened(client, nifti())

@@ -12,6 +12,7 @@ import torch
 
 from monai_unimedvl import recipe
 from monai_unimedvl.cli.recipes import CASES
+from monai_unimedvl.transforms.geometry import put_back
 from monai_unimedvl.transforms.lazy import open_volume, prepare
 from monai_unimedvl.transforms.read import read
 from monai_unimedvl.transforms.slices import Slices, Volume
@@ -129,6 +130,11 @@ def test_a_mirrored_radiograph_is_turned_as_its_file_says(
     expected = np.flip(stored, [axis for axis in (0, 1) if flips[axis]]) if any(flips) else stored
     assert np.corrcoef(picture[0].numpy().ravel(), expected.ravel())[0, 1] > 0.97
     assert picture.meta["source"].get("flipped", [False, False]) == list(flips)
+
+
+    back = np.flip(picture[0].numpy(), [axis for axis in (0, 1) if flips[axis]])
+    assert np.array_equal(put_back(picture, picture)[0].numpy(), back), "as the file has it"
+    assert torch.equal(put_back(picture, picture, until="Read").as_tensor(), picture.as_tensor())
 
 
 def test_the_letter_of_a_real_mirrored_radiograph_is_readable() -> None:

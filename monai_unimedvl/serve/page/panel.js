@@ -90,7 +90,8 @@ async function show(study) {
   const [x, y, z] = study.shape;
   const size = study.kind === "volume" ? `${x} × ${y} × ${z}` : study.kind === "frames" ? `${y} × ${x}, ${z} frames` : `${y} × ${x}`;
   $("title").textContent = study.label || `Your ${study.kind === "volume" ? "volume" : study.kind === "frames" ? "frames" : "picture"} (${size})`;
-  $("planes").hidden = study.planes.length === 0;
+  $("planes").hidden = study.planes.length < 2;
+  if (study.planes.length === 1) turn(study.planes[0]);
   $("reset").hidden = false;
   $("modality").value = study.modality;
   $("reading").hidden = false;
