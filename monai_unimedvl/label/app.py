@@ -82,7 +82,7 @@ class UniMedVLApp(MONAILabelApp):  # type: ignore[misc]
             tasks[name] = SegmentTask(served, INSTRUCTIONS[task], legend, modality)
         if self.own_labels:
             asked = asked_for(self.own_labels)
-            tasks[OWN] = SegmentTask(served, asked["words"], asked["legend"], modality)
+            tasks[OWN] = SegmentTask(served, asked["words"], asked["legend"], modality, asked["values"])
         return tasks
 
     def init_trainers(self) -> dict[str, TrainTask]:
@@ -134,7 +134,7 @@ class UniMedVLApp(MONAILabelApp):  # type: ignore[misc]
     def _renew(self) -> None:
         """Register the task of one's own labels anew where other labels were taught."""
         task, labels = self._infers.get(OWN), self.own_labels
-        if labels and (task is None or set(task.labels) != set(labels)):
+        if labels and (task is None or list(task.labels.items()) != list(labels.items())):
             self._infers: dict[str, Any] = self.init_infers()
 
     def _download_dcmqi_tools(self) -> None:

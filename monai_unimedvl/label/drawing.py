@@ -18,7 +18,7 @@ from monai.data import MetaTensor
 from monailabel.interfaces.tasks.infer_v2 import InferType
 from torch import Tensor
 
-from monai_unimedvl.data.atlas_tasks import INSTRUCTIONS
+from monai_unimedvl.data.atlas_tasks import INSTRUCTIONS, shades_of
 from monai_unimedvl.evaluation.asking import DRAWING, EDITING, Drawing
 from monai_unimedvl.flow import Guidance
 from monai_unimedvl.inferers import ImageInferer
@@ -35,7 +35,7 @@ from monai_unimedvl.sequence import Prompt
 from monai_unimedvl.transforms.choosing import place, volume_chain
 from monai_unimedvl.transforms.geometry import put_back
 from monai_unimedvl.transforms.lazy import prepare
-from monai_unimedvl.transforms.masks import ColoursToLabels, as_legend, volumes_of
+from monai_unimedvl.transforms.masks import UNCERTAIN, ColoursToLabels, as_legend, volumes_of
 from monai_unimedvl.transforms.restack import Restack
 
 logger = logging.getLogger(__name__)
@@ -125,19 +125,19 @@ class Drawn(Task):
         }
         if values["slice"] != ALL:
             return self._slice(asked, instruction, output, chain, plane, task, drawn_by)
-        parts = prepare(chain, path)
-        total = sum(len(parts[0].slices(one)) for one in (PLANES if values["fuse_planes"] else (plane,)))
+        (first, *_) = prepare(chain, path)
+        wanted = PLANES if values["fuse_planes"] else (plane,)
+        stacks = {one.plane: len(one) for one in map(first.slices, wanted)}
         infer = VolumeInferer(
-            inferer(asked, total), chain, planes=PLANES if values["fuse_planes"] else (plane,),
-            output=output, batch=AT_ONCE,
-        )  # fmt: skip
+            inferer(asked, sum(stacks.values())), chain, planes=tuple(stacks), output=output, batch=AT_ONCE
+        )
         volume = infer(path, model.network, instruction)
         if not isinstance(volume, MetaTensor) or volume.shape[0] != 1:
             raise ValueError("the image holds several volumes, expected one: split it.")
         return (
             volume,
             asked.facts(instruction, task, **drawn_by),
-            {"read": [f"every {plane} slice"], "remark": said},
+            {"read": [f"every {one} slice" for one in stacks], "remark": said},
         )
 
     def _slice(
@@ -158,7 +158,7 @@ class Drawn(Task):
         picture = part.picture(slices[index])
         (drawn,) = inferer(asked, 1)([[picture.as_tensor(), instruction]], network)
         back = Restack(
-            part.volume.shape[1:], part.volume.affine, plane, dtype=output.dtype(part),
+            part.volume.shape[1:], part.volume.affine, slices.plane, dtype=output.dtype(part),
             fill=output.fill(part), mode=output.mode,
         )  # fmt: skip
         back.put(output.seen(drawn, part, 1), picture, last=output.chosen)
@@ -185,15 +185,16 @@ class SegmentTask(Drawn):
     Args:
         instruction: what the model is told.
         legend: name -> colour that it draws.
+        numbers: name -> number in the label map; None counts from 1.
     """
 
     def __init__(
         self, served: Served, instruction: str, legend: Mapping[str, Sequence[int]],
-        modality: str = "",
+        modality: str = "", numbers: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
         self.instruction, self.legend = instruction, as_legend(legend)
         knobs = {**volume_knobs(), **drawing_knobs(EDITING), "uncertain": Knob(False)}
-        labels = {name: n for n, name in enumerate(self.legend, 1)}
+        labels = dict(numbers or {name: n for n, name in enumerate(self.legend, 1)})
         super().__init__(
             served, instruction, knobs, type=InferType.SEGMENTATION, labels=labels, modality=modality
         )
@@ -201,20 +202,26 @@ class SegmentTask(Drawn):
     def answer(self, asked: Asked) -> Result:
         """A label map, and beside it names, numbers, colours and how much there is of each."""
         threshold = 0.5 if asked.values["uncertain"] else None  # of a colour's distance, as the CLI has it
-        names = {**self.labels, **({"uncertain": self.legend.uncertain} if threshold else {})}
+        unsure = max(self.labels.values()) + 1
+        names = {**self.labels, **({UNCERTAIN: unsure} if threshold else {})}
         if is_volume(asked.path):
             volume, facts, said = self.made(asked, self.instruction, Labels(self.legend, threshold))
+            labels = self._numbered(volume.as_subclass(Tensor)[0], unsure)
             file = write_values(
-                volume.as_subclass(Tensor)[0], volume.affine.numpy(), facts, asked.request,
-                legend=self.legend,
+                labels, volume.affine.numpy(), facts, asked.request, legend=self.legend,
+                numbers={**self.labels, UNCERTAIN: unsure},
             )  # fmt: skip
             amounts = {"ml": _kept(volumes_of(volume, self.legend), names)}
         else:
             drawn, picture, facts = self.flat(asked, self.instruction)
-            labels = ColoursToLabels(self.legend, threshold).labels(drawn.cpu())
-            flat = put_back(labels, picture).as_subclass(Tensor).to(torch.uint8)  # (H, W)
+            found = ColoursToLabels(self.legend, threshold).labels(drawn.cpu())
+            whole = put_back(found, picture)
+            flat = whole.as_subclass(Tensor).to(torch.uint8)  # (H, W)
             said = {"read": [place(picture.meta["source"])]}
-            file = write_values(flat.T[..., None], FLAT, facts, asked.request, ".png", self.legend)
+            file = write_values(
+                self._numbered(flat, unsure).T[..., None], _place_of(whole), facts, asked.request, ".png",
+                self.legend, {**self.labels, UNCERTAIN: unsure},
+            )  # fmt: skip
             amounts = {"pixels": _kept(volumes_of(flat[None], self.legend), names)}
         colours = {name: colour for name, colour in colour_map(self.legend).items() if name in names}
         told = {
@@ -227,6 +234,12 @@ class SegmentTask(Drawn):
             "manifest": facts.manifest(),
         }
         return file, told
+
+    def _numbered(self, labels: Tensor, unsure: int) -> Tensor:
+        """Labels in the order of the legend, (...) uint8, as the numbers that they were taught with."""
+        numbers = torch.tensor([0, *(self.labels[name] for name in self.legend), unsure])
+        kinds = (torch.uint8, torch.int16, torch.int32)
+        return numbers.to(next(one for one in kinds if unsure <= torch.iinfo(one).max))[labels.long()]
 
 
 class TranslateTask(Drawn):
@@ -248,13 +261,13 @@ class TranslateTask(Drawn):
         if values["instruction"].strip():
             values["task"] = "edit"
         if is_volume(asked.path):
-            volume, facts, said = self.made(asked, instruction, Grey())
+            volume, facts, said = self.made(asked, instruction, Grey(bounds=shades_of(instruction)))
             file = write_values(
                 volume.as_subclass(Tensor)[0], volume.affine.numpy(), facts, asked.request
             )  # fmt: skip
         else:
             drawn, picture, facts = self.flat(asked, instruction)
-            file = _placed(put_back(drawn, picture), None, facts, asked.request, ".png")
+            file = _placed(put_back(drawn, picture), facts, asked.request, ".png")
             said = {"read": [place(picture.meta["source"])]}
         return file, {**said, "prompt": instruction, "seed": values["seed"], "manifest": facts.manifest()}
 
@@ -296,24 +309,26 @@ class DrawTask(Task):
             return write_picture(drawn.cpu(), facts, extension_of(asked.request, ".png")), told
         values = asked.reading(count=1, slice="middle" if values["slice"] == AUTO else values["slice"])
         pictures, _ = pictures_of(asked.path, values, asked.model.network)
-        source = pictures[0].meta["source"]
-        file = _placed(put_back(drawn, pictures[0]), source, facts, asked.request, ".nii.gz")
-        return file, {**told, "read": [place(source)]}
+        file = _placed(put_back(drawn, pictures[0]), facts, asked.request, ".nii.gz")
+        return file, {**told, "read": [place(pictures[0].meta["source"])]}
 
 
 def _kept(amounts: Mapping[str, float], names: Mapping[str, int]) -> dict[str, float]:
     return {name: amounts[name] for name in names}
 
 
-def _placed(
-    whole: Tensor, source: Mapping[str, Any] | None, facts: Facts, request: Mapping[str, Any], usual: str
-) -> str:
+def _placed(whole: Tensor, facts: Facts, request: Mapping[str, Any], usual: str) -> str:
     """A picture (3, H, W) on the pixels of its source: as a picture, or as a volume of one slice there."""
     plain = whole.as_subclass(Tensor).cpu().clamp(0, 1)
     if extension_of(request, usual) in PICTURES:
         return write_picture(plain, facts, extension_of(request, usual))
     grey = plain.mean(0).T[..., None]  # columns, rows, one slice
-    place: np.ndarray = FLAT
-    if source is not None and source.get("affine") is not None and isinstance(whole, MetaTensor):
-        place = whole.affine.numpy()[:, [1, 0, 2, 3]]
-    return write_values(grey, place, facts, request, usual)
+    return write_values(grey, _place_of(whole), facts, request, usual)
+
+
+def _place_of(whole: Tensor) -> np.ndarray:
+    """From (column, row, 0) of what was put back to RAS mm; as ITK reads a picture, where it has no place."""
+    if isinstance(whole, MetaTensor) and (whole.meta.get("source") or {}).get("affine") is not None:
+        found: np.ndarray = whole.affine.numpy()[:, [1, 0, 2, 3]]
+        return found
+    return FLAT

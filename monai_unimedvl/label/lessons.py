@@ -178,7 +178,8 @@ def _mask(label: Path, folder: Path | None) -> Path:
     if folder is None:
         raise ValueError(f"{label.name} is NRRD, expected NIfTI here: convert it.")
     out = folder / "masks" / f"{label.parent.name}-{label.name.removesuffix('.nrrd')}.nii.gz"
-    tensor = MetaTensor(np.ascontiguousarray(values.astype(np.uint8))).as_tensor()
+    kind = np.uint8 if int(values.max(initial=0)) <= 255 else np.int32
+    tensor = MetaTensor(np.ascontiguousarray(values.astype(kind))).as_tensor()
     save_volume(tensor, affine, out, Facts("label", 0, ""))
     manifest_path(out).unlink()
     return out

@@ -21,7 +21,7 @@ from monai_unimedvl.transforms.choosing import Choice, choose, knows_only_square
 from monai_unimedvl.transforms.dicom import holds_dicom
 from monai_unimedvl.transforms.lazy import open_volume
 from monai_unimedvl.transforms.read import NIFTI, VOLUMES, dicom_files
-from monai_unimedvl.transforms.slices import display_of
+from monai_unimedvl.transforms.slices import display_of, plane_of
 
 AUTO = "auto"
 PLANES = ("axial", "coronal", "sagittal")
@@ -129,7 +129,7 @@ def slice_of(path: Path, place: Sequence[float], plane: str, *, volume: Any = No
     """
     volume = open_volume(path) if volume is None else volume
     shape = tuple(volume.shape[1:])
-    display = display_of(shape, volume.affine, plane)
+    display = display_of(shape, volume.affine, plane_of(shape, volume.affine, plane))
     index = round(float((np.linalg.inv(display.affine) @ [*place, 1.0])[2]))
     count = shape[display.axes[2]]
     if not 0 <= index < count:

@@ -47,19 +47,20 @@ def extension_of(request: Mapping[str, Any], usual: str) -> str:
 
 def write_values(
     values: Tensor, affine: np.ndarray, facts: Facts, request: Mapping[str, Any], usual: str = ".nii.gz",
-    legend: Legend | None = None,
+    legend: Legend | None = None, numbers: Mapping[str, int] | None = None,
 ) -> str:  # fmt: skip
     """A volume (X, Y, Z) as the file that a request asks for; returns its path.
 
     Args:
         values: of the type to be written, unless the request has a `result_dtype`.
         legend: of labels; None for greys.
+        numbers: name -> label, where they do not follow the order of the legend.
 
     Raises:
         ValueError: a format or type that cannot hold it.
     """
     extension = extension_of(request, usual)
-    values = _cast(values, request.get("result_dtype"))
+    values = _cast(values, request.get("result_dtype"), labels=legend is not None)
     if extension in PICTURES:
         if values.shape[2] != 1:
             raise ValueError(
@@ -67,6 +68,11 @@ def write_values(
                 f"of {', '.join(VOLUMES)}: choose one, or ask for one slice."
             )
         flat = values[..., 0].T  # rows first
+        if legend and int(flat.max()) > 255:
+            raise ValueError(
+                f"label {int(flat.max())} came for a picture, which holds 0 to 255: choose one of "
+                f"{', '.join(VOLUMES)}."
+            )
         return write_picture(flat.to(torch.uint8) if legend else _as_colours(flat), facts, extension)
     if extension == ".seg.nrrd" and legend is None:
         raise ValueError("result_extension is '.seg.nrrd', expected labels in it: choose .nrrd or .nii.gz.")
@@ -76,7 +82,7 @@ def write_values(
         manifest_path(path).unlink()
     else:
         _write_nrrd(values.numpy(), affine, path, facts, legend if extension == ".seg.nrrd" else None,
-                    bool(request.get("result_compress", False)))  # fmt: skip
+                    bool(request.get("result_compress", False)), numbers)  # fmt: skip
     return str(path)
 
 
@@ -116,8 +122,9 @@ def read_nrrd(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _write_nrrd(
-    values: np.ndarray, affine: np.ndarray, path: Path, facts: Facts, legend: Legend | None, packed: bool
-) -> None:
+    values: np.ndarray, affine: np.ndarray, path: Path, facts: Facts, legend: Legend | None, packed: bool,
+    numbers: Mapping[str, int] | None,
+) -> None:  # fmt: skip
     place = LPS @ np.asarray(affine, dtype=np.float64)
     header: dict[str, Any] = {
         "space": "left-posterior-superior",
@@ -127,7 +134,8 @@ def _write_nrrd(
         "encoding": "gzip" if packed else "raw",
         "Provenance": json.dumps(facts.manifest()),
     }
-    for n, (name, number) in enumerate(_named(legend).items()):
+    for n, name in enumerate(_named(legend)):
+        number = (numbers or _named(legend))[name]
         red, green, blue = _colour(legend, name)
         header |= {
             f"Segment{n}_ID": f"Segment_{number}",
@@ -152,7 +160,7 @@ def colour_map(legend: Legend) -> dict[str, list[int]]:
     return {name: list(_colour(legend, name)) for name in _named(legend)}
 
 
-def _cast(values: Tensor, dtype: Any) -> Tensor:
+def _cast(values: Tensor, dtype: Any, labels: bool) -> Tensor:
     name = str(dtype).rsplit(".", 1)[-1].strip("'<>") if dtype else ""
     if not name:
         return values
@@ -162,6 +170,10 @@ def _cast(values: Tensor, dtype: Any) -> Tensor:
     array = values.numpy()
     if wanted.kind in "iu":
         limits = np.iinfo(wanted)
+        if labels and array.max() > limits.max:
+            raise ValueError(
+                f"label {array.max()} came for {name}, which holds 0 to {limits.max}: choose a wider type."
+            )
         array = np.clip(np.rint(array), limits.min, limits.max)
     return torch.from_numpy(np.ascontiguousarray(array.astype(wanted)))
 

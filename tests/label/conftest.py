@@ -73,5 +73,6 @@ def served(installed: None) -> Iterator[Callable[..., Server]]:
 @pytest.fixture(scope="session")
 def server(served: Any, studies: Path, tmp_path_factory: pytest.TempPathFactory) -> Server:
     """The app on the nano model, for all tests that do not stop it."""
-    app = write_app(tmp_path_factory.mktemp("app") / "app", modality="mri")
+    labels = "grey matter=3, white matter=5, CSF=700"
+    app = write_app(tmp_path_factory.mktemp("app") / "app", modality="mri", labels=labels)
     return served(app, studies)

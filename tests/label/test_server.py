@@ -20,6 +20,7 @@ from monai_unimedvl.provenance import read_mark
 
 pytestmark = pytest.mark.label
 TISSUES = {"grey matter": 1, "white matter": 2, "CSF": 3}
+OWN = {"grey matter": 3, "white matter": 5, "CSF": 700}  # as `server` is set up
 
 
 def test_info_shows_every_task_with_its_settings(server: Server) -> None:
@@ -115,6 +116,8 @@ def test_a_report_and_a_region(server: Server) -> None:
         ("segment_tissue", "brain0", {"slice": "x"}, "'all', 'middle' or a number"),
         ("segment_tissue", "brain0", {"result_extension": ".exe"}, "result_extension is '.exe'"),
         ("segment_tissue", "brain0", {"result_extension": ".png", "slice": "1"}, "a volume of 8 slices"),
+        ("segment_own", "brain0", {"result_dtype": "uint8"}, "label 700 came for uint8, which holds"),
+        ("segment_own", "picture", {}, "label 700 came for a picture, which holds 0 to 255"),
         ("translate", "brain0", {"image_guidance": 2}, "only with guidance above 1"),
         ("draw", "brain0", {"prompt": ""}, "the prompt is empty"),
         ("nothing", "brain0", {}, "no model 'nothing'"),
@@ -127,6 +130,30 @@ def test_what_does_not_fit_is_told_in_one_sentence(
     answer = server.ask("POST", f"/infer/{model}", params={"image": image}, data=where)
     assert answer.status_code == 400 and said in answer.json()["detail"], answer.text
     assert "\n" not in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("image", ["brain0", "picture"])
+def test_ones_own_labels_keep_the_numbers_that_they_were_taught_with(
+    server: Server, tmp_path: Path, image: str
+) -> None:
+    told = server.infer("segment_own", image, "json", result_extension=".nii.gz")
+    assert told["label_names"] == OWN and set(told.get("ml") or told["pixels"]) == set(OWN)
+    usual, own = (
+        np.asarray(server.volume(task, image, result_extension=".nii.gz").dataobj)
+        for task in ("segment_tissue", "segment_own")
+    )
+    assert set(np.unique(usual)) == {0, 1, 2, 3} and own.dtype == np.int16
+    assert (own == np.array([0, *OWN.values()])[usual]).all()
+
+
+def test_ones_own_labels_have_their_names_and_numbers_in_the_file(server: Server, tmp_path: Path) -> None:
+    import nrrd
+
+    content = server.infer("segment_own", "brain0", "image", result_extension=".seg.nrrd").content
+    (tmp_path / "own.seg.nrrd").write_bytes(content)
+    values, header = nrrd.read(str(tmp_path / "own.seg.nrrd"))
+    named = {header[f"Segment{n}_Name"]: int(header[f"Segment{n}_LabelValue"]) for n in range(3)}
+    assert named == OWN and set(np.unique(values)) == {0, *OWN.values()}
 
 
 @pytest.mark.parametrize("image", ["brain0", "oblique"])
