@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.transforms import MapTransform
 from torch import Tensor
@@ -26,7 +25,7 @@ from monai_unimedvl.networks.tensor_path import TensorPath
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.sequence import Prompt
 from monai_unimedvl.transforms.choosing import Choice, choose, modality_of, place
-from monai_unimedvl.transforms.geometry import put_back
+from monai_unimedvl.transforms.geometry import place_of, put_back
 from monai_unimedvl.transforms.image import resize
 from monai_unimedvl.transforms.masks import ColoursToLabels
 
@@ -65,9 +64,8 @@ class OnePictured(MapTransform):
                 modality = self.modality
             (picture, *_), _ = choose(path, Choice(modality, slice="middle", square=True))
             whole = put_back(picture, picture)
-            source = picture.meta["source"]
-            placed = source.get("affine") is not None and isinstance(whole, MetaTensor)
-            picture.meta["original_affine"] = whole.affine.numpy()[:, [1, 0, 2, 3]] if placed else FLAT
+            place = place_of(whole)
+            picture.meta["original_affine"] = FLAT if place is None else place
             made[key] = picture
         return made
 

@@ -23,6 +23,7 @@ from monai_unimedvl.cli.options import FORMATS
 from monai_unimedvl.cli.reading import holds_dicom
 from monai_unimedvl.packages import needed
 from monai_unimedvl.provenance import Facts, manifest_path
+from monai_unimedvl.transforms.geometry import place_of
 from monai_unimedvl.transforms.structured import StructuredReport
 
 NAMES = {"ask": "ask", "report": "report", "draw": "drawn", "edit": "edited", "segment": "mask"}
@@ -155,7 +156,7 @@ def write_edit(shown: Tensor, whole: Tensor, path: Path, facts: Facts, options: 
             plain = plain.mean(0, keepdim=True)
         # Values in [0, 1] are no HU, so a slice of a CT does not become one.
         modality = "OT" if whole.meta.get("recipe") == "ct" else None  # type: ignore[attr-defined]
-        _series(plain.movedim(-1, 1)[..., None], _turned(whole), path, facts, options, modality)
+        _series(plain.movedim(-1, 1)[..., None], place_of(whole), path, facts, options, modality)
     else:
         provenance.save_image(shown, path, facts)
 
@@ -170,7 +171,7 @@ def write_labels(
         provenance.save_volume(whole.as_subclass(Tensor)[..., None], _affine(whole), path, facts)
     elif format == "dicom":
         plain = whole.as_subclass(Tensor).cpu().movedim(-1, 0)[..., None]  # (W, H, 1)
-        _segmentation(plain, _turned(whole), path, facts, options, legend)
+        _segmentation(plain, place_of(whole), path, facts, options, legend)
     else:
         provenance.save_image(shown, path, facts)
 
@@ -236,10 +237,3 @@ def _affine(whole: Tensor) -> np.ndarray:
     if not isinstance(whole, MetaTensor) or whole.meta["source"]["affine"] is None:
         raise ValueError("a NIfTI was asked for, but the input has no place in mm: write a .png.")
     return whole.affine.numpy()
-
-
-def _turned(whole: Tensor) -> np.ndarray | None:
-    """From (column, row, 0) to RAS mm; None for a picture without a place."""
-    if not isinstance(whole, MetaTensor) or whole.meta["source"]["affine"] is None:
-        return None
-    return whole.affine.numpy()[:, [1, 0, 2, 3]]

@@ -33,7 +33,7 @@ from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.provenance import Facts
 from monai_unimedvl.sequence import Prompt
 from monai_unimedvl.transforms.choosing import place, volume_chain
-from monai_unimedvl.transforms.geometry import put_back
+from monai_unimedvl.transforms.geometry import place_of, put_back
 from monai_unimedvl.transforms.lazy import prepare
 from monai_unimedvl.transforms.masks import UNCERTAIN, ColoursToLabels, as_legend, volumes_of
 from monai_unimedvl.transforms.restack import Restack
@@ -328,7 +328,5 @@ def _placed(whole: Tensor, facts: Facts, request: Mapping[str, Any], usual: str)
 
 def _place_of(whole: Tensor) -> np.ndarray:
     """From (column, row, 0) of what was put back to RAS mm; as ITK reads a picture, where it has no place."""
-    if isinstance(whole, MetaTensor) and (whole.meta.get("source") or {}).get("affine") is not None:
-        found: np.ndarray = whole.affine.numpy()[:, [1, 0, 2, 3]]
-        return found
-    return FLAT
+    found = place_of(whole)
+    return FLAT if found is None else found

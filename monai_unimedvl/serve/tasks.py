@@ -24,11 +24,11 @@ from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.provenance import Facts
 from monai_unimedvl.sequence import Prompt
 from monai_unimedvl.serve.limits import Refused
-from monai_unimedvl.serve.results import Results
+from monai_unimedvl.serve.results import Result, Results
 from monai_unimedvl.serve.service import Service
 from monai_unimedvl.serve.studies import PICTURE_AFFINE, Study
 from monai_unimedvl.serve.worker import Manner, Worker
-from monai_unimedvl.transforms.geometry import put_back
+from monai_unimedvl.transforms.geometry import place_of, put_back
 from monai_unimedvl.transforms.masks import ColoursToLabels
 from monai_unimedvl.transforms.restack import Restack
 from monai_unimedvl.transforms.structured import parse_report
@@ -200,21 +200,28 @@ class Tasks:
             labels = np.zeros((shown.shape[1], shown.shape[0], depth), np.uint8)
             labels[..., min(max(round(mm[2]), 0), depth - 1)] = shown.T
             affine = PICTURE_AFFINE
-        return self._kept(labels, affine, task, facts) | {"where": study.where(picture, mm)}
+        told = self._kept(labels, affine, task, facts) | {"where": study.where(picture, mm)}
+        if study.kind == "image":
+            whole = put_back(flat.to(torch.uint8), picture)
+            if (there := place_of(whole)) is not None:  # to take along: as the file lies, not as it is shown
+                told["result"] = self._saved(whole.as_subclass(Tensor).T[..., None], there, facts).id
+        return told
+
+    def _saved(self, labels: Tensor, affine: np.ndarray, facts: Facts) -> Result:
+        return self.results.add(
+            "mask.nii.gz", lambda path: provenance.save_volume(labels, affine, path, facts)
+        )
 
     def _kept(self, labels: np.ndarray, affine: np.ndarray, task: str, facts: Facts) -> dict[str, Any]:
-        """A label volume (X, Y, Z) as a marked file, and its legend with counts."""
-        result = self.results.add(
-            "mask.nii.gz",
-            lambda path: provenance.save_volume(torch.from_numpy(labels), affine, path, facts),
-        )
+        """A label volume (X, Y, Z) as a marked file, also the overlay, and its legend with counts."""
+        result = self._saved(torch.from_numpy(labels), affine, facts)
         volume = abs(float(np.linalg.det(affine[:3, :3]))) / 1000  # ml
         placed = affine is not PICTURE_AFFINE
         names = [*LEGENDS[task], "uncertain"]
         counts = np.bincount(labels.reshape(-1), minlength=len(names) + 1).tolist()
         colours = [*OVERLAY[: len(names) - 1], UNSURE]
         return {
-            "result": result.id, "name": result.name, "task": task,
+            "result": result.id, "overlay": result.id, "name": result.name, "task": task,
             "legend": [
                 {
                     "label": n, "name": name, "colour": list(colour), "voxels": counts[n],

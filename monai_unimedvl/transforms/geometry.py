@@ -164,6 +164,14 @@ def put_back(
     return result[0] if flat else result
 
 
+def place_of(whole: Tensor) -> np.ndarray | None:
+    """(4, 4) from (column, row, 0) of what was put back on its source to RAS mm; None where that has none."""
+    if not isinstance(whole, MetaTensor) or (whole.meta.get("source") or {}).get("affine") is None:
+        return None
+    found: np.ndarray = whole.affine.numpy()[:, [1, 0, 2, 3]]
+    return found
+
+
 def _as_stored(image: MetaTensor) -> MetaTensor:
     """(C, H, W) as a lone DICOM has its rows and columns, which was turned to be seen; others as they are."""
     source = image.meta.get("source") or {}

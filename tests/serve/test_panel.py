@@ -17,6 +17,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from pydicom.data import get_testdata_file
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from serve_support import png, running, service_of
 
@@ -165,6 +166,25 @@ def test_a_volume_of_one_slice_is_read_and_segmented_in_its_own_plane(served, tm
     assert job["result"]["where"] == "every coronal slice"
     whole = nibabel.load(saved(client, job["result"], tmp_path))
     assert (np.asarray(whole.dataobj) == np.asarray(one.dataobj)).all() and np.asarray(one.dataobj).any()
+
+
+def test_the_mask_of_a_lone_dicom_lies_where_its_image_does(served, tmp_path):
+    client, _ = served
+    content = Path(get_testdata_file("MR_small.dcm", download=False)).read_bytes()
+    header = pydicom.dcmread(io.BytesIO(content))
+    header.ImageOrientationPatient, header.ImagePositionPatient = [-1, 0, 0, 0, 1, 0], [10, 20, 30]
+    header.save_as(turned := io.BytesIO())
+    study = opened(client, turned.getvalue(), name="x.dcm")
+    made = client.post(f"/images/{study['id']}/segment", json={"mm": [0.0] * 3, "task": "seg-tissue"}).json()
+    mask = nibabel.load(saved(client, made, tmp_path))
+    assert np.allclose(mask.affine @ [0, 0, 0, 1], [-10, -20, 30, 1]), "LPS to RAS"
+    overlay = nibabel.Nifti1Image.from_bytes(
+        gzip.decompress(client.get(f"/results/{made['overlay']}").content)
+    )
+    shown = nibabel.Nifti1Image.from_bytes(client.get(f"/images/{study['id']}/volume").content)
+    assert np.allclose(overlay.affine, shown.affine) and overlay.shape == shown.shape
+    values = np.asarray(mask.dataobj)
+    assert values.any() and (np.asarray(overlay.dataobj) == values[::-1]).all(), "it was mirrored to be seen"
 
 
 def test_a_job_can_be_stopped(served, monkeypatch):

@@ -183,7 +183,7 @@ function unmask() {
 }
 
 async function mask(made) {
-  const bytes = await (await call(`results/${made.result}`)).arrayBuffer();
+  const bytes = await (await call(`results/${made.overlay}`)).arrayBuffer();
   await viewer.mask(bytes, made.legend, $("opacity").value / 100);
   state.mask = made;
   $("overlay-title").textContent = `Mask of ${made.where}`;
@@ -310,7 +310,7 @@ submit("pane-draw", () => {
 
 // ---- results
 
-async function add({ what, answer = "", details, result, name, picture, plane, mm, legend, task, where }) {
+async function add({ what, answer = "", details, result, overlay, name, picture, plane, mm, legend, task, where }) {
   const item = $("result-template").content.firstElementChild.cloneNode(true);
   item.querySelector(".what").textContent = what;
   item.querySelector(".answer").textContent = answer;
@@ -328,7 +328,7 @@ async function add({ what, answer = "", details, result, name, picture, plane, m
     if (state.study.id === study) { turn(plane); viewer.goto(plane, mm); } else alert_("Another image is open.");
   });
   if (legend) action("Show overlay", async () => {
-    if (state.study.id === study) await mask({ result, legend, task, where }); else alert_("Another image is open.");
+    if (state.study.id === study) await mask({ overlay, legend, task, where }); else alert_("Another image is open.");
   });
   action("Download", () => download(`results/${result}`, name));
   if (!name.endsWith(".json")) action("Manifest", () => download(`results/${result}/manifest`, `${name}.json`));
