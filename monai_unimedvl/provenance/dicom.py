@@ -32,14 +32,8 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from monai_unimedvl import __version__
 from monai_unimedvl.provenance.facts import NOTICE, Facts, Mark, of_array, of_text, sealed
-from monai_unimedvl.transforms.deidentify import (
-    deidentify,
-    hashed_uid,
-    identifiers,
-    is_dicom,
-    pseudonym,
-    scrub,
-)
+from monai_unimedvl.transforms.deidentify import deidentify, hashed_uid, is_dicom, pseudonym
+from monai_unimedvl.transforms.identifiers import identifiers, scrub
 
 MAKER = "monai_unimedvl"
 GROUP, CREATOR, WHOLE = 0x0E1D, "MONAI_UNIMEDVL", 0x01  # where the mark lies as JSON

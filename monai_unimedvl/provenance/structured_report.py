@@ -20,7 +20,7 @@ from monai_unimedvl.packages import needed
 from monai_unimedvl.provenance.dicom import MAKER, SERIES_NUMBER, Source, origin, stamp, taking_over, to_bytes
 from monai_unimedvl.provenance.facts import NOTICE, Facts, write_marked
 from monai_unimedvl.provenance.files import ending
-from monai_unimedvl.transforms.deidentify import scrub
+from monai_unimedvl.transforms.identifiers import scrub
 
 TITLE = codes.cid7000.DiagnosticImagingReport
 CLASSES = {"basic": BasicTextSRStorage, "enhanced": EnhancedSRStorage}

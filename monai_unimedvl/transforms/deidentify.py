@@ -15,7 +15,6 @@ import hmac
 import os
 import re
 import uuid
-from collections.abc import Iterable
 from pathlib import Path
 
 from pydicom import DataElement, Dataset
@@ -72,14 +71,6 @@ NESTED = """
 """
 WORD = re.compile(r"[A-Z0-9][A-Z0-9 _.]{0,15}")  # what a code string may look like
 
-# Who the patient is, in the words of the header: for `scrub`, which takes them out of free text.
-NAMES = "PatientName OtherPatientNames PatientBirthName PatientMotherBirthName ResponsiblePerson"
-NUMBERS = """
-    PatientID OtherPatientIDs IssuerOfPatientID AccessionNumber StudyID AdmissionID PatientBirthDate
-    PatientTelephoneNumbers PatientAddress MedicalRecordLocator StudyInstanceUID
-    SeriesInstanceUID SOPInstanceUID
-"""
-
 
 def _tags(*lists: str) -> frozenset[int]:
     found = {word: tag_for_keyword(word) for words in lists for word in words.split()}
@@ -132,27 +123,6 @@ def pseudonym(header: Dataset, secret: str | None = None) -> str:
     if not words:
         return "ANON"
     return "ANON-" + hmac.new(_secret(secret), words.encode(), hashlib.sha256).hexdigest()[:12].upper()
-
-
-def identifiers(headers: list[Dataset]) -> list[str]:
-    """Names, numbers and UIDs of the patient that stand in headers, the longest first."""
-    found: set[str] = set()
-    nested = [item for header in headers for item in header.get("OtherPatientIDsSequence") or []]
-    for header in [*headers, *nested]:
-        for keyword in NAMES.split():
-            whole = _text(header, keyword)
-            parts = [part for part in re.split(r"[\^=\\\s,]+", whole) if len(part) > 2]
-            found |= {whole, " ".join(parts), " ".join(reversed(parts)), *parts}
-        for keyword in NUMBERS.split():
-            found |= {part for part in _text(header, keyword).split("\\") if len(part) > 3}
-    return sorted(filter(None, found), key=lambda text: (-len(text), text))
-
-
-def scrub(text: str, known: Iterable[str]) -> str:
-    """Free text with each of the known identifiers replaced by [removed], in whatever case it stands."""
-    for identifier in known:
-        text = re.sub(rf"(?<!\w){re.escape(identifier)}(?!\w)", "[removed]", text, flags=re.IGNORECASE)
-    return text
 
 
 def _kept(header: Dataset, secret: str | None) -> Dataset:

@@ -121,6 +121,6 @@ def without_identifiers(words: str) -> tuple[str, int]:
     """A text with what looks like an identifier replaced by [removed], and how many there were.
 
     This finds dates, telephone and long numbers, mail addresses and names behind a title or a label; it does
-    not find a bare name. Say what is known to be in a text by its own list (`deidentify.scrub`).
+    not find a bare name. Say what is known to be in a text by its own list (`transforms.identifiers.scrub`).
     """
     return IDENTIFIERS.subn(REMOVED, words)
