@@ -7,12 +7,17 @@ formats, and pictures that only EXIF turns upright, become PNG with the same pix
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator
 
 from PIL import Image, ImageOps
 
 PNG = b"\x89PNG\r\n\x1a\n"
+SUFFIXES = (
+    (PNG, ".png"), (b"\xff\xd8", ".jpg"), (b"GIF8", ".gif"), (b"BM", ".bmp"), (b"II*\0", ".tif"),
+    (b"MM\0*", ".tif"), (b"RIFF", ".webp"), (b"\0\0\0\x0cjP", ".jp2"),
+)  # fmt: skip
 TRANSPARENT = b"tRNS"  # of the chunks of PNG that a reader may leave out, the one about pixels
 ORIENTATION = 274  # the tag of EXIF
 PIXELS, ADOBE, COMMENT, END = 0xDA, 0xEE, 0xFE, b"\xff\xd9"  # marks of JPEG
@@ -33,6 +38,13 @@ def bare(content: bytes) -> bytes:
         stream = io.BytesIO()
         whole.save(stream, "PNG")
         return stream.getvalue()
+
+
+def content_name(content: bytes) -> str:
+    """The path of a picture inside a corpus, made of its bytes: images/ab/abcdef....png"""
+    digest = hashlib.sha256(content).hexdigest()
+    suffix = next((suffix for start, suffix in SUFFIXES if content.startswith(start)), "")
+    return f"images/{digest[:2]}/{digest[:24]}{suffix}"
 
 
 def _chunks(content: bytes) -> Iterator[bytes]:

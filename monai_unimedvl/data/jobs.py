@@ -13,7 +13,6 @@ A job that is done again writes the same bytes: it does not matter who did it, h
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_unimedvl.atomic import write
+from monai_unimedvl.data.bare import content_name
 from monai_unimedvl.data.dialogue import read_content, shared_pixels
 from monai_unimedvl.data.files import write_json
 from monai_unimedvl.data.leaks import leak_row
@@ -232,8 +232,7 @@ def stored(record: Record, corpus: Path) -> Record:
 def _stored(image: ImageFile, corpus: Path) -> ImageFile:
     if image.content is None:
         return image
-    digest = hashlib.sha256(image.content).hexdigest()
-    name = f"images/{digest[:2]}/{digest[:24]}{Path(image.path).suffix.lower() or '.png'}"
+    name = content_name(image.content)  # nothing of its own name, where a patient's may stand
     path = corpus / name
     if not path.is_file():
         write(path, image.content)

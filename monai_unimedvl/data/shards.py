@@ -2,7 +2,8 @@
 """Records as Parquet shards with their images inside, that `datasets`, pandas and DuckDB open too.
 
     FOLDER/manifest.json         records, counts, licences; name, rows, bytes and sha256 of each shard
-    FOLDER/shard-00000.parquet   one row a record; `input_img` and `output_img` hold `datasets.Image`s
+    FOLDER/shard-00000.parquet   one row a record; `input_img` and `output_img` hold `datasets.Image`s, whose
+                                 paths are hashes: no name of a file goes along
     FOLDER/rejects.jsonl         what was left out, and why
 
 The same records give the same bytes. A folder is written whole or not at all, and never written over.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -22,6 +24,7 @@ from typing import Any, Literal
 
 from monai.utils import optional_import
 
+from monai_unimedvl.data.bare import content_name
 from monai_unimedvl.data.dialogue import embed
 from monai_unimedvl.data.record import ImageFile, InvalidRecord, Message, Record, Reject, write_jsonl
 from monai_unimedvl.packages import needed
@@ -34,6 +37,7 @@ NAMES = ("patient", "study", "split")
 OBJECTS = ("facts", "provenance")  # JSON in a column of text
 IMAGES = ("input_img", "output_img")
 COUNTED = ("split", "kind", "modality", "dataset", "main_task_type", "sub_task_type")
+HASHED = re.compile(r"(images|masks)/[0-9a-f]{2}/[0-9a-f]{24}\.(png|jpe?g|tiff?|gif|bmp|webp)")
 ROWS_OF_GROUP = 16  # read together; few, because a shuffled epoch needs some of each
 BYTES_OF_GROUP = 32_000_000
 
@@ -249,7 +253,7 @@ def row_of(record: Record) -> dict[str, Any]:
         row[name] = json.dumps(record.to_json().get(name, {}), ensure_ascii=False, sort_keys=True)
     for name in IMAGES:
         images: Sequence[ImageFile] = getattr(record, name)
-        row[name] = [{"bytes": image.content, "path": image.path} for image in images]
+        row[name] = [{"bytes": image.content, "path": _path_of(image)} for image in images]
         row[f"{name}_info"] = [
             {
                 "height": image.height,
@@ -260,6 +264,13 @@ def row_of(record: Record) -> dict[str, Any]:
         ]
     row["message"] = [message.to_json() for message in record.message]
     return row
+
+
+def _path_of(image: ImageFile) -> str:
+    """The path of an image in a row; of an embedded one its hash, since files are named after patients."""
+    if image.content is None or HASHED.fullmatch(image.path):
+        return image.path
+    return content_name(image.content)
 
 
 def record_of(row: dict[str, Any]) -> Record:
