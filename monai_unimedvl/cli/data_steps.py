@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,7 +223,7 @@ def _run_step(options: Namespace) -> Result:
         if "root" in {field.name for field in fields(kind)}:
             given["root"] = str(home)
         step = make({"step": options.step, **given})
-        items = step((item for path in options.records for item in read_records(path)), tally)
+        items = step(_numbered(options.records, map(read_records, options.records)), tally)
     with Sink(out) as sink:
         for item in _shown(items, tally, options):
             sink.put(item)
@@ -241,6 +241,17 @@ def _run_step(options: Namespace) -> Result:
         lines.append(f"  the images of these records stay in {home}: say --root {home} to the next step")
     outputs = [str(out), str(report)] + ([str(rejects_beside(out))] if sink.rejects else [])
     return lines, {**counts, "passed": tally.passed, "outputs": outputs}
+
+
+def _numbered(paths: Sequence[str], files: Iterable[Iterator[Item]]) -> Iterator[Item]:
+    """The items of all files; of several, a reject says by number which one it stood in."""
+    from monai_unimedvl.data.record import Reject
+
+    for number, items in enumerate(files, 1):
+        for item in items:
+            if isinstance(item, Reject) and item.place and len(paths) > 1:
+                item = replace(item, place=f"{item.place} of file {number}")
+            yield item
 
 
 def _harmless(step: Step) -> dict[str, Any]:

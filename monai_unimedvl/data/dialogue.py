@@ -77,24 +77,20 @@ def pixels(image: ImageFile, root: str | Path | None = None) -> Tensor:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content)) as file:
                 if file.width * file.height > MAX_IMAGE_PIXELS:
-                    raise InvalidRecord(
-                        "image-damaged",
-                        f"image {image.path} says it has {file.width}x{file.height} pixels, expected at most "
+                    raise _refused(
+                        image,
+                        f"says it has {file.width}x{file.height} pixels, expected at most "
                         f"{MAX_IMAGE_PIXELS:,}.",
                     )
                 values = _values(ImageOps.exif_transpose(file))
     except InvalidRecord:
         raise
     except Exception as error:  # PIL raises many kinds for damaged files
-        raise InvalidRecord(
-            "image-damaged",
-            f"image {image.path} cannot be read ({type(error).__name__}), expected a picture.",
-        ) from error
+        raise _refused(image, f"cannot be read ({type(error).__name__}), expected a picture.") from error
     if values.shape[1:] != (image.height, image.width):
-        raise InvalidRecord(
-            "image-damaged",
-            f"image {image.path} has {values.shape[1]}x{values.shape[2]} pixels, the record says "
-            f"{image.height}x{image.width}.",
+        raise _refused(
+            image,
+            f"has {values.shape[1]}x{values.shape[2]} pixels, the record says {image.height}x{image.width}.",
         )
     return values
 
@@ -129,13 +125,13 @@ def read_content(image: ImageFile, root: str | Path | None = None) -> bytes:
     """
     if image.content is not None:
         return image.content
-    missing = f"image {image.path} is not embedded, expected a file in the corpus."
+    missing = _refused(image, "is not embedded, expected a file in the corpus.", "image-missing")
     if root is None:
-        raise InvalidRecord("image-missing", missing)
+        raise missing
     folder = os.path.realpath(root)
     path = os.path.realpath(os.path.join(folder, image.path))
     if not path.startswith(os.path.join(folder, "")) or not os.path.isfile(path):
-        raise InvalidRecord("image-missing", missing)
+        raise missing
     with open(path, "rb") as stream:
         return stream.read()
 
@@ -156,13 +152,18 @@ def embed(records: Iterable[Record | Reject], root: str | Path) -> Iterator[Reco
                 output_img=tuple(_embedded(image, root) for image in item.output_img),
             )
         except InvalidRecord as error:
-            yield Reject(error.code, str(error), item.id, "embed")
+            yield Reject(error.code, error.reason, item.id, "embed")
 
 
 def _embedded(image: ImageFile, root: str | Path) -> ImageFile:
     whole = replace(image, content=read_content(image, root))
     pixels(whole)
     return replace(whole, content=bare(whole.content or b""))
+
+
+def _refused(image: ImageFile, what: str, code: str = "image-damaged") -> InvalidRecord:
+    """The error about an image, which alone names its file; the reason of the reject does not."""
+    return InvalidRecord(code, f"an image {what}", f"image {image.path} {what}")
 
 
 def _values(file: Image.Image) -> Tensor:

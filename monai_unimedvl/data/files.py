@@ -45,7 +45,7 @@ def read_records(path: str | Path, defaults: Mapping[str, Any] | None = None) ->
                 f"{path} holds no {MANIFEST}, expected a folder of shards or a file of records: name one."
             )
         for shard in check_shards(path, "sizes")["shards"]:
-            yield from _read_parquet(path / shard["name"])
+            yield from _read_parquet(path / shard["name"], f" of {shard['name']}")
     elif path.suffix.lower() in PARQUET:
         if not path.is_file():
             raise ValueError(f"{path} is no file, expected records as Parquet: check the path.")
@@ -150,8 +150,8 @@ class Sink:
         self._waiting = []
 
 
-def _read_parquet(path: Path) -> Iterator[Item]:
-    """The rows of a file as `Sink` or `write_shards` wrote it."""
+def _read_parquet(path: Path, named: str = "") -> Iterator[Item]:
+    """The rows of a file as `Sink` or `write_shards` wrote it; `named` is what a reject may call a shard."""
     arrow = parquet()
     try:
         file = arrow.ParquetFile(path)
@@ -169,4 +169,4 @@ def _read_parquet(path: Path) -> Iterator[Item]:
                 except InvalidRecord as error:
                     known = row.get("id")
                     id = known if isinstance(known, str) else ""
-                    yield Reject(error.code, str(error), id, "read", f"{path.name}:{number}")
+                    yield Reject(error.code, error.reason, id, "read", f"row {number}{named}")

@@ -276,7 +276,7 @@ def _checked(record: Record, corpus: Path, used: bool) -> int | Reject:
             _size(each.path, each.height, each.width, str(corpus)) for each in images_of(record)
         )
     except InvalidRecord as error:
-        return Reject(error.code, str(error), record.id, "check")
+        return Reject(error.code, error.reason, record.id, "check")
 
 
 @functools.lru_cache(maxsize=512)

@@ -346,7 +346,7 @@ class Mixture(IterableDataset):
         try:
             said = source.read(index, generator)
         except InvalidRecord as error:
-            return Reject(error.code, str(error), origin, "mixture")
+            return Reject(error.code, error.reason, origin, "mixture")
         if isinstance(said, Reject):
             return said
         try:

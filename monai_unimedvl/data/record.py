@@ -46,11 +46,16 @@ _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 class InvalidRecord(ValueError):
-    """What a `Record` cannot be; `code` is the reason code of the reject that it becomes."""
+    """What a `Record` cannot be; `code` and `reason` are those of the reject that it becomes.
 
-    def __init__(self, code: str, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
+    Args:
+        reason: for files that travel: it names no file and repeats no value that may be a name.
+        said: the sentence of the error, for who sits at the machine; by default the reason.
+    """
+
+    def __init__(self, code: str, reason: str, said: str = "") -> None:
+        super().__init__(said or reason)
+        self.code, self.reason = code, reason
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Reject:
         reason: one sentence with what came and what was expected; never a patient identifier.
         id: of the record, where it has one.
         step: that rejected it.
-        place: where it stood, such as "records.jsonl:12".
+        place: where it stood, such as "line 12"; it names no file.
     """
 
     code: str
@@ -103,6 +108,7 @@ class ImageFile:
         if not parts or "\\" in self.path or ":" in parts[0] or self.path[0] == "/" or ".." in parts:
             raise InvalidRecord(
                 "wrong-value",
+                "an image has a path that leads out, expected one inside the corpus such as 'images/a.png'.",
                 f"an image has path {self.path!r}, expected one inside the corpus such as 'images/a.png'.",
             )
         for name in ("height", "width"):
@@ -178,7 +184,9 @@ class Record:
             _text(name, getattr(self, name))
         if not _ID.fullmatch(self.id):
             raise InvalidRecord(
-                "wrong-value", f"id is {self.id[:60]!r}, expected 1 to 128 letters, digits and ._:+- signs."
+                "wrong-value",
+                "id has other signs, expected 1 to 128 letters, digits and ._:+- signs.",
+                f"id is {self.id[:60]!r}, expected 1 to 128 letters, digits and ._:+- signs.",
             )
         for name in ("patient", "study"):
             value = getattr(self, name)
@@ -264,7 +272,7 @@ def parse(row: Any, *, place: str = "", step: str = "read") -> Record | Reject:
     except InvalidRecord as error:
         named = row.get("id")
         known = named if isinstance(named, str) and _ID.fullmatch(named) else ""
-        return Reject(error.code, str(error), known, step, place)
+        return Reject(error.code, error.reason, known, step, place)
 
 
 def pseudonym(kind: str, identifier: str, key: str | bytes) -> str:
@@ -290,7 +298,7 @@ def stable_id(*parts: object) -> str:
 
 
 def read_jsonl(path: str | Path, defaults: Mapping[str, Any] | None = None) -> Iterator[Record | Reject]:
-    """Each line as a record, or as a reject that names the line; blank lines are nothing.
+    """Each line as a record, or as a reject that says which line; blank lines are nothing.
 
     Args:
         defaults: values of fields that a line lacks, such as {"licence": "CC-BY-4.0"} for UniMedVL's own.
@@ -306,7 +314,7 @@ def read_jsonl(path: str | Path, defaults: Mapping[str, Any] | None = None) -> I
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
-            place = f"{path.name}:{number}"
+            place = f"line {number}"  # the file's name may be a patient's
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:

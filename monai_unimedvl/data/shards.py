@@ -163,10 +163,10 @@ def _once(items: Iterable[Record | Reject]) -> Iterator[Record | Reject]:
     seen: set[int] = set()  # 64 bits of each id: a corpus has millions
     for item in items:
         if isinstance(item, Record):
-            bare = [image.path for image in (*item.input_img, *item.output_img) if image.content is None]
+            bare = any(image.content is None for image in (*item.input_img, *item.output_img))
             key = int.from_bytes(hashlib.sha256(item.id.encode()).digest()[:8], "big")
             if bare:
-                reason = f"image {bare[0]} is not embedded, expected its bytes, or the folder as root."
+                reason = "an image is not embedded, expected its bytes, or the folder as root."
                 yield Reject("image-missing", reason, item.id, "shards")
                 continue
             if key in seen:

@@ -163,7 +163,7 @@ class Step(ABC):
         if isinstance(error, Stop | MemoryError | MissingPackage):
             raise error
         if isinstance(error, InvalidRecord):
-            return Reject(error.code, str(error), id, self.name, place)
+            return Reject(error.code, error.reason, id, self.name, place)
         trace = error.__traceback__
         where = ""
         while trace is not None:

@@ -101,3 +101,22 @@ def test_a_package_that_is_missing_is_named_and_skips_no_picture(tmp_path: Path,
     monkeypatch.setitem(sys.modules, "imagehash", None)  # as if it were not installed
     assert run("prints", tmp_path / "in", "--name", "b", "--out", tmp_path / "b.jsonl") == 2
     assert "needs imagehash, which is not installed: pip install" in capsys.readouterr().err
+
+
+def test_rejects_of_a_step_say_ids_lines_and_files_by_number(tmp_path: Path) -> None:
+    row = {"id": "r1", "main_task_type": "image-to-text", "sub_task_type": "vqa", "modality": "ct",
+           "dataset": "d", "licence": "MIT", "source": "s",
+           "message": [{"from": "gpt", "value": "Liver, spleen, kidneys and aorta are normal here."}],
+           "input_img": [{"path": "Quasimodo/Frollo.png", "height": 300, "width": 300}]}  # fmt: skip
+    (tmp_path / "Esmeralda.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "Quasimodo.jsonl").write_text("no JSON\n" + json.dumps({**row, "id": "Claude Frollo"}))
+    names = [tmp_path / "Esmeralda.jsonl", tmp_path / "Quasimodo.jsonl"]
+    assert run("coarse", *names, "--out", tmp_path / "kept.jsonl", "--quiet") == 0
+    said = (tmp_path / "kept.rejects.jsonl").read_text("utf8")
+    rejects = [json.loads(line) for line in said.splitlines()]
+    assert [(each["code"], each.get("id"), each.get("place")) for each in rejects] == [
+        ("image-missing", "r1", None),
+        ("bad-json", None, "line 1 of file 2"),
+        ("wrong-value", None, "line 2 of file 2"),
+    ]
+    assert not any(word in said for word in ("Quasimodo", "Esmeralda", "Frollo"))

@@ -117,6 +117,7 @@ def test_a_damaged_image_makes_its_record_a_reject(name: str, tmp_path: Path) ->
     assert caught.value.code == code
     (found,) = embed([item], tmp_path)
     assert isinstance(found, Reject) and (found.code, found.id, found.step) == (code, "r", "embed")
+    assert "x.png" in str(caught.value) and "x.png" not in found.reason
 
 
 def test_a_picture_that_claims_a_billion_pixels_is_not_opened() -> None:

@@ -64,6 +64,8 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("wrong-value", changed(split="training")),
     ("wrong-value", changed(patient="John Doe")),
     ("wrong-value", changed(id="a/b")),
+    ("wrong-value", changed(id="John Doe")),
+    ("wrong-value", changed(input_img=[{**IMAGE, "path": "../John/Doe.png"}])),
     ("wrong-value", changed(provenance={"message": {"name": "x"}})),
     ("wrong-value", changed(provenance={"words": {"by": "x"}})),
 ]
@@ -84,8 +86,8 @@ def test_a_record_comes_back_from_json_as_it_went() -> None:
 def test_what_is_no_record_becomes_a_reject_with_a_code_and_the_schema_agrees(
     code: str, row: dict[str, Any]
 ) -> None:
-    found = parse(row, place="a.jsonl:3")
-    assert isinstance(found, Reject) and found.code == code and found.place == "a.jsonl:3"
+    found = parse(row, place="line 3")
+    assert isinstance(found, Reject) and found.code == code and found.place == "line 3"
     assert found.code in CODES and found.reason and "John" not in found.reason
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(row, SCHEMA)
@@ -129,7 +131,7 @@ def test_json_lines_come_back_and_each_bad_line_is_a_reject_with_its_number(tmp_
     path.write_bytes(good + b'\n\n{"id": \n[1]\n\xff\xfe\n' + b"[" * 100_000 + b"\n" + good)
     found = list(read_jsonl(path))
     assert [getattr(f, "code", "") for f in found] == ["", "bad-json", "bad-json", "bad-json", "bad-json", ""]
-    assert [getattr(f, "place", "") for f in found][1:5] == [f"records.jsonl:{n}" for n in (3, 4, 5, 6)]
+    assert [getattr(f, "place", "") for f in found][1:5] == [f"line {n}" for n in (3, 4, 5, 6)]
     with pytest.raises(ValueError, match="nothing.jsonl is no file, expected records"):
         next(read_jsonl(tmp_path / "nothing.jsonl"))
 

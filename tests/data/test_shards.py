@@ -153,6 +153,13 @@ def test_no_name_of_a_file_goes_along_but_shards_of_before_are_read(
     (held,) = Corpus(tmp_path / "shards")
     assert held == hashed(records[0]) and held.input_img[0].path.endswith(".png")
     assert b"Quasimodo" not in (tmp_path / "shards" / "shard-00000.parquet").read_bytes()
+    gone = [replace(own, content=None), replace(own, content=b"cut")]
+    bad = [replace(records[0], id=f"bad-{n}", input_img=(image,)) for n, image in enumerate(gone)]
+    write_shards([records[0], *bad], tmp_path / "some", root=tmp_path)
+    write_shards([records[0], bad[0]], tmp_path / "bare")
+    for left in ("some", "bare"):
+        said = (tmp_path / left / "rejects.jsonl").read_text("utf8")
+        assert '"bad-0"' in said and not any(word in said for word in ("Quasimodo", "Esmeralda", "Frollo"))
     row = row_of(held)
     assert row_of(record_of(row)) == row
     row["input_img"][0]["path"] = "Doe/Jane.png"  # as versions before wrote it

@@ -218,7 +218,8 @@ class Ingest(Source):
         """
         if isinstance(error, MissingPackage):
             raise error
-        reason = str(error) if self.show_names else without_names(str(error), path)
+        said = error.reason if isinstance(error, InvalidRecord) and not self.show_names else str(error)
+        reason = said if self.show_names else without_names(said, path)
         code = error.code if isinstance(error, InvalidRecord) else code_of(str(error))
         return Reject(code, reason, id, self.name, self.place(path, at) if path else at)
 
