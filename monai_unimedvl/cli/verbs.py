@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from monai_unimedvl import bundle, provenance, weights
-from monai_unimedvl.cli.case import known_of
+from monai_unimedvl.cli.case import files_of, known_of
 from monai_unimedvl.cli.command import Result, note
 from monai_unimedvl.cli.options import PLANES
 from monai_unimedvl.cli.reading import Reading, device, one_volume, place, read_images, volume_recipe
@@ -38,9 +38,11 @@ from monai_unimedvl.inferers.outputs import Grey, Labels
 from monai_unimedvl.inferers.volume import VolumeInferer
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.provenance import Facts
+from monai_unimedvl.provenance.dicom import known_in
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.transforms.dicom import series_uids
 from monai_unimedvl.transforms.geometry import put_back
+from monai_unimedvl.transforms.identifiers import scrub
 from monai_unimedvl.transforms.masks import UNCERTAIN, ColoursToLabels
 from monai_unimedvl.transforms.pruning import PruneTokens
 from monai_unimedvl.transforms.structured import parse_report
@@ -122,6 +124,7 @@ def ask(options: Namespace, model: Model) -> Result:
     text = answers[0].text
     if options.per_slice:
         text = "\n".join(f"{where}: {answer}" for where, answer in zip(places, answers, strict=True))
+    text, asked = (_without_names(words, options) for words in (text, asked))
     inputs = [*reading.inputs, *known.inputs]
     facts = Facts(
         asked, options.seed, model.digest, options.verb, inputs, reading.slices, sources=reading.sources
@@ -275,8 +278,8 @@ def _edited(options: Namespace, model: Model, instruction: str, task: str) -> tu
     )
     (drawn,) = infer([[reading.images[0], instruction]], model.network)
     facts = Facts(
-        instruction, options.seed, model.digest, task, reading.inputs, reading.slices,
-        steps, guidance.text, guidance.image, reading.sources,
+        _without_names(instruction, options), options.seed, model.digest, task, reading.inputs,
+        reading.slices, steps, guidance.text, guidance.image, reading.sources,
     )  # fmt: skip
     return reading, drawn, facts
 
@@ -300,7 +303,7 @@ def _volume(
     made = infer(path, model.network, instruction)
     assert isinstance(made, MetaTensor)
     facts = Facts(
-        instruction, options.seed, model.digest, task, [provenance.sha256(path)], (),
+        _without_names(instruction, options), options.seed, model.digest, task, [provenance.sha256(path)], (),
         steps, guidance.text, guidance.image, series_uids(Path(path)),
     )  # fmt: skip
     return made, facts, {"read": [f"every {plane} slice" for plane in planes], "notes": [remark]}
@@ -311,6 +314,13 @@ def _read(options: Namespace, network: UniMedVL, one: bool = False) -> Reading:
     for line in reading.notes:
         note(options, line)
     return reading
+
+
+def _without_names(words: str, options: Namespace) -> str:
+    """Words without what the DICOM headers of this request know of the patient, unless that is kept."""
+    if getattr(options, "keep_identity", False):
+        return words
+    return scrub(words, known_in([*options.images, *files_of(options)]))
 
 
 def _told(reading: Reading) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
@@ -90,6 +90,16 @@ def origin(source: Source, keep_identity: bool) -> Origin:
     known = [] if keep_identity else identifiers(headers)
     filed = [_filed(copy(h) if keep_identity else deidentify(h), h, keep_identity) for h in headers]
     return Origin(filed, known, keep_identity)
+
+
+def known_in(paths: Iterable[str | Path]) -> list[str]:
+    """What the headers of DICOM files, and of those in folders, know of the patient: see `identifiers`.
+
+    Raises:
+        ValueError: a header that cannot be read.
+    """
+    every = [file for path in map(Path, paths) for file in (path.iterdir() if path.is_dir() else [path])]
+    return identifiers([_header(file) for file in sorted(every) if file.is_file() and is_dicom(file)])
 
 
 def new_dataset(origin: Origin, sop_class: str, modality: str) -> Dataset:

@@ -148,6 +148,28 @@ def test_none_comes_out_of_any_verb(command, planted, tmp_path, caplog, recwarn)
     assert leaks(json.dumps(dict(Image.open(out / "edited.png").text))) == []
 
 
+def test_none_comes_out_of_words_that_repeat_them_whatever_the_result_is(command, planted, tmp_path):
+    header = pydicom.dcmread(planted / "Filenamo_0.dcm")
+    header.SpecificCharacterSet, header.PatientName = "GB18030", "Li^Wu=李^小武"
+    header.save_as(tmp_path / "one.dcm")
+    words = "李小武 (Li, Wu, 21 March 1937, pidx-90210-a): is anything wrong?"
+    history = ("--history", "Mrs Li came on foot")
+    out = tmp_path / "out"
+    runs = [
+        ("ask", tmp_path / "one.dcm", words, *history, "--max-words", "4", "--out", out / "answer.json"),
+        ("ask", tmp_path / "one.dcm", words, *history, "--max-words", "4", "--json"),
+        ("edit", tmp_path / "one.dcm", words, "--steps", "1", "--out", out / "edited.png", "--json"),
+        ("edit", planted, "Zebulonia into T2.", "--steps", "1", "--whole", "--out", out / "edited.nii.gz"),
+    ]
+    for run in runs:
+        code, shown, err = command(*run)
+        assert code == 0, err
+        files = "".join(path.read_text("utf8", "ignore") for path in out.rglob("*.json"))
+        for said in (shown + err, files):
+            assert not re.search(r"李|小武|\bLi\b|\bWu\b|1937|90210|Zebulonia|\\u674e", said), said
+    assert "[removed]" in files
+
+
 def test_none_comes_out_of_the_writers_even_when_words_repeat_them(planted, tmp_path, caplog, recwarn):
     pytest.importorskip("highdicom", reason="highdicom is not installed: pip install 'monai-unimedvl[dicom]'")
     out = tmp_path / "out"
