@@ -121,6 +121,11 @@ def asked_for(values: Mapping[str, int], instruction: str | None = None) -> dict
     return {"kind": "mask", "words": words, "legend": legend, "values": dict(values)}
 
 
+def subject_of(item: Mapping[str, Any]) -> str:
+    """Whom an item is of: its patient, or where nobody says, its image, whose name may be a patient's."""
+    return str(item.get("patient") or _stem(Path(item.get("image") or item.get("target") or "")))
+
+
 def list_kept(
     path: str | Path, section: str = "all", *, holdout: float = 0.2, seed: int = 0, slices: int = 8
 ) -> list[dict[str, Any]]:
@@ -335,14 +340,11 @@ def _slices(item: dict[str, Any], slices: int) -> Iterator[dict[str, Any]]:
 
 def _sections(items: Sequence[dict[str, Any]], holdout: float, seed: int) -> Iterator[dict[str, Any]]:
     """The items with a section each: the table's, or by patient (without that: by image)."""
-
-    def group(item: Mapping[str, Any]) -> str:
-        return item.get("patient") or _stem(Path(item.get("image") or item["target"]))
-
-    groups = sorted({group(item) for item in items if "section" not in item}, key=lambda g: _mixed(g, seed))
+    found = {subject_of(item) for item in items if "section" not in item}
+    groups = sorted(found, key=lambda g: _mixed(g, seed))
     held = set(groups[: math.ceil(holdout * len(groups))] if len(groups) > 1 else ())
     for item in items:
-        yield {"section": "val" if group(item) in held else "train", **item}
+        yield {"section": "val" if subject_of(item) in held else "train", **item}
 
 
 def _mixed(group: str, seed: int) -> str:

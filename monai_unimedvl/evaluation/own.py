@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_unimedvl.data.own import ReadOwn
+from monai_unimedvl.data.own import ReadOwn, subject_of
 from monai_unimedvl.evaluation.image import dice, psnr, ssim
 from monai_unimedvl.evaluation.report import Report, summarise
 from monai_unimedvl.evaluation.text import exact_match, token_f1
@@ -26,7 +26,7 @@ from monai_unimedvl.transforms.masks import ColoursToLabels
 
 NOTES = (
     "Dice: mean over the labels in the truth of an image. PSNR in dB and SSIM for a data range of 1, at the "
-    "size of the truth. Intervals: 95 % percentile bootstrap over items."
+    "size of the truth. Intervals: 95 % percentile bootstrap over patients (images where none is named)"
 )
 
 
@@ -47,6 +47,7 @@ def score_own(
     text = TextInferer(tokenizer, max_new_tokens=max_new_tokens, seed=seed)
     shift = network.timestep_shift
     drawing = ImageInferer(tokenizer, steps=steps, shift=shift, seed=seed)
+    subjects: dict[str, int] = {}  # numbered, because they may be names
     predictions = []
     for number, item in enumerate(items):
         if item["kind"] == "words":
@@ -68,6 +69,7 @@ def score_own(
                 "groups": [],
                 "setting": "",
                 "item": number,
+                "picture": f"subject {subjects.setdefault(subject_of(item), len(subjects) + 1)}",
                 "said": said,
                 "truth": truth if isinstance(truth, str) else "",
                 "scores": scores,
@@ -80,7 +82,9 @@ def score_own(
             f"There is nothing to score in {len(items)} items, expected questions with answers, masks or "
             "pairs: add some to the held-out section."
         )
-    report = Report(summarise(predictions, seed=seed), predictions, {"notes": NOTES})
+    alone = len(subjects) == 1
+    who = ", of which there is one: they say nothing of others." if alone else f": {len(subjects)}."
+    report = Report(summarise(predictions, seed=seed), predictions, {"notes": f"{NOTES}{who}"})
     if out is not None:
         report.save(out)
     return report

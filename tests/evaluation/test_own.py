@@ -54,6 +54,24 @@ def test_answers_masks_and_pairs_have_their_own_metrics(played: None, tmp_path: 
     assert "| mask | val | all | Dice | 1 |" in (tmp_path / "scores" / "table.md").read_text("utf8")
 
 
+def test_slices_of_a_patient_are_no_independent_witnesses(
+    played: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answers = iter((["axial"] * 20 + ["coronal"] * 20) * 2)  # two patients, one right and one wrong in all
+    monkeypatch.setattr(own, "TextInferer", lambda *_, **__: lambda batch, network: [next(answers)])
+    items = [
+        {"kind": "answer", "section": "val", "image": f"Doe_{n // 20}.nii.gz", "slice": (n % 20, 20)}
+        for n in range(40)
+    ]
+    report = score_own(Network(), None, items, reading, out=tmp_path / "scores")
+    row = next(row for row in report.rows if row.metric == "exact match")
+    assert (row.value, row.low, row.high) == (0.5, 0.0, 1.0)
+    saved = b"".join(path.read_bytes() for path in (tmp_path / "scores").iterdir())
+    assert b"where none is named): 2." in saved and b"Doe" not in saved
+    one = score_own(Network(), None, [{**item, "patient": "x"} for item in items], reading)
+    assert "of which there is one: they say nothing of others" in one.about["notes"]
+
+
 def test_nothing_to_score_is_said(played: None) -> None:
     with pytest.raises(ValueError, match="There is nothing to score in 1 items, expected questions"):
         score_own(Network(), None, [{"kind": "words", "section": "val"}], reading)
