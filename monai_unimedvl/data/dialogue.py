@@ -27,6 +27,7 @@ from monai_unimedvl.data.bare import bare
 from monai_unimedvl.data.record import PLACEHOLDER, ImageFile, InvalidRecord, Record, Reject
 from monai_unimedvl.sequence import Turn
 from monai_unimedvl.transforms.image import MAX_IMAGE_PIXELS
+from monai_unimedvl.transforms.intensity import ToUnit
 
 BEFORE_WORDS = "counterfactual"  # sub-tasks with this in their name draw first and explain then
 SHARED_BYTES = 64_000_000  # of the pictures that `shared_pixels` keeps, in each process
@@ -172,7 +173,7 @@ def _values(file: Image.Image) -> Tensor:
         grey = torch.from_numpy(np.array(file, dtype=np.float32))
         if file.mode == "F" or float(grey.max()) > 65535 or float(grey.min()) < 0:
             raise ValueError("a picture of real or negative numbers has no range")
-        return (grey / 65535).expand(3, -1, -1).contiguous()
+        return ToUnit()(grey[None]).expand(3, -1, -1).contiguous()  # as inference shows it
     colours = torch.from_numpy(np.array(file.convert("RGB")))  # (H, W, 3)
     return colours.movedim(-1, 0).float() / 255
 

@@ -46,6 +46,7 @@ from monai_unimedvl.training.module import UniMedVLModule
 from monai_unimedvl.training.replay import Guard
 from monai_unimedvl.training.settings import Settings
 from monai_unimedvl.training.sheets import Case, Sheets
+from monai_unimedvl.transforms.choosing import knows_only_squares
 from monai_unimedvl.transforms.image import Rule
 from monai_unimedvl.transforms.segments import ToSegments
 
@@ -186,7 +187,10 @@ class _Run:
         if self.score is not None and validates:
             watchers.append(Scores(self.score))
         if material.cases and validates and settings.pictures:
-            sheets = Sheets(self.tokenizer, material.cases, folder / "pictures", count=settings.pictures)
+            sheets = Sheets(
+                self.tokenizer, material.cases, folder / "pictures", count=settings.pictures,
+                square=knows_only_squares(self.network),
+            )  # fmt: skip
             watchers.append(Pictures(sheets))
         return watchers
 
@@ -245,6 +249,7 @@ def to_segments(network: UniMedVL, tokenizer: Tokenizer, stage: Stage) -> ToSegm
     return ToSegments(
         tokenizer, **rules, view_patch=patch, canvas_patch=network.canvas_stride,
         keep_drawn=True,  # what comes after a drawing sees it, as in inference
+        square=knows_only_squares(network),
     )  # fmt: skip
 
 

@@ -24,6 +24,8 @@ from monai_unimedvl.provenance import Facts, save_image
 from monai_unimedvl.sequence import Prompt, Turn
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.transforms.image import resize
+from monai_unimedvl.transforms.segments import dialogue
+from monai_unimedvl.transforms.squares import squared
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,12 @@ class Sheets:
             answer in words are left out, and of the others the first `count` are taken.
         folder: where `NAME-000000.png` and `rows.txt` go.
         steps: network evaluations of a drawing.
+        square: pad pictures to squares, as `ToSegments(square=True)` does in training.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, cases: Sequence[Case | Mapping[str, Any]], folder: str | Path, *,
-        count: int = 6, steps: int = 8, seed: int = 0,
+        count: int = 6, steps: int = 8, seed: int = 0, square: bool = False,
     ) -> None:  # fmt: skip
         self.cases: list[Case] = []
         for place in range(len(cases)):  # MONAI's cached datasets begin anew after their last item
@@ -58,7 +61,7 @@ class Sheets:
             given = cases[place]
             case = given if isinstance(given, Case) else _case_of(given["turns"])
             if case is not None:
-                self.cases.append(case)
+                self.cases.append(_squared(case) if square else case)
         self.folder, self.steps, self.seed = Path(folder), steps, seed
         self.inferer = ImageInferer(tokenizer, steps=steps, seed=seed)
         self._drawn = 0
@@ -106,6 +109,12 @@ def _case_of(turns: Sequence[Turn]) -> Case | None:
     """The case of a dialogue that ends with a picture."""
     last = [part for part in turns[-1].parts if isinstance(part, Tensor)]
     return Case(list(turns[:-1]), last[-1]) if last else None
+
+
+def _squared(case: Case) -> Case:
+    truth = [] if case.truth is None else [case.truth]
+    *turns, last = squared([*dialogue(case.prompt), Turn("assistant", truth)])
+    return Case(turns, next((part for part in last.parts if isinstance(part, Tensor)), None))
 
 
 def _like(image: Tensor | None, drawn: Tensor) -> Tensor:

@@ -18,10 +18,13 @@ from typing import Any
 import numpy as np
 from monai.data import MetaTensor
 
+from monai_unimedvl.transforms.geometry import Box
+
 FULL = 1000  # thousandths
 _BOX = re.compile(
     r"(?:<ref>(?P<ref>[^<]*)</ref>\s*)?<(?P<kind>box|point)>(?P<inside>[^<]*)</(?P=kind)>", re.IGNORECASE
 )
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,7 @@ def regions_in(answer: str, picture: MetaTensor) -> list[Region]:
     height, width = picture.shape[-2:]
     found = []
     for mark in _BOX.finditer(str(answer)):
-        numbers = [float(x) for x in re.findall(r"-?\d+(?:\.\d+)?", mark["inside"])]
+        numbers = [float(x) for x in _NUMBER.findall(mark["inside"])]
         rest = re.sub(r"-?\d+(?:\.\d+)?|[\s,()\[\]]", "", mark["inside"])
         if rest or len(numbers) != {"box": 4, "point": 2}[mark["kind"].lower()]:
             continue
@@ -221,6 +224,30 @@ def regions_in(answer: str, picture: MetaTensor) -> list[Region]:
         y0, y1 = (min(max(y / FULL, 0.0), 1.0) * height for y in (ys[0], ys[-1]))
         found.append(Region(x0, y0, x1, y1, (mark["ref"] or "").strip()))
     return found
+
+
+def moved(words: str, size: tuple[int, int], box: Box) -> str:
+    """Words whose boxes and points lie where they did, once the picture of `size` (H, W) is cut or padded.
+
+    What leaves the new picture is cut to it; a mark that holds no numbers stays.
+    """
+
+    def one(mark: re.Match[str]) -> str:
+        places = iter(range(4))
+
+        def number(found: re.Match[str]) -> str:
+            axis = 1 - next(places) % 2  # x comes first
+            start, side = ((box.top, box.height), (box.left, box.width))[axis]
+            place = (float(found[0]) / FULL * size[axis] - start) / side
+            return str(round(min(max(place, 0.0), 1.0) * FULL))
+
+        inside = mark["inside"]
+        if len(_NUMBER.findall(inside)) != {"box": 4, "point": 2}[mark["kind"].lower()]:
+            return mark[0]
+        start = mark.start("inside") - mark.start()
+        return mark[0][:start] + _NUMBER.sub(number, inside) + mark[0][start + len(inside) :]
+
+    return _BOX.sub(one, words)
 
 
 def without_regions(answer: str) -> str:

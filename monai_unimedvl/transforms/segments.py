@@ -19,6 +19,7 @@ from monai_unimedvl.networks.layers import patchify
 from monai_unimedvl.sequence import Canvas, Segment, Text, Turn, View, count_tokens
 from monai_unimedvl.transforms.image import Rule, check_picture, resize
 from monai_unimedvl.transforms.pruning import PruneTokens
+from monai_unimedvl.transforms.squares import squared
 
 # spec: the rules of the released scripts; 387 in the generator script's ViT rule is taken for 378
 VQA_VIEW = Rule(980, 378, 14, 2_007_040)  # UniMedVL VQA script, default.yaml vlm_sft
@@ -50,13 +51,14 @@ class ToSegments:
         prune: drops tokens of neighbouring slices that repeat each other, where nothing is drawn.
         keep_drawn: after images drawn one by one or together, unless they end the dialogue, add their clean
             canvases and views for what follows.
+        square: pad pictures to squares, and move the boxes and points in words with them (see `squares`).
     """
 
     def __init__(
         self, tokenizer: Encoder, *, view: Rule = VQA_VIEW, canvas: Rule = SCRIPT_CANVAS,
         fit: Literal["matched", "upstream"] = "matched", max_tokens: int | None = None,
         keep_drawn: bool = False, together: bool = False, view_patch: int | None = None,
-        canvas_patch: int | None = None, prune: PruneTokens | None = None,
+        canvas_patch: int | None = None, prune: PruneTokens | None = None, square: bool = False,
     ) -> None:  # fmt: skip
         if fit not in ("matched", "upstream"):
             raise ValueError(
@@ -64,7 +66,7 @@ class ToSegments:
             )
         self.tokenizer, self.view, self.canvas, self.fit = tokenizer, view, canvas, fit
         self.max_tokens, self.keep_drawn, self.together = max_tokens, keep_drawn, together
-        self.prune = prune
+        self.prune, self.square = prune, square
         self.view_patch, self.canvas_patch = view_patch or view.stride, canvas_patch or canvas.stride
 
     def __call__(
@@ -85,6 +87,7 @@ class ToSegments:
             ValueError: empty prompt, text beyond `max_tokens`, an image of wrong type, shape or range.
         """
         turns = dialogue(source)
+        turns = squared(turns) if self.square else turns
         parts = [(turn.role, part) for turn in turns for part in turn.parts if not _says_nothing(part)]
         if not parts:
             raise ValueError("the prompt is empty, but some text or an image is expected: add one.")

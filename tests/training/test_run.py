@@ -264,6 +264,17 @@ def test_half_precision_weights_are_pictured_and_scored_while_parts_of_them_lear
     assert list((folder / "pictures").glob("*.png"))
 
 
+def test_a_network_of_squares_is_shown_squares(tokenizer: Tokenizer) -> None:
+    network = nano(PatchCodec(8, 4), vocab_size=len(tokenizer), hidden_size=64, num_layers=1)
+    stage = replace(PAPER[2], view=None, canvas=None)
+    network.grids = {"view": [64, 64, 8], "canvas": [64, 64, 8]}
+    view, _ = to_segments(network, tokenizer, stage)([torch.zeros(3, 20, 40), "axial"])
+    assert view.grid == (8, 8)  # type: ignore[union-attr]
+    network.grids = {"view": [64, 32, 8], "canvas": [64, 32, 8]}
+    view, _ = to_segments(network, tokenizer, stage)([torch.zeros(3, 20, 40), "axial"])
+    assert view.grid == (4, 8)  # type: ignore[union-attr]
+
+
 def test_what_comes_after_a_drawing_is_taught_with_it_in_view(tokenizer: Tokenizer) -> None:
     network = nano(PatchCodec(8, 4), vocab_size=len(tokenizer), hidden_size=64, num_layers=1).eval()
     segments = to_segments(network, tokenizer, replace(PAPER[2], view=None, canvas=None))

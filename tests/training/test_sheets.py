@@ -49,6 +49,15 @@ def test_an_evaluator_leaves_a_sheet_after_each_run(tmp_path: Path) -> None:
     assert network.training
 
 
+def test_cases_become_squares_for_a_network_of_squares(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(["Sharpen."] * 20, 300)
+    wide, truth = torch.full((3, 8, 16), 0.5), torch.ones(3, 8, 16)
+    sheets = Sheets(tokenizer, [Case([wide, "Sharpen."], truth), Case(["Sharpen."])], tmp_path, square=True)
+    ((turn,), seen), (_, none) = ((case.prompt, case.truth) for case in sheets.cases)
+    assert isinstance(turn, Turn) and turn.parts[0].shape == (3, 16, 16) and seen is not None  # type: ignore
+    assert torch.equal(seen[:, 4:12], truth) and not seen[:, :4].any() and none is None
+
+
 def test_without_anything_to_draw_there_is_no_sheet(tmp_path: Path) -> None:
     tokenizer = Tokenizer.train(["axial"] * 20, 300)
     network = nano(PatchCodec(8, 4), vocab_size=len(tokenizer), hidden_size=32, num_layers=1)
