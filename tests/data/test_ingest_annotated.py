@@ -16,10 +16,11 @@ from sources import block, nifti, png
 
 from monai_unimedvl.data.facts import boxes_of
 from monai_unimedvl.data.ingest.coco import IngestCoco, draw
+from monai_unimedvl.data.ingest.headings import sections
 from monai_unimedvl.data.ingest.masks import IngestMasks
 from monai_unimedvl.data.ingest.pairs import IngestPairs
 from monai_unimedvl.data.ingest.regions import facts_of, side_of
-from monai_unimedvl.data.ingest.table import IngestTable, sections
+from monai_unimedvl.data.ingest.table import IngestTable
 from monai_unimedvl.data.record import InvalidRecord, Record, Reject
 from monai_unimedvl.data.step import Tally
 from monai_unimedvl.packages import MissingPackage
@@ -262,6 +263,18 @@ def test_a_report_is_cut_at_its_headings() -> None:
     assert sections("CLINICAL: pain\nFINDINGS: a b.\nIMPRESSION:\n1. c") == {
         "findings": "a b.", "impression": "1. c",
     }  # fmt: skip
+    mixed = "Indication: cough. Findings: Clear.\nTechnique: CT. **Impression:** None. Conclusion: Well."
+    assert sections(mixed) == {"findings": "Clear.", "impression": "None.\nWell."}
+    assert sections("FINDINGS/IMPRESSION: a. RECOMMENDATION(S): b.") == {"findings": "a."}
+
+
+@pytest.mark.parametrize("gap", [" ", "\n", "\n\n  "])
+def test_headings_inside_a_section_stay_in_it(gap: str) -> None:
+    inside = gap.join(["LUNGS: clear.", "HEART AND MEDIASTINUM: enlarged.", "OTHER FINDINGS: none."])
+    report = gap.join(
+        ["CLINICAL HISTORY: pain.", "FINDINGS:", inside, "IMPRESSION:", "MAIN: x.", "SIGNED BY: y"]
+    )
+    assert sections(report) == {"findings": inside, "impression": "MAIN: x."}
 
 
 # COCO

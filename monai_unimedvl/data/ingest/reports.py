@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from xml.etree import ElementTree
 
 from monai_unimedvl.data.ingest.base import Ingest, stem, under
-from monai_unimedvl.data.ingest.table import sections
+from monai_unimedvl.data.ingest.headings import sections
 from monai_unimedvl.data.record import InvalidRecord, Record
 from monai_unimedvl.data.step import Item, option
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from monai_unimedvl.data.ingest.base import Ingest, inside, patient_left
+from monai_unimedvl.data.ingest.headings import sections
 from monai_unimedvl.data.ingest.rows import Rows
 from monai_unimedvl.data.record import InvalidRecord, Message, Record
 from monai_unimedvl.data.step import Item, option
@@ -230,14 +231,3 @@ class IngestTable(Ingest):
         unit = told["unit"].lower() if told else ""
         what = (told["name"] if told else name).replace("_", " ").strip()
         yield {"name": what, "value": number, "unit": unit}
-
-
-def sections(report: str) -> dict[str, str]:
-    """Findings and impression of a report by its headings; without them all of it is findings."""
-    heads = r"(?:^|(?<=[\s.]))(FINDINGS?|IMPRESSIONS?|CONCLUSIONS?|Findings?|Impressions?|Conclusions?)\s*:"
-    pieces = re.split(heads, report)
-    found: dict[str, str] = {}
-    for head, words in zip(pieces[1::2], pieces[2::2], strict=True):
-        key = "findings" if head.lower().startswith("finding") else "impression"
-        found[key] = re.split(r"\n\s*[A-Z][A-Z ]{3,}:", words)[0].strip()
-    return {key: words for key, words in (found or {"findings": report.strip()}).items() if words}
