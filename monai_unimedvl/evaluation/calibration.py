@@ -15,13 +15,13 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from monai_unimedvl.evaluation.intervals import holm, interval
 from monai_unimedvl.evaluation.predictions import Prediction
 from monai_unimedvl.packages import needed
 
 Array = npt.NDArray[np.float64]
+ROUNDING = 1e-7  # of a confidence, as float32 rounds
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,10 @@ def confidences(
 
 
 def reliability(sure: Array, right: Array, *, bins: int = 10, seed: int = 0) -> Reliability:
-    """The reliability diagram and its errors, bins of equal width; MONAI counts.
+    """The reliability diagram and its errors, bins of equal width.
+
+    As in Guo et al. 2017 (arXiv 1706.04599), a bin holds its upper edge and not its lower one: (a, b]; the
+    first also holds 0. What differs from an edge by rounding (3 * 0.1, or 0.3 in float32) lies on it.
 
     Args:
         sure: (N,) in [0, 1]. right: (N,) of 0 and 1, or shares of right.
@@ -132,17 +135,13 @@ def reliability(sure: Array, right: Array, *, bins: int = 10, seed: int = 0) -> 
     Raises:
         ValueError: unequal numbers, none, or confidences outside of [0, 1].
     """
-    from monai.metrics.calibration import calibration_binning
-
     _check(sure, right)
-    told = (torch.from_numpy(x)[None, None] for x in (sure, right))
-    mean, truth, counts = (x[0, 0].double().numpy() for x in calibration_binning(*told, bins))
-    place = np.minimum((sure * bins).astype(int), bins - 1)
+    place = np.maximum(np.ceil((np.asarray(sure, np.float64) - ROUNDING) * bins), 1)  # from 1 to bins
     shown = []
-    for n in np.flatnonzero(counts):
-        inside = right[place == n]
-        low, high = interval(inside, seed=seed) if len(inside) else (float(truth[n]),) * 2
-        shown.append(Bin(float(mean[n]), float(truth[n]), low, high, int(counts[n])))
+    for n in np.unique(place):
+        held, truth = sure[place == n], right[place == n]
+        low, high = interval(truth, seed=seed)
+        shown.append(Bin(float(held.mean()), float(truth.mean()), low, high, len(held)))
     gaps = np.array([abs(one.right - one.confidence) for one in shown])
     weights = np.array([one.n for one in shown]) / len(sure)
     return Reliability(

@@ -29,14 +29,37 @@ def answers():
 def test_errors_are_those_written_out(answers):
     sure, right = answers
     found = reliability(sure, right)
-    place = np.minimum((sure * 10).astype(int), 9)
-    gaps = [abs(sure[place == n].mean() - right[place == n].mean()) for n in range(10)]
-    shares = [(place == n).mean() for n in range(10)]
-    assert found.ece == pytest.approx(np.dot(gaps, shares), abs=5e-3)  # 0.3 and the like lie on a border
+    place = np.maximum(-(-np.round(sure * 100).astype(int) // 10), 1)  # in hundredths no edge is missed
+    gaps = [abs(sure[place == n].mean() - right[place == n].mean()) for n in range(1, 11)]
+    shares = [(place == n).mean() for n in range(1, 11)]
+    assert found.ece == pytest.approx(np.dot(gaps, shares), abs=1e-12)
+    assert found.mce == pytest.approx(max(gaps), abs=1e-12)
     assert found.brier == pytest.approx(sk.brier_score_loss(right, sure), abs=1e-12)
     assert found.auroc == pytest.approx(sk.roc_auc_score(right, sure), abs=1e-12)
     assert sum(one.n for one in found.bins) == found.n == 500 and found.mce >= found.ece
     assert all(one.low <= one.right <= one.high for one in found.bins)
+
+
+@pytest.mark.parametrize("bins", [1, 7, 10, 15])
+def test_an_edge_belongs_to_the_bin_below_it(bins):
+    edges = np.arange(bins + 1) / bins
+    inside = np.concatenate([[0.0, 1e-12], np.repeat(edges[1:], 3)])  # 0 lies in the first, 1 in the last
+    found = reliability(inside, np.ones(len(inside)), bins=bins)
+    assert [one.n for one in found.bins] == [5] + [3] * (bins - 1)
+    for noisy in (np.float64(np.float32(inside)), inside * (1 - 1e-15), np.minimum(inside * (1 + 1e-15), 1)):
+        assert [one.n for one in reliability(noisy, np.ones(len(noisy)), bins=bins).bins] == [
+            one.n for one in found.bins
+        ]
+    above = reliability(edges[:-1] + 1e-5, np.ones(bins), bins=bins)
+    assert [one.n for one in above.bins] == [1] * bins
+
+
+def test_the_interval_of_a_bin_is_drawn_from_what_the_bin_holds():
+    sure = np.concatenate([np.full(50, 3 * 0.1), np.full(50, 0.3), np.full(10, 0.25)])
+    right = np.concatenate([np.ones(100), np.zeros(10)])
+    (only,) = reliability(sure, right).bins
+    assert only.n == 110 and only.right == 100 / 110 and only.low < only.right < only.high
+    assert only.low > 0.8
 
 
 def test_a_model_that_is_as_sure_as_it_is_right_has_no_error():
