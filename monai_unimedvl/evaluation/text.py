@@ -13,9 +13,17 @@ CONTRASTS = (
 )  # fmt: skip
 
 
+HYPHEN = re.compile(r"(?<=\w)-(?=\w)|(?<!\w)-(?!\d)")  # not the signs of "ER-" and "-5"
+SPACED = re.compile(r"[^\w&%.+<>≤≥-]+|_+|\.(?!\d)")
+
+
 def plain_words(text: str) -> str:
-    """Lower case, punctuation out, one space between words; `&` and `%` stay: H&E and 22 % need them."""
-    return " ".join(re.sub(r"[^\w&%]+", " ", text.casefold()).split())
+    """Lower case, one space between words, no punctuation but what changes a finding.
+
+    Points within numbers, &, %, comparisons and signs stay: 1.5 is not 15, and ER- is not ER+.
+    """
+    plain = text.casefold().replace("\N{MINUS SIGN}", "-")
+    return " ".join(SPACED.sub(" ", HYPHEN.sub(" ", plain)).split())
 
 
 def exact_match(said: str, truth: str) -> float:

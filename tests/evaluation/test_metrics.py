@@ -101,6 +101,20 @@ def test_nearest_correlation_finds_the_copy_whatever_its_brightness():
 def test_texts_are_read_alike():
     assert plain_words(" H&E-stain, 22 %.\n") == "h&e stain 22 %"
     assert exact_match("Axial.", "axial") == 1.0 and exact_match("axial plane", "axial") == 0.0
+    for one, other in [
+        ("Well-defined mass.", "well defined mass"), ("- Oedema (left); effusion", "oedema left effusion"),
+        ("T1 - axial", "T1, axial!"), ("1.5 cm.", "1.5 cm"), ("\N{MINUS SIGN}5 HU", "-5 HU"), ("ER+.", "er+"),
+    ]:  # fmt: skip
+        assert exact_match(one, other) == token_f1(one, other) == 1.0, one
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [("ER+", "ER-"), ("HER2-", "HER2"), ("1.5 cm", "15 cm"), ("1.5", "1 5"), ("<5 mm", ">5 mm"), ("<5", "5"),
+     ("-40 HU", "40 HU"), ("5 %", "5"), ("+", "-"), ("≤ 3", "≥ 3")],
+)  # fmt: skip
+def test_what_changes_a_finding_is_no_punctuation(one, other):
+    assert exact_match(one, other) == 0.0 and token_f1(one, other) < 1.0
 
 
 def test_token_f1_counts_each_word_as_often_as_it_occurs():

@@ -19,12 +19,11 @@ from functools import lru_cache
 
 from monai_unimedvl.evaluation.predictions import Prediction
 from monai_unimedvl.evaluation.protocols.base import Protocol
+from monai_unimedvl.evaluation.text import plain_words
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 HAN = re.compile(r"[\u3400-\u9fff]")
 TOKEN = re.compile(r"[\u3400-\u9fff]|[^\s\u3400-\u9fff]+")
-HYPHEN = re.compile(r"(?<=\w)-(?=\w)|(?<!\w)-(?!\d)")  # not the signs of "ER-" and "-5"
-SPACED = re.compile(r"[^\w&%.+<>≤≥-]+|_+|\.(?!\d)")
 LISTED = re.compile(r"(?<!\d),|,(?!\d)|[;，、；]|\band\b|和")
 ARTICLE = re.compile(r"^(?:an?|the) (?=\S)")
 YES, NO = frozenset({"yes"}), frozenset({"no"})
@@ -47,12 +46,8 @@ REFUSALS = (
 
 @lru_cache(200_000)
 def strict_spelling(text: str) -> str:
-    """One spelling: NFKC, no case, no leading article, no punctuation but what changes a finding.
-
-    Points within numbers, &, %, comparisons and signs stay: 1.5 is not 15, and ER- is not ER+.
-    """
-    plain = HYPHEN.sub(" ", unicodedata.normalize("NFKC", text).casefold())
-    return ARTICLE.sub("", " ".join(SPACED.sub(" ", plain).split()))
+    """One spelling: NFKC, no leading article, and `plain_words`, which keep what changes a finding."""
+    return ARTICLE.sub("", plain_words(unicodedata.normalize("NFKC", text)))
 
 
 @lru_cache(200_000)
