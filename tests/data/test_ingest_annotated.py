@@ -306,7 +306,33 @@ def test_boxes_and_polygons_become_facts(tmp_path: Path) -> None:
     assert [box.label for box in boxes_of(facts)] == ["polyp", "polyp"]
     assert facts["boxes"][0]["box"] == [10, 5, 20, 15]
     with Image.open(tmp_path / "out" / facts["mask"]["path"]) as mask:
-        assert 90 <= (np.array(mask) == 1).sum() <= 121
+        assert (np.array(mask) == 1).sum() == 100 and np.array(mask)[5:15, 10:20].all()
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5, 0.25, -3.0, 37.3])
+def test_an_outline_holds_the_pixels_whose_centres_it_holds(shift: float) -> None:
+    def drawn(*points: tuple[float, float]) -> np.ndarray:
+        return draw([[number + shift for point in points for number in point]], (60, 64))
+
+    whole = drawn((10, 5), (20, 5), (20, 12), (10, 12))
+    assert whole.sum() == 70 and drawn((-90, -90), (-90, 200), (200, 200), (200, -90)).all()
+    first, second = drawn((10, 5), (20, 5), (10, 12)), drawn((20, 5), (20, 12), (10, 12))
+    assert np.array_equal(first ^ second, whole) and not (first & second).any()  # neighbours share no pixel
+    assert abs(int(first.sum()) - 35) <= (10 + 7) / 2  # whose centres lie on its left and upper sides
+    assert drawn((3, 3), (3.2, 3), (3.2, 3.2)).sum() <= 1 and not drawn((3, 3), (9, 3), (20, 3)).any()
+
+
+def test_outlines_are_joined_and_may_lead_around_a_hole() -> None:
+    ring = [0, 0, 9, 0, 9, 9, 0, 9, 0, 0, 3, 3, 3, 6, 6, 6, 6, 3, 3, 3]
+    assert draw([ring], (10, 10)).sum() == 81 - 9 and not draw([ring], (10, 10))[3:6, 3:6].any()
+    two = draw([[0, 0, 6, 0, 6, 6, 0, 6], [4, 4, 8, 4, 8, 8, 4, 8]], (10, 10))
+    assert two.sum() == 36 + 16 - 4
+    asked = pytest.importorskip("skimage.draw", reason="outlines are held against skimage's")
+    generator = np.random.default_rng(0)
+    for _ in range(50):  # also such as cross themselves or leave the image
+        points = generator.uniform(-5, 35, (generator.integers(3, 12), 2))
+        there = asked.polygon2mask((28, 31), points[:, ::-1] - 0.5)
+        assert np.array_equal(draw([points.ravel().tolist()], (28, 31)), there)
 
 
 def test_run_lengths_are_read_as_numbers_and_as_text() -> None:
@@ -331,6 +357,7 @@ def test_run_lengths_are_read_as_numbers_and_as_text() -> None:
         ({"category_id": 3, "bbox": [1, 1, 0, 2]}, {}, "bad-label"),
         ({"category_id": 3, "bbox": "1 1 2 2"}, {}, "bad-label"),
         ({"category_id": 3, "segmentation": [[1, 2, 3]]}, {}, "bad-label"),
+        ({"category_id": 3, "segmentation": [[1, 2, 3, 4, 5, float("inf")]]}, {}, "bad-label"),
         ({"category_id": 3, "segmentation": {"size": [1, 1], "counts": [1]}}, {}, "bad-label"),
         ({"category_id": 3, "bbox": [1, 1, 2, 2]}, {"height": 41}, "geometry-differs"),
         ({"category_id": 3, "bbox": [1, 1, 2, 2]}, {"file_name": "b.png"}, "image-missing"),

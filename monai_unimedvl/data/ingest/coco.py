@@ -2,7 +2,8 @@
 """COCO: images, boxes [x, y, width, height] and masks (polygons or run lengths) by category.
 
 Boxes and masks are brought onto the pixels of the record's picture, which a recipe may have cut or resized.
-Where masks overlap the later one stands in the label map; every box is kept.
+A pixel belongs to a polygon if its centre does. Where masks overlap the later one stands in the label map;
+every box is kept.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from PIL import Image, ImageDraw
 
 from monai_unimedvl.data.facts import Box
 from monai_unimedvl.data.ingest.base import Ingest, inside
@@ -207,19 +207,44 @@ def _edges(mask: np.ndarray) -> list[float]:
 def draw(outline: Any, size: tuple[int, int]) -> np.ndarray:
     """A COCO segmentation as (H, W) bool: polygons [[x, y, x, y, ...]], or run lengths.
 
+    Several polygons are joined; holes are for run lengths, or a polygon that leads to its hole and back.
+
     Raises:
         InvalidRecord: it is neither.
     """
     if isinstance(outline, Mapping):
         return _run_lengths(outline, size)
-    canvas = Image.new("1", (size[1], size[0]))
-    pen = ImageDraw.Draw(canvas)
+    canvas = np.zeros(size, bool)
     for polygon in outline if isinstance(outline, list) else [None]:
         numbers = polygon if isinstance(polygon, list) else []
-        if len(numbers) < 6 or len(numbers) % 2 or not all(isinstance(n, int | float) for n in numbers):
+        good = len(numbers) >= 6 and len(numbers) % 2 == 0
+        if not good or not all(isinstance(n, int | float) and abs(n) < 1e9 for n in numbers):
             raise InvalidRecord("bad-label", "a polygon has no three points of two numbers, expected them.")
-        pen.polygon([(x - 0.5, y - 0.5) for x, y in zip(numbers[::2], numbers[1::2], strict=True)], fill=1)
-    return np.array(canvas)
+        _fill(canvas, np.array(numbers, np.float64).reshape(-1, 2))
+    return canvas
+
+
+def _fill(canvas: np.ndarray, points: np.ndarray) -> None:
+    """Set the pixels whose centres lie in a polygon; a centre on an outline belongs to what lies right of it.
+
+    By the rows that its edges cross, which takes 0.1 s where asking at each pixel (skimage) takes 5.
+
+    Args:
+        canvas: (H, W) bool.
+        points: (N, 2), x and y from the corner of the first pixel, whose centre is (0.5, 0.5).
+    """
+    limits = np.array(canvas.shape[::-1])
+    (left, top), (right, bottom) = (
+        np.clip(np.ceil(edge - 0.5), 0, limits).astype(int) for edge in (points.min(0), points.max(0))
+    )
+    crossed = np.zeros((bottom - top, right - left + 1), bool)
+    for pair in zip(points, np.roll(points, -1, axis=0), strict=True):
+        (x, y), (x2, y2) = sorted(pair, key=lambda point: tuple(point[::-1]))  # neighbours cross it alike
+        start, stop = np.clip(np.ceil(np.array([y, y2]) - 0.5), top, bottom).astype(int)
+        rows = np.arange(start, stop)
+        columns = np.ceil(x + (rows + 0.5 - y) * ((x2 - x) / (y2 - y or 1)) - 0.5)
+        crossed[rows - top, np.clip(columns, left, right).astype(int) - left] ^= True
+    canvas[top:bottom, left:right] |= np.logical_xor.accumulate(crossed, axis=1)[:, :-1]
 
 
 def _run_lengths(outline: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
