@@ -128,6 +128,9 @@ def test_a_pattern_or_a_folder_that_does_not_fit_is_one_sentence(tmp_path: Path)
         ("/x/Mueller.nii", "Mueller.nii: no NIfTI (bad Mueller).", "the file: no NIfTI (bad the file)."),
         ("/images/mueller/a.dcm", "a.dcm (mueller) holds no images.", "the file (the file) holds no images."),
         ("/x/Anna/a.nii", "/x/Anna/a.nii has Anna-2.", "the .nii file has the file-2."),
+        ("a.png", "a.png holds 1.5, expected 1.", "the .png file holds 1.5, expected 1."),
+        ("or/a.png", "a word or (or) a number.", "a word or (or) a number."),
+        ("Anna/a.png", "Anna/a.png of Anna.", "the .png file of the file."),
     ],
 )
 def test_a_sentence_keeps_its_words_and_loses_the_names(path: str, reason: str, said: str) -> None:

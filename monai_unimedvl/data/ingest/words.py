@@ -104,8 +104,11 @@ def without_names(reason: str, path: Path | str) -> str:
     """
     path = Path(path)
     kind = "".join(path.suffixes[-1:])
-    said = reason.replace(str(path), f"the {kind} file").replace(str(path.parent), "its folder")
-    parts = {path.name.split(".")[0], *path.parent.parts[1:]} - {path.name}
+    said = reason.replace(str(path), f"the {kind} file")
+    folders = [part for part in path.parent.parts if part != path.anchor]
+    if len(folders) > 1:
+        said = said.replace(str(path.parent), "its folder")
+    parts = {path.name.split(".")[0], *folders} - {path.name}
     for name in [path.name, *sorted(parts, key=len, reverse=True)]:
         if len(name) <= 2:
             continue
