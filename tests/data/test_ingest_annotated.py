@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks, pairs, tables and COCO files as records with facts that hold on the record's own pixels."""
+"""Masks, pairs and COCO files as records with facts that hold on the record's own pixels."""
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from pathlib import Path
@@ -16,11 +15,9 @@ from sources import block, nifti, png
 
 from monai_unimedvl.data.facts import boxes_of
 from monai_unimedvl.data.ingest.coco import IngestCoco, draw
-from monai_unimedvl.data.ingest.headings import sections
 from monai_unimedvl.data.ingest.masks import IngestMasks
 from monai_unimedvl.data.ingest.pairs import IngestPairs
 from monai_unimedvl.data.ingest.regions import facts_of, side_of
-from monai_unimedvl.data.ingest.table import IngestTable
 from monai_unimedvl.data.record import InvalidRecord, Record, Reject
 from monai_unimedvl.data.step import Tally
 from monai_unimedvl.packages import MissingPackage
@@ -171,110 +168,6 @@ def test_pairs_need_two_folders_and_recipes(tmp_path: Path) -> None:
         run(IngestPairs, tmp_path, folders=("T1", "T3"))
     with pytest.raises(ValueError, match="names are 1 for 2 folders"):
         run(IngestPairs, tmp_path, names=("x",))
-
-
-# tables
-
-
-def table(tmp_path: Path, rows: list[dict[str, Any]], name: str = "labels.csv") -> str:
-    (tmp_path / "in").mkdir(exist_ok=True)
-    path = tmp_path / "in" / name
-    if name.endswith(".csv"):
-        with path.open("w", encoding="utf8", newline="") as stream:
-            writer = csv.DictWriter(stream, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        path.write_text(json.dumps(rows))
-    return str(path)
-
-
-def test_a_table_says_what_is_there_what_is_not_and_how_large(tmp_path: Path) -> None:
-    png(tmp_path / "in" / "a.png")
-    rows = [
-        {"Path": "a.png", "PatientID": "P1", "Name": "Mueller", "Edema": "1.0", "Mass": "0", "Nodule": "-1",
-         "heart_mm": "131.5", "split": "valid", "side": "L"},
-        {"Path": "a.png", "PatientID": "P1", "Name": "Mueller", "Edema": "maybe", "Mass": "0", "Nodule": "",
-         "heart_mm": "", "split": "train", "side": ""},
-    ]  # fmt: skip
-    columns = {"image": "Path", "labels": "Edema|Mass|Nodule"}
-    records, rejects, tally = run(
-        IngestTable, tmp_path, path=table(tmp_path, rows), columns=columns, modality="xray"
-    )
-    assert len(records) == 1 and [(r.code, r.place) for r in rejects] == [("bad-label", "row 2")]
-    facts = records[0].facts
-    assert facts["labels"] == ["Edema"] and facts["absent"] == ["Mass"] and facts["side"] == "left"
-    assert facts["measurements"] == [{"name": "heart", "value": 131.5, "unit": "mm"}]
-    assert records[0].split == "val" and records[0].patient and "Mueller" not in str(records[0].to_json())
-
-
-def test_words_of_a_table_lose_what_points_at_a_person(tmp_path: Path) -> None:
-    png(tmp_path / "in" / "a.png")
-    report = (
-        "Exam of 03/04/2017 by Dr. Jane Roe, MRN: A77812. FINDINGS: Heart size normal. IMPRESSION: No edema."
-    )
-    rows = [
-        {"image": "a.png", "report": report},
-        {"image": "a.png", "question": "Is there edema?", "answer": "No."},
-        {"image": "a.png", "report": ""},
-    ]
-    path = table(tmp_path, rows[:1])
-    records, _, _ = run(IngestTable, tmp_path, path=path, modality="xray")
-    assert records[0].facts["report"] == {"findings": "Heart size normal.", "impression": "No edema."}
-    given = [{"question": "", "answer": "", "report": "", **row} for row in rows]
-    records, rejects, _ = run(IngestTable, tmp_path, path=table(tmp_path, given, "b.json"), modality="xray")
-    assert [m.value for m in records[1].message] == ["<image> Is there edema?", "No."]
-    assert records[1].sub_task_type == "vqa" and [r.code for r in rejects] == ["no-label"]
-    words = "Seen on 03/04/2017, call 030-1234-5678, a.b@c.de, 12345678. TE 80 ms, 12 mm, T2."
-    rows = [{"image": "a.png", "caption": words}]
-    records, _, _ = run(IngestTable, tmp_path, path=table(tmp_path, rows, "c.json"), modality="xray")
-    hidden = "Seen on [removed], call [removed], [removed], [removed]. TE 80 ms, 12 mm, T2."
-    assert records[0].facts["captions"] == [hidden]
-    _, rejects, _ = run(
-        IngestTable, tmp_path, path=table(tmp_path, rows, "c.json"), modality="xray", identifiers="reject"
-    )
-    assert [r.code for r in rejects] == ["identifier"]
-
-
-def test_a_table_names_no_file_outside_of_its_folder(tmp_path: Path) -> None:
-    png(tmp_path / "a.png")
-    rows = [
-        {"image": "../a.png", "label": "x"},
-        {"image": "absent.png", "label": "x"},
-        {"image": "", "label": "x"},
-    ]
-    _, rejects, tally = run(IngestTable, tmp_path, path=table(tmp_path, rows), modality="xray")
-    assert [r.code for r in rejects] == ["path-outside", "image-missing", "image-missing"]
-    assert tally.taken == 3
-
-
-def test_a_table_without_what_is_needed_is_one_sentence(tmp_path: Path) -> None:
-    for rows, options, message in [
-        ([{"x": "1"}], {}, "expected one of images"),
-        ([{"image": "a", "label": "b"}], {"columns": {"labels": "Edema"}}, "no column 'Edema'"),
-        ([{"image": "a", "label": "b"}], {"columns": {"mass": "label"}}, "columns names 'mass'"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            run(IngestTable, tmp_path, path=table(tmp_path, rows), modality="xray", **options)
-
-
-def test_a_report_is_cut_at_its_headings() -> None:
-    assert sections("No headings here.") == {"findings": "No headings here."}
-    assert sections("CLINICAL: pain\nFINDINGS: a b.\nIMPRESSION:\n1. c") == {
-        "findings": "a b.", "impression": "1. c",
-    }  # fmt: skip
-    mixed = "Indication: cough. Findings: Clear.\nTechnique: CT. **Impression:** None. Conclusion: Well."
-    assert sections(mixed) == {"findings": "Clear.", "impression": "None.\nWell."}
-    assert sections("FINDINGS/IMPRESSION: a. RECOMMENDATION(S): b.") == {"findings": "a."}
-
-
-@pytest.mark.parametrize("gap", [" ", "\n", "\n\n  "])
-def test_headings_inside_a_section_stay_in_it(gap: str) -> None:
-    inside = gap.join(["LUNGS: clear.", "HEART AND MEDIASTINUM: enlarged.", "OTHER FINDINGS: none."])
-    report = gap.join(
-        ["CLINICAL HISTORY: pain.", "FINDINGS:", inside, "IMPRESSION:", "MAIN: x.", "SIGNED BY: y"]
-    )
-    assert sections(report) == {"findings": inside, "impression": "MAIN: x."}
 
 
 # COCO

@@ -3,7 +3,7 @@
 
 Columns of usual names are found by themselves; others are named by `columns`: `image=Path labels=Edema|Mass`.
 Columns that nobody asked for are left out, since they may hold anything about a patient. All pictures of a
-volume stay in one record, because a row is about the whole of it.
+volume stay in one record, because a row is about the whole of it. How labels may be written: `findings`.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from monai_unimedvl.data.ingest.base import Ingest, inside, patient_left
+from monai_unimedvl.data.ingest.findings import LABELS, UNSURE, Findings, usual
 from monai_unimedvl.data.ingest.headings import sections
 from monai_unimedvl.data.ingest.rows import Rows
 from monai_unimedvl.data.record import InvalidRecord, Message, Record
 from monai_unimedvl.data.step import Item, option
 
 USUAL = {
-    "image": "image image_path path file filename file_name img image_id",
+    "image": "image image_path path file filename file_name img image_id image_index",
     "patient": "patient patient_id patientid subject subject_id",
     "study": "study study_id studyid accession",
     "split": "split section partition fold",
-    "labels": "label labels class classes diagnosis finding_labels category",
+    "labels": LABELS,
     "caption": "caption captions description text",
     "findings": "findings",
     "impression": "impression conclusion",
@@ -39,9 +40,6 @@ USUAL = {
     "modality": "modality",
     "contrast": "contrast sequence",
 }
-YES = {"1", "1.0", "yes", "true", "present", "positive", "+"}
-NO = {"0", "0.0", "no", "false", "absent", "negative", "-"}
-UNSURE = {"", "-1", "-1.0", "nan", "na", "n/a", "uncertain", "unknown", "none", "null"}
 SIDES = {"l": "left", "left": "left", "r": "right", "right": "right", "b": "both", "both": "both"}
 SPLITS = {
     "train": "train",
@@ -52,6 +50,7 @@ SPLITS = {
     "test": "test",
 }
 MEASURED = re.compile(r"^(?P<name>.+?)[_ ]\(?(?P<unit>mm|cm|mm2|cm2|ml|hu|%|bpm)\)?$", re.IGNORECASE)
+SIZES = {"mm", "cm", "mm2", "cm2", "ml", "%", "bpm"}  # never below 0; HU and what has no unit may be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +74,7 @@ class IngestTable(Ingest):
             raise ValueError(
                 f"columns names {unknown[0]!r}, expected {', '.join([*USUAL, 'measurements'])}: change it."
             )
-        _ = self.named
+        _ = self.findings
 
     @functools.cached_property
     def rows(self) -> Rows:
@@ -93,9 +92,9 @@ class IngestTable(Ingest):
         there = self._header()
         found = {}
         for ours, words in USUAL.items():
-            usual = [name for name in there if name.lower() in words.split()]
-            if usual:
-                found[ours] = usual[:1]
+            like = [name for name in there if usual(name) in words.split()]
+            if like:
+                found[ours] = like[:1]
         found["measurements"] = [name for name in there if MEASURED.match(name)]
         for ours, theirs in (self.columns or {}).items():
             wanted = str(theirs).split("|")
@@ -111,6 +110,11 @@ class IngestTable(Ingest):
                 "columns image=NAME."
             )
         return found
+
+    @functools.cached_property
+    def findings(self) -> Findings:
+        """The columns of labels."""
+        return Findings(self.rows, self.named.get("labels", []))
 
     def _header(self) -> list[str]:
         there: dict[str, None] = {}
@@ -179,19 +183,8 @@ class IngestTable(Ingest):
 
     def _facts(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What the columns say, see `facts`."""
-        facts: dict[str, Any] = {"labels": [], "absent": [], "measurements": []}
-        several = len(self.named.get("labels", ())) > 1
-        for name in self.named.get("labels", ()):
-            value = row.get(name)
-            listed = value if isinstance(value, list) else [value]
-            said = [str("" if one is None else one).strip() for one in listed]
-            if several or (len(said) == 1 and said[0].lower() in YES | NO):
-                self._truth(facts, name, said[0].lower())
-            else:
-                words = [part.strip() for one in said for part in re.split(r"[|;]", one)]
-                facts["labels"] += [
-                    self.text(word, "a label") for word in words if word.lower() not in UNSURE
-                ]
+        labels = ([self.text(name, "a label") for name in names] for names in self.findings.of(row))
+        facts: dict[str, Any] = dict(zip(("labels", "absent"), labels, strict=True)) | {"measurements": []}
         for name in self.named["measurements"]:
             facts["measurements"] += self._measured(name, row.get(name))
         if caption := self.text(self._cell(row, "caption"), "the caption"):
@@ -209,14 +202,6 @@ class IngestTable(Ingest):
         facts["contrast"] = facts["contrast"] or self.contrast
         return {key: value for key, value in facts.items() if value}
 
-    def _truth(self, facts: dict[str, Any], name: str, said: str) -> None:
-        if said in YES:
-            facts["labels"].append(name.replace("_", " "))
-        elif said in NO:
-            facts["absent"].append(name.replace("_", " "))
-        elif said not in UNSURE:
-            raise InvalidRecord("bad-label", f"column {name!r} holds no truth, expected 1, 0, -1 or nothing.")
-
     def _measured(self, name: str, value: Any) -> Iterator[dict[str, Any]]:
         told = MEASURED.match(name)
         words = str("" if value is None else value).strip()
@@ -229,5 +214,12 @@ class IngestTable(Ingest):
         if not abs(number) < 1e9:
             raise InvalidRecord("bad-label", f"column {name!r} holds no number, expected one.")
         unit = told["unit"].lower() if told else ""
+        if unit in SIZES and number == -1:
+            return  # not known, as among labels
+        if unit in SIZES and number < 0:
+            raise InvalidRecord(
+                "bad-label",
+                f"column {name!r} holds a size below 0, expected 0 or more, and -1 or nothing for not known.",
+            )
         what = (told["name"] if told else name).replace("_", " ").strip()
         yield {"name": what, "value": number, "unit": unit}
