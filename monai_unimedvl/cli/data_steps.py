@@ -224,9 +224,11 @@ def _run_step(options: Namespace) -> Result:
             given["root"] = str(home)
         step = make({"step": options.step, **given})
         items = step(_numbered(options.records, map(read_records, options.records)), tally)
+    unnamed = 0
     with Sink(out) as sink:
         for item in _shown(items, tally, options):
             sink.put(item)
+            unnamed += getattr(item, "facts", {}).get("patient_from") == "file"
     counts = tally.to_json()
     report = out.with_name(f"{out.stem}.report.json")
     write_json(report, {"step": options.step, "options": _harmless(step), **counts})
@@ -237,6 +239,11 @@ def _run_step(options: Namespace) -> Result:
     lines += [f"  {count} {code}" for code, count in counts["reasons"].items()]
     if tally.passed:
         lines.append(f"  {tally.passed} lines were no records, or rejected before")
+    if unnamed and issubclass(kind, Source):
+        lines.append(
+            f"  no patient was found for {unnamed} records, so that each file counts as one: files of one "
+            "patient can come into different splits; say --patient-in PATTERN"
+        )
     if (home / "images").is_dir() and home.resolve() != out.parent.resolve():
         lines.append(f"  the images of these records stay in {home}: say --root {home} to the next step")
     outputs = [str(out), str(report)] + ([str(rejects_beside(out))] if sink.rejects else [])

@@ -3,9 +3,9 @@
 
     unimedvl data leaks shards/
 
-A shared patient, study or picture is a leak. Alike pictures may be one: slices of one volume at random places
-come to 0.99 of each other, so a score on such a test tells what was remembered. Nearness is the correlation
-of 12 x 12 thumbnails within one modality.
+A shared patient, study or picture, shown or drawn, is a leak. Alike pictures may be one: slices of one volume
+at random places come to 0.99 of each other, so a score on such a test tells what was remembered. Nearness is
+the correlation of 12 x 12 thumbnails within one modality.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_unimedvl.data.prints import THUMB, image_print, thumbnails
+from monai_unimedvl.data.prints import THUMB, telling_prints, thumbnails
 from monai_unimedvl.data.record import Record, Reject
 
 NEAR = 0.98  # correlation that counts as near
@@ -100,8 +100,7 @@ def leak_row(record: Record, root: str | Path | None = None) -> dict[str, Any]:
     Raises:
         InvalidRecord: a picture that cannot be read.
     """
-    prints = [image_print(image, root) for image in record.input_img or record.output_img]
-    seen = [[each.pixels, each.thumb] for each in prints if not each.flat]
+    seen = [[each.pixels, each.thumb] for each in telling_prints(record, root)]
     named = {name: getattr(record, name) for name in ("id", "split", "modality", "patient", "study")}
     return {**named, "pictures": seen, "slab": bool(record.facts.get("slab"))}
 

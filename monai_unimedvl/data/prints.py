@@ -35,6 +35,8 @@ THUMB = 12  # pixels a side
 PERMUTATIONS = 32
 SHINGLE = 3  # words
 IMAGE_BYTES = 2 * BITS * BITS // 8 + THUMB * THUMB  # both hashes and the thumbnail
+FEW = 32  # colours up to which a picture is a drawn mask
+COUNTED = 65_536  # pixels whose colours are counted at most
 LONG = 8  # words from which on texts can be alike without being equal
 
 
@@ -46,12 +48,14 @@ class ImagePrint:
         pixels: 32 hex digits of the sha256 of its values as (3, H, W).
         average, dct: 64 hex digits each: `imagehash.average_hash` and `imagehash.phash` of 16 x 16 bits.
         thumb: 12 x 12 grey values 0..255 as hex digits.
+        colours: how many there are; not part of lists, None of what was read from one.
     """
 
     pixels: str
     average: str
     dct: str
     thumb: str
+    colours: int | None = None
 
     @property
     def packed(self) -> bytes:
@@ -64,8 +68,13 @@ class ImagePrint:
         grey = bytes.fromhex(self.thumb)
         return max(grey) - min(grey) < 2
 
+    @property
+    def drawn(self) -> bool:
+        """Whether it has so few colours that others may be equal by chance, as a mask has."""
+        return self.colours is not None and self.colours <= FEW
+
     def to_json(self) -> dict[str, str]:
-        """By name."""
+        """By name, without the colours."""
         return {"pixels": self.pixels, "average": self.average, "dct": self.dct, "thumb": self.thumb}
 
 
@@ -108,7 +117,10 @@ def print_of(values: NDArray[np.float32]) -> ImagePrint:
     small = np.asarray(grey.resize((THUMB, THUMB), Image.Resampling.BOX))
     average, dct = (np.packbits(made(grey, BITS).hash).tobytes().hex()  # as str() writes it, ten times faster
                     for made in (hashes.average_hash, hashes.phash))  # fmt: skip
-    return ImagePrint(digest, average, dct, small.tobytes().hex())
+    flat = exact.reshape(3, -1).astype(np.int64)
+    thinned = flat[:, :: -(-flat.shape[1] // COUNTED)]
+    colours = len(np.unique(thinned[0] << 32 | thinned[1] << 16 | thinned[2]))
+    return ImagePrint(digest, average, dct, small.tobytes().hex(), colours)
 
 
 def word_print(text: str) -> WordPrint:
@@ -132,6 +144,18 @@ def _empty_minhash() -> Any:
 def words_of(record: Record) -> str:
     """All that is said in a record, speaker by speaker."""
     return "\n".join(message.value for message in record.message)
+
+
+def telling_prints(record: Record, root: str | Path | None = None) -> list[ImagePrint]:
+    """The prints of pictures that say whose they are: all that is shown or drawn, but no blank picture, and
+    no mask among what is drawn, since those of two patients may be equal.
+
+    Raises:
+        InvalidRecord: a picture that cannot be read.
+    """
+    shown = [image_print(image, root) for image in record.input_img]
+    drawn = [image_print(image, root) for image in record.output_img]
+    return [each for each in (*shown, *(one for one in drawn if not one.drawn)) if not each.flat]
 
 
 def images_of(record: Record) -> tuple[ImageFile, ...]:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from monai_unimedvl.data.prints import image_print
+from monai_unimedvl.data.prints import telling_prints
 from monai_unimedvl.data.record import SPLITS, ImageFile, Record
 from monai_unimedvl.data.step import option
 from monai_unimedvl.data.whole import KEEP, Note, Verdict, Whole
@@ -98,12 +98,9 @@ class Split(Whole):
         return note
 
     def _keys(self, record: Record) -> list[str]:
-        """What the record must not share with another split; a drawn mask or a blank picture says nothing."""
+        """What the record must not share with another split."""
         keys = [key for key in (record.patient, record.study) if key]
-        for image in record.input_img or record.output_img:
-            known = image_print(image, self.root or None)
-            if not known.flat:
-                keys.append(known.pixels[:16])
+        keys += [known.pixels[:16] for known in telling_prints(record, self.root or None)]
         return keys or [f"id {record.id}"]
 
     def decide(self, notes: Iterable[Note]) -> Iterator[Verdict]:

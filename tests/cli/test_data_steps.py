@@ -45,6 +45,7 @@ def test_a_source_makes_a_corpus_and_a_report_without_paths(tmp_path: Path, caps
     assert run(*words, "--out", tmp_path / "out", "--slices", 2) == 0
     said = capsys.readouterr().out
     assert "2 in = 1 kept + 1 rejected; 2 records" in said and "1 image-damaged" in said
+    assert "no patient was found" not in said, "sub-1 is one"
     lines = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
     assert [Record.from_json(json.loads(line)).modality for line in lines] == ["mri", "mri"]
     report = (tmp_path / "out" / "records.report.json").read_text()
@@ -55,6 +56,8 @@ def test_a_source_makes_a_corpus_and_a_report_without_paths(tmp_path: Path, caps
     assert run(*ct, "--settings", "window=lung", "nonfinite=0") == 0
     values = json.loads(capsys.readouterr().out)
     assert values["in"] == 2 and len(values["outputs"]) == 3
+    assert run(*words, "--out", tmp_path / "files", "--slices", 2, "--patient-in", "person-([0-9]+)") == 0
+    assert "no patient was found for 2 records, so that each file counts as one" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,7 @@ def test_pairs_give_both_directions_on_the_same_pixels(tmp_path: Path) -> None:
         ("T1 MRI", "T2 MRI"), ("T2 MRI", "T1 MRI"),
     }  # fmt: skip
     there, back = records[0], records[2]
+    assert len({record.patient for record in records}) == 1, "a case is of one patient, either way round"
     assert there.input_img[0].path == back.output_img[0].path and there.kind == "interleaved"
     assert there.input_img[0].place["position_mm"] == back.input_img[0].place["position_mm"]
     assert len(run(IngestPairs, tmp_path, slices=2, one_way=True)[0]) == 2

@@ -184,3 +184,25 @@ def test_near_pictures_in_two_splits_are_measured() -> None:
 def test_options_that_do_not_fit_are_refused(options: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Split(**options)
+
+
+def test_what_is_drawn_holds_records_together_but_masks_do_not() -> None:
+    def edit(name: str, shown: ImageFile, drawn: ImageFile) -> Record:
+        return replace(record(name, image=shown), output_img=(drawn,), main_task_type="interleaved")
+
+    mask = np.zeros((24, 24), np.uint8)
+    mask[4:9, 4:9] = 255
+    stream = io.BytesIO()
+    Image.fromarray(mask).save(stream, "PNG")
+    drawn = ImageFile("m.png", 24, 24, {}, stream.getvalue())
+    both = [(n, k) for n in range(20) for k in (0, 1)]
+    chains = [edit(f"{n}-{k}", picture(10 * n + k), picture(10 * n + k + 1)) for n, k in both]
+    masks = [edit(f"mask{n}", picture(1000 + n), drawn) for n in range(20)]
+    items = split([*chains, *masks], shares={"train": 0.5, "test": 0.5})
+    assert all(len(found) == 1 for found in places(items[:40], lambda each: each.id.split("-")[0]).values())
+    assert places(items[40:], lambda each: "")[""] == {"train", "test"}, "equal masks are of many patients"
+    assert leak_report(items).clean
+    torn = [replace(each, split=("train", "test")[n % 2]) for n, each in enumerate(chains)]
+    assert leak_report(torn).shared["picture"] == 20
+    given = split([replace(chains[0], split="test"), chains[1]])
+    assert given[1].split == "test"  # type: ignore[union-attr]

@@ -78,9 +78,13 @@ class IngestPairs(Ingest):
         found: dict[str, dict[str, Path]] = {}
         for folder in self.shown:
             for path in under(Path(self.path) / folder):
-                key = str(path.relative_to(Path(self.path) / folder).parent / stem(path))
+                key = self._name(path, folder)
                 found.setdefault(key, {})[folder] = path
         return dict(sorted(found.items()))
+
+    def _name(self, path: Path, folder: str) -> str:
+        """What the files of a case have in common."""
+        return str(path.relative_to(Path(self.path) / folder).parent / stem(path))
 
     def files(self) -> list[Path]:
         """All of them."""
@@ -116,6 +120,8 @@ class IngestPairs(Ingest):
         where = [place_of(other).get("position_mm") for other in others]
         digest = digest_of(case[first], case[second])
         who = who_of(self, case[first], self.patient_in)
+        if who["facts"]["patient_from"] == "file":  # the files of a case are of one patient, either way round
+            who["patient"] = self.patient(f"file {self._name(case[first], first)}")
         said = {"from": self.shown[first][1], "to": self.shown[second][1]}
         for place, picture in enumerate(pictures):
             other = others[nearest(picture, where, place)]
