@@ -63,7 +63,7 @@ def read_file(path: Path, voi: bool = False, frames: int | None = None) -> MetaT
             values, meta["flipped"] = values.flip([1] * down + [2] * across), [down, across]
         return MetaTensor(values, meta=meta)
     as_volume = values.transpose(1, 2).unsqueeze(-1)  # (C, columns, rows, 1)
-    display = display_of(as_volume.shape[1:], affine, nearest_plane(affine[:3, 2]))
+    display = display_of(as_volume.shape[1:], affine, nearest_plane(affine, 2))
     meta |= {"placed": True, "flipped": list(display.flipped[:2]), "transposed": display.axes[0] == 0}
     shown = display.shown(as_volume)[..., 0].contiguous()
     return MetaTensor(shown, affine=torch.from_numpy(display.affine), meta=meta)

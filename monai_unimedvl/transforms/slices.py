@@ -38,15 +38,19 @@ def check_plane(plane: str) -> str:
     return plane
 
 
-def nearest_plane(normal: np.ndarray) -> str:
-    """The plane whose normal is nearest to `normal` (3,) in RAS."""
-    return tuple(PLANES)[int(np.abs(normal).argmax())]
+def nearest_plane(affine: np.ndarray, axis: int) -> str:
+    """The plane whose slices, as `display_of` turns them, lie one after the other along a stored `axis`.
+
+    Not that of the largest part of the axis's direction: of an image that is oblique twice another axis may
+    have more of it.
+    """
+    return tuple(PLANES)[int(nibabel.orientations.io_orientation(affine)[axis, 0])]
 
 
 def plane_of(shape: Sequence[int], affine: np.ndarray, plane: str) -> str:
     """`plane`; or that in which a volume (X, Y, Z) of one slice lies, which can be seen in no other."""
     thin = next((axis for axis, side in enumerate(shape) if side == 1), None)
-    return check_plane(plane) if thin is None else nearest_plane(affine[:3, thin])
+    return check_plane(plane) if thin is None else nearest_plane(affine, thin)
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ class SelectSlices(Transform):
             if "source" in x.meta:
                 return [x]
             affine = x.affine.numpy().astype(float) if x.meta.get("placed") else None
-            plane = None if affine is None else nearest_plane(affine[:3, 2])
+            plane = None if affine is None else nearest_plane(affine, 2)
             return [picture(x.as_subclass(Tensor), x.meta, x.shape, affine, plane, 0, 1)]
         if x.ndim != 4:
             raise ValueError(

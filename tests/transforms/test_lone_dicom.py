@@ -10,11 +10,13 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from monai.data import MetaTensor
 from pydicom.data import get_testdata_file
 
 from monai_unimedvl import recipe
 from monai_unimedvl.provenance import Facts, write_series
-from monai_unimedvl.transforms.geometry import put_back
+from monai_unimedvl.transforms.geometry import place_of, put_back
+from monai_unimedvl.transforms.volume import SelectSlices
 
 
 def small() -> pydicom.Dataset:
@@ -65,3 +67,16 @@ def test_an_edit_of_a_mirrored_radiograph_is_seen_as_its_source_is(along: list[s
     assert np.corrcoef(made.pixel_array.ravel(), header.pixel_array.ravel())[0, 1] > 0.97
     again = chain(files[0])[0]
     assert np.corrcoef(again[0].numpy().ravel(), picture[0].numpy().ravel())[0, 1] > 0.99
+
+
+def test_an_image_that_is_oblique_twice_is_seen_whole(tmp_path: Path) -> None:
+    header = small()
+    across, down = [-0.207, 0.677, 0.707], [-0.834, -0.5, 0.235]  # another axis has most of its normal
+    header.ImageOrientationPatient, header.PixelSpacing = [*across, *down], [0.5, 0.75]
+    header.save_as(tmp_path / "one.dcm")
+    chain = recipe("mri", lower=0, upper=100)
+    picture = chain(tmp_path / "one.dcm")[0]
+    whole, stored = put_back(picture, picture), header.pixel_array.astype(float)
+    assert np.corrcoef(whole[0].numpy().ravel(), stored.ravel())[0, 1] > 0.999
+    volume = MetaTensor(torch.rand(1, 64, 40, 1), affine=place_of(whole), meta={"kind": "volume"})
+    assert sorted(SelectSlices(count=1)(volume)[0].shape) == [1, 40, 64]
