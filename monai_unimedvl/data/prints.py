@@ -117,8 +117,8 @@ def print_of(values: NDArray[np.float32]) -> ImagePrint:
     small = np.asarray(grey.resize((THUMB, THUMB), Image.Resampling.BOX))
     average, dct = (np.packbits(made(grey, BITS).hash).tobytes().hex()  # as str() writes it, ten times faster
                     for made in (hashes.average_hash, hashes.phash))  # fmt: skip
-    flat = exact.reshape(3, -1).astype(np.int64)
-    thinned = flat[:, :: -(-flat.shape[1] // COUNTED)]
+    flat = exact.reshape(3, -1)
+    thinned = flat[:, :: -(-flat.shape[1] // COUNTED)].astype(np.int64)
     colours = len(np.unique(thinned[0] << 32 | thinned[1] << 16 | thinned[2]))
     return ImagePrint(digest, average, dct, small.tobytes().hex(), colours)
 
