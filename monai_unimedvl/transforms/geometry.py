@@ -175,19 +175,40 @@ def place_of(whole: Tensor) -> np.ndarray | None:
 def _as_stored(image: MetaTensor) -> MetaTensor:
     """(C, H, W) as a lone DICOM has its rows and columns, which was turned to be seen; others as they are."""
     source = image.meta.get("source") or {}
-    flips = [axis for axis, flipped in enumerate(source.get("flipped", ())) if flipped]
-    order = [1, 0, 2, 3] if source.get("transposed") else [0, 1, 2, 3]
-    if not flips and order[0] == 0:
+    flips, transposed = _turns(source)
+    if not flips and not transposed:
         return image
-    shown = np.eye(4)  # from (row, column, 0) as stored to what is seen
-    for axis in flips:
-        shown[axis, axis], shown[axis, 3] = -1, image.shape[1 + axis] - 1
-    shown = shown @ np.eye(4)[order]
     values = image.as_subclass(Tensor).flip([1 + axis for axis in flips])
-    result = MetaTensor(values.permute(0, 1 + order[0], 1 + order[1]).contiguous())
+    result = MetaTensor((values.mT if transposed else values).contiguous())
     result.copy_meta_from(image, copy_attr=True)
-    result.affine = image.affine.double() @ torch.from_numpy(_of_rank(shown, image))
+    turn = shown_from_stored(source, (image.shape[1], image.shape[2]))
+    result.affine = image.affine.double() @ torch.from_numpy(_of_rank(turn, image))
     return result
+
+
+def as_shown(stored: Tensor, source: Mapping[str, Any]) -> Tensor:
+    """(C, H, W) of the rows and columns of a lone DICOM, turned as reading has turned it to be seen.
+
+    Args:
+        source: of its picture.
+    """
+    flips, transposed = _turns(source)
+    return (stored.mT if transposed else stored).flip([1 + axis for axis in flips])
+
+
+def shown_from_stored(source: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """(4, 4) from (row, column, 0) of a lone DICOM to those of what is seen of it, `size` (H, W)."""
+    flips, transposed = _turns(source)
+    shown = np.eye(4)
+    for axis in flips:
+        shown[axis, axis], shown[axis, 3] = -1, size[axis] - 1
+    return shown[:, [1, 0, 2, 3]] if transposed else shown
+
+
+def _turns(source: Mapping[str, Any]) -> tuple[list[int], bool]:
+    """Which axes (0 rows, 1 columns) are flipped once the two are swapped, and whether they are."""
+    flips = [axis for axis, flipped in enumerate(source.get("flipped", ())) if flipped]
+    return flips, bool(source.get("transposed"))
 
 
 class Geometry(InvertibleTransform, LazyTransform):

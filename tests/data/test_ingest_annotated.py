@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
+from pydicom.data import get_testdata_file
 from sources import block, nifti, png
 
+from monai_unimedvl.data.dialogue import pixels
 from monai_unimedvl.data.facts import boxes_of
 from monai_unimedvl.data.ingest.coco import IngestCoco, draw
 from monai_unimedvl.data.ingest.masks import IngestMasks
@@ -262,3 +265,34 @@ def test_an_annotation_that_does_not_fit_is_a_reject(tmp_path: Path, annotation,
     path = coco(tmp_path, [annotation], **entry)
     records, rejects, _ = run(IngestCoco, tmp_path, path=path, modality="fundus")
     assert not records and [reject.code for reject in rejects] == [code]
+
+
+@pytest.mark.parametrize("along", [[-1, 0, 0, 0, 1, 0], [0, 1, 0, 1, 0, 0], [0, 1, 0, -1, 0, 0], ["R", "F"]])
+def test_coco_regions_of_a_dicom_turn_with_its_picture(along: list[Any], tmp_path: Path) -> None:
+    header = pydicom.dcmread(str(get_testdata_file("MR_small.dcm", download=False)))
+    values = np.random.default_rng(0).integers(50, 300, (40, 64)).astype(np.int16)
+    values[5:15, 40:60] = 1000
+    header.Rows, header.PixelData = 40, values.tobytes()
+    del header.WindowCenter, header.WindowWidth
+    if along[0] == "R":  # a radiograph without a place
+        del header.ImageOrientationPatient, header.ImagePositionPatient
+        header.PatientOrientation = along
+    else:
+        header.ImageOrientationPatient = along
+    header.save_as(tmp_path / "a.dcm")
+    outline = {"bbox": [40, 5, 20, 10], "segmentation": [[40, 5, 60, 5, 60, 15, 40, 15]]}
+    content = {
+        "images": [{"id": 1, "file_name": "a.dcm", "height": 40, "width": 64}],
+        "categories": [{"id": 1, "name": "node"}],
+        "annotations": [{"image_id": 1, "category_id": 1, **outline}],
+    }
+    (tmp_path / "in.json").write_text(json.dumps(content))
+    (record,), rejects, _ = run(IngestCoco, tmp_path, path=str(tmp_path / "in.json"))
+    assert not rejects
+    bright = pixels(record.input_img[0], tmp_path / "out").mean(0).numpy() > 0.7
+    with Image.open(tmp_path / "out" / record.facts["mask"]["path"]) as mask:
+        assert ((np.array(mask) == 1) == bright).all() and bright.sum() == 200
+    (box,) = boxes_of(record.facts)
+    rows, columns = np.nonzero(bright)
+    edges = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    assert (box.left, box.top, box.right, box.bottom) == edges

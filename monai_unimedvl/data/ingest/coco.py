@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """COCO: images, boxes [x, y, width, height] and masks (polygons or run lengths) by category.
 
-Boxes and masks are brought onto the pixels of the record's picture, which a recipe may have cut or resized.
+Boxes and masks are brought onto the pixels of the record's picture, which a recipe may have cut or resized,
+and which a DICOM's own orientation may have turned: they are of its rows and columns as they are stored.
 A pixel belongs to a polygon if its centre does. Where masks overlap the later one stands in the label map;
 every box is kept.
 """
@@ -27,6 +28,7 @@ from monai_unimedvl.data.ingest.nifti import check_pattern
 from monai_unimedvl.data.ingest.regions import facts_of
 from monai_unimedvl.data.record import InvalidRecord, Record
 from monai_unimedvl.data.step import Item, option
+from monai_unimedvl.transforms.geometry import as_shown, shown_from_stored
 from monai_unimedvl.transforms.onto import labels_onto
 from monai_unimedvl.transforms.regions import region_from_source
 
@@ -122,14 +124,16 @@ class IngestCoco(Ingest):
                 f"the image has {len(pictures)} pictures, expected one: COCO knows flat ones.",
             )
         picture = pictures[0]
-        size = tuple((picture.meta.get("source") or {}).get("size", picture.shape[1:]))
+        source = picture.meta.get("source") or {}
+        height, width = source.get("size", picture.shape[1:])
+        size = (int(width), int(height)) if source.get("transposed") else (int(height), int(width))
         stated = (entry.get("height"), entry.get("width"))
         if all(isinstance(side, int) for side in stated) and stated != size:
             raise InvalidRecord(
                 "geometry-differs",
                 f"the image has {size[0]} x {size[1]} pixels, the COCO file says {stated[0]} x {stated[1]}.",
             )
-        boxes, masks = self._regions(entry.get("id"), picture, (int(size[0]), int(size[1])))
+        boxes, masks = self._regions(entry.get("id"), picture, size)
         names = list(self.categories.values())
         facts: dict[str, Any] = {}
         if masks is not None:
@@ -156,6 +160,9 @@ class IngestCoco(Ingest):
     ) -> tuple[list[Box], np.ndarray | None]:
         """Boxes and label map on the picture.
 
+        Args:
+            size: (H, W) of the file, as it is stored.
+
         Raises:
             InvalidRecord: an annotation that does not fit.
         """
@@ -179,7 +186,8 @@ class IngestCoco(Ingest):
             boxes.append(_box(edges, label, picture, size))
         if not masks:
             return boxes, None
-        flat = MetaTensor(torch.from_numpy(drawn)[None], meta={"kind": "image"})
+        seen = as_shown(torch.from_numpy(drawn)[None], picture.meta.get("source") or {})
+        flat = MetaTensor(seen, meta={"kind": "image"})
         return boxes, labels_onto(flat, picture, list(range(1, len(places) + 1))).numpy()
 
 
@@ -194,6 +202,10 @@ def _box(edges: Any, label: str, picture: MetaTensor, size: tuple[int, int]) -> 
             "bad-label", f"a box leaves the image of {size[1]} x {size[0]} pixels, expected one inside."
         )
     left, top, right, bottom = max(x, 0), max(y, 0), min(x + width, size[1]), min(y + height, size[0])
+    corners = np.array([[top - 0.5, left - 0.5, 0, 1], [bottom - 0.5, right - 0.5, 0, 1]]).T
+    source = picture.meta.get("source") or {}
+    turn = shown_from_stored(source, size[::-1] if source.get("transposed") else size)
+    (top, bottom), (left, right) = (np.sort((turn @ corners)[:2]) + 0.5).tolist()
     found = region_from_source(picture, left, top, right, bottom, label)
     return Box(label, found.left, found.top, found.right, found.bottom)
 
