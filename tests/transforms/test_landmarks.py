@@ -131,7 +131,6 @@ def test_a_mirrored_radiograph_is_turned_as_its_file_says(
     assert np.corrcoef(picture[0].numpy().ravel(), expected.ravel())[0, 1] > 0.97
     assert picture.meta["source"].get("flipped", [False, False]) == list(flips)
 
-
     back = np.flip(picture[0].numpy(), [axis for axis in (0, 1) if flips[axis]])
     assert np.array_equal(put_back(picture, picture)[0].numpy(), back), "as the file has it"
     assert torch.equal(put_back(picture, picture, until="Read").as_tensor(), picture.as_tensor())

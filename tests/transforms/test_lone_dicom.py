@@ -45,6 +45,8 @@ def test_what_is_drawn_from_a_lone_dicom_goes_back_to_its_rows_and_columns(
     assert np.allclose(corner, np.array([12.0, -7.0, 30.0]))
     assert np.allclose(step[:, 0], axes[1] * 0.5 * [-1, -1, 1]), "from row to row"
     assert np.allclose(step[:, 1], axes[0] * 0.75 * [-1, -1, 1]), "from column to column"
+    place = place_of(whole)
+    assert place is not None and np.allclose(place[:3, :2], step[:, ::-1]), "columns come first in a file"
     seen = put_back(picture, picture, until="SquarePixels")
     assert torch.equal(seen.as_tensor(), picture.as_tensor()), "for the eye it stays as it is shown"
 

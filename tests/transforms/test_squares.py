@@ -16,8 +16,9 @@ from monai_unimedvl.data.dialogue import pixels
 from monai_unimedvl.data.record import ImageFile
 from monai_unimedvl.sequence import Turn, View
 from monai_unimedvl.transforms.choosing import Choice, choose
+from monai_unimedvl.transforms.geometry import Box
 from monai_unimedvl.transforms.image import Rule
-from monai_unimedvl.transforms.regions import Region, region_from_source, regions_in
+from monai_unimedvl.transforms.regions import Region, moved, region_from_source, regions_in
 from monai_unimedvl.transforms.segments import ToSegments
 from monai_unimedvl.transforms.squares import squared
 
@@ -73,3 +74,11 @@ def test_marks_are_of_the_picture_before_them_and_words_stay() -> None:
     assert [turn.role for turn in found] == ["user", "assistant"]
     plain = [Turn("user", ["words alone"])]
     assert squared(plain) == plain
+
+
+def test_marks_are_cut_to_a_part_of_their_picture_and_odd_ones_stay() -> None:
+    part = Box(top=10, left=0, height=10, width=20)  # of 20 x 40
+    said = "<box>(250,250),(750,1000)</box> <point>(900,100)</point>"
+    assert moved(said, (20, 40), part) == "<box>(500,0),(1000,1000)</box> <point>(1000,0)</point>"
+    for odd in ("<box>(250,250)</box>", "<point>(1,2),(3,4)</point>", "<box>1, 2, 3, 4, 5</box>"):
+        assert moved(odd, (20, 40), part) == odd
