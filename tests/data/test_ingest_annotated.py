@@ -296,3 +296,9 @@ def test_coco_regions_of_a_dicom_turn_with_its_picture(along: list[Any], tmp_pat
     rows, columns = np.nonzero(bright)
     edges = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
     assert (box.left, box.top, box.right, box.bottom) == edges
+
+
+def test_a_later_outline_takes_nothing_from_an_earlier_one() -> None:
+    square, corner = [0, 0, 2, 0, 2, 2, 0, 2], [0, 8, 8, 0, 8, 8]
+    joined = draw([square, corner], (8, 8))
+    assert joined[:2, :2].all() and joined[7, 7] and not joined[2, 2]

@@ -191,3 +191,9 @@ def test_headings_inside_a_section_stay_in_it(gap: str) -> None:
         ["CLINICAL HISTORY: pain.", "FINDINGS:", inside, "IMPRESSION:", "MAIN: x.", "SIGNED BY: y"]
     )
     assert sections(report) == {"findings": inside, "impression": "MAIN: x."}
+
+
+def test_a_known_word_inside_a_sentence_opens_no_section() -> None:
+    said = "Lungs clear, with one impression: a scar."
+    assert sections(f"FINDINGS: {said}") == {"findings": said}
+    assert sections("History: a cough. Lungs clear.") == {"findings": "History: a cough. Lungs clear."}

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from monai_unimedvl.data.leaks import leak_report
+from monai_unimedvl.data.prints import print_of, telling_prints
 from monai_unimedvl.data.record import ImageFile, Message, Record, Reject, pseudonym
 from monai_unimedvl.data.split import Split
 from monai_unimedvl.data.step import Tally
@@ -184,6 +185,24 @@ def test_near_pictures_in_two_splits_are_measured() -> None:
 def test_options_that_do_not_fit_are_refused(options: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Split(**options)
+
+
+def test_masks_and_blank_pictures_say_nothing_of_whose_they_are() -> None:
+    def stored(values: np.ndarray) -> ImageFile:
+        stream = io.BytesIO()
+        Image.fromarray(values).save(stream, "PNG")
+        return ImageFile("m.png", 24, 24, {}, stream.getvalue())
+
+    mask = np.zeros((24, 24), np.uint8)
+    mask[4:9, 4:9] = 255
+    blank = stored(np.full((24, 24), 7, np.uint8))
+    assert telling_prints(record("blank", image=blank)) == []
+    assert len(telling_prints(record("shown", image=stored(mask)))) == 1, "what is shown is no drawn mask"
+    colours = np.zeros((3, 1, 33), np.float32)
+    colours[2] = np.arange(33) / 32
+    assert print_of(colours[..., :32]).drawn and not print_of(colours).drawn, (
+        "up to 32 colours, blue ones too"
+    )
 
 
 def test_what_is_drawn_holds_records_together_but_masks_do_not() -> None:

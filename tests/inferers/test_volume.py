@@ -281,6 +281,8 @@ def test_a_window_that_was_asked_for_is_written_in_its_own_values() -> None:
     small = MetaTensor(source().as_subclass(Tensor).clamp(0, 255).to(torch.uint8), affine=source().affine)
     result = VolumeInferer(Copy(), hounsfield(), "copy", output=bone)(small, None)
     assert result.dtype == torch.float32 and float(result.max()) > 1400, "uint8 holds no HU"
+    high = VolumeInferer(Copy(), hounsfield(), "copy", output=Grey(bounds=(0.0, 1500.0)))(small, None)
+    assert high.dtype == torch.float32, "nor what lies above 255"
     share = VolumeInferer(Copy(), hounsfield(), "copy", output=Grey(bounds=(0.0, 1.0)))(source(), None)
     assert_close(share.as_subclass(Tensor), shown)
     with pytest.raises(ValueError, match="expected black below white"):
