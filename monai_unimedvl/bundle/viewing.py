@@ -25,9 +25,10 @@ from monai_unimedvl.networks.tensor_path import TensorPath
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.sequence import Prompt
 from monai_unimedvl.transforms.choosing import Choice, choose, modality_of, place
-from monai_unimedvl.transforms.geometry import place_of, put_back
+from monai_unimedvl.transforms.geometry import put_back
 from monai_unimedvl.transforms.image import resize
 from monai_unimedvl.transforms.masks import ColoursToLabels
+from monai_unimedvl.transforms.stored import place_of
 
 RESULT = "result"  # where MONAI Label looks for what goes out as JSON
 FLAT = np.diag(

@@ -23,7 +23,7 @@ from monai_unimedvl.cli.options import FORMATS
 from monai_unimedvl.cli.reading import holds_dicom
 from monai_unimedvl.packages import needed
 from monai_unimedvl.provenance import Facts, manifest_path
-from monai_unimedvl.transforms.geometry import place_of
+from monai_unimedvl.transforms.stored import place_of
 from monai_unimedvl.transforms.structured import StructuredReport
 
 NAMES = {"ask": "ask", "report": "report", "draw": "drawn", "edit": "edited", "segment": "mask"}

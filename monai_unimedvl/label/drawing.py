@@ -33,10 +33,11 @@ from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.provenance import Facts
 from monai_unimedvl.sequence import Prompt
 from monai_unimedvl.transforms.choosing import place, volume_chain
-from monai_unimedvl.transforms.geometry import place_of, put_back
+from monai_unimedvl.transforms.geometry import put_back
 from monai_unimedvl.transforms.lazy import prepare
 from monai_unimedvl.transforms.masks import UNCERTAIN, ColoursToLabels, as_legend, volumes_of
 from monai_unimedvl.transforms.restack import Restack
+from monai_unimedvl.transforms.stored import place_of
 
 logger = logging.getLogger(__name__)
 

@@ -28,9 +28,10 @@ from monai_unimedvl.serve.results import Result, Results
 from monai_unimedvl.serve.service import Service
 from monai_unimedvl.serve.studies import PICTURE_AFFINE, Study
 from monai_unimedvl.serve.worker import Manner, Worker
-from monai_unimedvl.transforms.geometry import place_of, put_back
+from monai_unimedvl.transforms.geometry import put_back
 from monai_unimedvl.transforms.masks import ColoursToLabels
 from monai_unimedvl.transforms.restack import Restack
+from monai_unimedvl.transforms.stored import place_of
 from monai_unimedvl.transforms.structured import parse_report
 
 _log = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from pydicom.data import get_testdata_file
 
 from monai_unimedvl import recipe
 from monai_unimedvl.provenance import Facts, write_series
-from monai_unimedvl.transforms.geometry import place_of, put_back
+from monai_unimedvl.transforms.geometry import put_back
+from monai_unimedvl.transforms.stored import place_of
 from monai_unimedvl.transforms.volume import SelectSlices
 
 

@@ -28,9 +28,9 @@ from monai_unimedvl.data.ingest.nifti import check_pattern
 from monai_unimedvl.data.ingest.regions import facts_of
 from monai_unimedvl.data.record import InvalidRecord, Record
 from monai_unimedvl.data.step import Item, option
-from monai_unimedvl.transforms.geometry import as_shown, shown_from_stored
 from monai_unimedvl.transforms.onto import labels_onto
 from monai_unimedvl.transforms.regions import region_from_source
+from monai_unimedvl.transforms.stored import as_shown, shown_from_stored
 
 MOST = 255  # categories of a label map
 
