@@ -202,7 +202,10 @@ def test_boxes_and_polygons_become_facts(tmp_path: Path) -> None:
     )
     assert [box.label for box in boxes_of(facts)] == ["polyp", "polyp"]
     assert facts["boxes"][0]["box"] == [10, 5, 20, 15]
-    with Image.open(tmp_path / "out" / facts["mask"]["path"]) as mask:
+    assert "mask" not in facts, "it would lack the polyp that is a box alone"
+    path = coco(tmp_path / "b", [{"category_id": 3, "bbox": [10, 5, 10, 10], "segmentation": square}])
+    facts = run(IngestCoco, tmp_path / "b", path=path, modality="fundus")[0][0].facts
+    with Image.open(tmp_path / "b" / "out" / facts["mask"]["path"]) as mask:
         assert (np.array(mask) == 1).sum() == 100 and np.array(mask)[5:15, 10:20].all()
 
 

@@ -158,7 +158,7 @@ class IngestCoco(Ingest):
     def _regions(
         self, image: Any, picture: MetaTensor, size: tuple[int, int]
     ) -> tuple[list[Box], np.ndarray | None]:
-        """Boxes and label map on the picture.
+        """Boxes and label map on the picture; no map where an annotation is a box alone, which it would lack.
 
         Args:
             size: (H, W) of the file, as it is stored.
@@ -169,7 +169,7 @@ class IngestCoco(Ingest):
         boxes: list[Box] = []
         drawn = np.zeros(size, np.uint8)
         places = {number: place for place, number in enumerate(self.categories, 1)}
-        masks = False
+        outlined = True
         for each in self.annotations.get(image, []):
             category = each.get("category_id")
             if category not in places:
@@ -179,12 +179,13 @@ class IngestCoco(Ingest):
             label = self.categories[category]
             outline = each.get("segmentation")
             mask = draw(outline, size) if outline else None
-            if mask is not None:
-                masks = True
+            if mask is None:
+                outlined = False
+            else:
                 drawn[mask] = places[category]
             edges = each.get("bbox") or (_edges(mask) if mask is not None and mask.any() else None)
             boxes.append(_box(edges, label, picture, size))
-        if not masks:
+        if not outlined or not boxes:
             return boxes, None
         seen = as_shown(torch.from_numpy(drawn)[None], picture.meta.get("source") or {})
         flat = MetaTensor(seen, meta={"kind": "image"})
