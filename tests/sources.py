@@ -11,6 +11,9 @@ import pydicom
 from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
+from monai_unimedvl.data.record import Record, Reject
+from monai_unimedvl.data.step import Source, Tally
+
 # What nobody may find again: thirty tags, public and private, top and nested, and what they hold.
 PLANTED = {
     "PatientName": "Quasimodo^Esmeralda",
@@ -128,3 +131,12 @@ def png(path: Path, seed: int = 0, size: tuple[int, int] = (40, 48), mode: str =
     pixels = np.random.default_rng(seed).integers(0, 255, shape, np.uint8)
     Image.fromarray(pixels).save(path)
     return path
+
+
+def ingested(source: Source) -> tuple[list[Record], list[Reject], Tally]:
+    """The records and rejects of a source, and what it counted."""
+    tally = Tally()
+    items = list(source((), tally))
+    assert tally.taken == tally.kept + tally.rejected
+    records = [item for item in items if isinstance(item, Record)]
+    return records, [item for item in items if isinstance(item, Reject)], tally

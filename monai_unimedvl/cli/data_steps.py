@@ -228,7 +228,7 @@ def _run_step(options: Namespace) -> Result:
     with Sink(out) as sink:
         for item in _shown(items, tally, options):
             sink.put(item)
-            unnamed += getattr(item, "facts", {}).get("patient_from") == "file"
+            unnamed += getattr(item, "facts", {}).get("patient_from") in ("file", "")
     counts = tally.to_json()
     report = out.with_name(f"{out.stem}.report.json")
     write_json(report, {"step": options.step, "options": _harmless(step), **counts})
@@ -240,9 +240,10 @@ def _run_step(options: Namespace) -> Result:
     if tally.passed:
         lines.append(f"  {tally.passed} lines were no records, or rejected before")
     if unnamed and issubclass(kind, Source):
+        said = "; say --patient-in PATTERN" if "patient_in" in {field.name for field in fields(kind)} else ""
         lines.append(
-            f"  no patient was found for {unnamed} records, so that each file counts as one: files of one "
-            "patient can come into different splits; say --patient-in PATTERN"
+            f"  no patient was found for {unnamed} records, so that each stands for itself: those of one "
+            f"patient can come into different splits{said}"
         )
     if (home / "images").is_dir() and home.resolve() != out.parent.resolve():
         lines.append(f"  the images of these records stay in {home}: say --root {home} to the next step")

@@ -45,6 +45,7 @@ from monai_unimedvl.transforms.geometry import put_back
 from monai_unimedvl.transforms.identifiers import scrub
 from monai_unimedvl.transforms.masks import UNCERTAIN, ColoursToLabels
 from monai_unimedvl.transforms.pruning import PruneTokens
+from monai_unimedvl.transforms.slices import plane_of
 from monai_unimedvl.transforms.structured import parse_report
 
 AT_ONCE = 8  # slices that are asked about in one batch
@@ -124,7 +125,7 @@ def ask(options: Namespace, model: Model) -> Result:
     text = answers[0].text
     if options.per_slice:
         text = "\n".join(f"{where}: {answer}" for where, answer in zip(places, answers, strict=True))
-    text, asked = (_without_names(words, options) for words in (text, asked))
+    text, asked = _without_names(options, text, asked)
     inputs = [*reading.inputs, *known.inputs]
     facts = Facts(
         asked, options.seed, model.digest, options.verb, inputs, reading.slices, sources=reading.sources
@@ -277,9 +278,10 @@ def _edited(options: Namespace, model: Model, instruction: str, task: str) -> tu
         model.tokenizer, steps=steps, seed=options.seed, guidance=guidance, progress=not options.quiet
     )
     (drawn,) = infer([[reading.images[0], instruction]], model.network)
+    (said,) = _without_names(options, instruction)
     facts = Facts(
-        _without_names(instruction, options), options.seed, model.digest, task, reading.inputs,
-        reading.slices, steps, guidance.text, guidance.image, reading.sources,
+        said, options.seed, model.digest, task, reading.inputs, reading.slices,
+        steps, guidance.text, guidance.image, reading.sources,
     )  # fmt: skip
     return reading, drawn, facts
 
@@ -302,11 +304,13 @@ def _volume(
     note(options, remark)
     made = infer(path, model.network, instruction)
     assert isinstance(made, MetaTensor)
+    (said,) = _without_names(options, instruction)
     facts = Facts(
-        _without_names(instruction, options), options.seed, model.digest, task, [provenance.sha256(path)], (),
+        said, options.seed, model.digest, task, [provenance.sha256(path)], (),
         steps, guidance.text, guidance.image, series_uids(Path(path)),
     )  # fmt: skip
-    return made, facts, {"read": [f"every {plane} slice" for plane in planes], "notes": [remark]}
+    seen = dict.fromkeys(plane_of(made.shape[1:], made.affine.numpy(), plane) for plane in planes)
+    return made, facts, {"read": [f"every {plane} slice" for plane in seen], "notes": [remark]}
 
 
 def _read(options: Namespace, network: UniMedVL, one: bool = False) -> Reading:
@@ -316,11 +320,12 @@ def _read(options: Namespace, network: UniMedVL, one: bool = False) -> Reading:
     return reading
 
 
-def _without_names(words: str, options: Namespace) -> str:
+def _without_names(options: Namespace, *said: str) -> list[str]:
     """Words without what the DICOM headers of this request know of the patient, unless that is kept."""
     if getattr(options, "keep_identity", False):
-        return words
-    return scrub(words, known_in([*options.images, *files_of(options)]))
+        return list(said)
+    known = known_in([*options.images, *files_of(options)])
+    return [scrub(words, known) for words in said]
 
 
 def _told(reading: Reading) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class Grey:
         return kind
 
     def fill(self, prepared: Prepared) -> float:
-        """What the recipe shows as black."""
+        """What is shown as black."""
         return self._bounds(prepared)[0]
 
     def seen(self, drawn: Tensor, prepared: Prepared, planes: int) -> Tensor:

@@ -151,7 +151,7 @@ class VolumeInferer(Inferer):
                 "drawn; leave them out."
             )
         self.inferer, self.instruction = inferer, instruction
-        self.select, self.chosen = select or taken or SelectSlices(), select is not None
+        self.select, self.fewer = select or taken or SelectSlices(), select is None
         self.per, self.planes, self.output = per, planes, output or Grey()
         self.square, self.tiles, self.batch = square, tiles, batch
         self.places, self.progress = places, progress
@@ -185,7 +185,7 @@ class VolumeInferer(Inferer):
         return self._volume(parts, network, instruction, out)
 
     def _answers(self, part: Prepared, network: UniMedVL, instruction: str) -> list[PlacedAnswer]:
-        taken = self.select.of(part.slices(self.select.plane), fewer=not self.chosen)
+        taken = self.select.of(part.slices(self.select.plane), fewer=self.fewer)
         pictures = [part.picture(one) for one in taken]
         groups = [pictures] if self.per == "whole" else [[one] for one in pictures]
         found: list[PlacedAnswer] = []

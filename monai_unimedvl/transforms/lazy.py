@@ -63,10 +63,13 @@ def open_volume(source: Any, *, volume: int | None = None, nonfinite: float | No
         image = source if isinstance(source, MetaTensor) else MetaTensor(source)
     else:
         image = read(source, volume=volume, nonfinite=nonfinite)
+    if image.meta.get("placed") and image.ndim == 3 and image.shape[0] == 1:  # a lone slice of a DICOM series
+        image = like(image, image.as_subclass(Tensor).mT.unsqueeze(-1), kind="volume")
+        image.affine = image.affine[:, [1, 0, 2, 3]]
     if image.ndim != 4 or image.meta.get("kind") == "frames":
         raise ValueError(
-            f"shape {tuple(image.shape)} came where a volume (1, X, Y, Z) is needed: use ImageInferer for "
-            "single pictures and frames."
+            f"shape {tuple(image.shape)} came where a volume (1, X, Y, Z) is needed: use ImageInferer, or on "
+            "the command line leave --whole out, for single pictures and frames."
         )
     kept = source.dtype if isinstance(source, Tensor) else image.dtype
     values = image.as_subclass(Tensor).cpu()

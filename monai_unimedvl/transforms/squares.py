@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from monai_unimedvl.sequence import Turn
@@ -37,7 +36,7 @@ def squared(turns: Sequence[Turn]) -> list[Turn]:
         for part in turn.parts:
             if isinstance(part, Tensor):
                 seen = part
-                parts.append(torch.as_tensor(_box(field, part).apply(part.as_subclass(Tensor))))
+                parts.append(_box(field, part).apply(part.as_subclass(Tensor)))
             else:
                 parts.append(moved(part, (seen.shape[-2], seen.shape[-1]), _box(field, seen)))
         found.append(Turn(turn.role, parts))

@@ -57,7 +57,7 @@ def test_a_source_makes_a_corpus_and_a_report_without_paths(tmp_path: Path, caps
     values = json.loads(capsys.readouterr().out)
     assert values["in"] == 2 and len(values["outputs"]) == 3
     assert run(*words, "--out", tmp_path / "files", "--slices", 2, "--patient-in", "person-([0-9]+)") == 0
-    assert "no patient was found for 2 records, so that each file counts as one" in capsys.readouterr().out
+    assert "no patient was found for 2 records, so that each stands for itself" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
-from sources import block, nifti, png
+from sources import block, ingested, nifti, png
 
 from monai_unimedvl.data.dialogue import pixels
 from monai_unimedvl.data.facts import boxes_of
@@ -28,11 +28,7 @@ from monai_unimedvl.packages import MissingPackage
 
 def run(kind: Any, tmp_path: Path, **options: Any) -> tuple[list[Record], list[Reject], Tally]:
     given = {"path": str(tmp_path / "in"), "root": str(tmp_path / "out"), "dataset": "d", "modality": "mri"}
-    tally = Tally()
-    items = list(kind(**{**given, "public": True, **options})((), tally))
-    assert tally.taken == tally.kept + tally.rejected
-    records = [item for item in items if isinstance(item, Record)]
-    return records, [item for item in items if isinstance(item, Reject)], tally
+    return ingested(kind(**{**given, "public": True, **options}))
 
 
 def measured(record: Record, name: str, of: str = "") -> float:
@@ -207,6 +203,18 @@ def test_boxes_and_polygons_become_facts(tmp_path: Path) -> None:
     facts = run(IngestCoco, tmp_path / "b", path=path, modality="fundus")[0][0].facts
     with Image.open(tmp_path / "b" / "out" / facts["mask"]["path"]) as mask:
         assert (np.array(mask) == 1).sum() == 100 and np.array(mask)[5:15, 10:20].all()
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_regions_on_a_picture_that_exif_turns_are_refused(orientation: int, tmp_path: Path) -> None:
+    path = coco(tmp_path, [{"category_id": 3, "bbox": [10, 5, 10, 10]}])
+    (file,) = (tmp_path / "in").glob("*.png")
+    picture, exif = Image.open(file).convert("RGB"), Image.Exif()
+    exif[274] = orientation
+    picture.save(file, exif=exif)
+    records, rejects, _ = run(IngestCoco, tmp_path, path=path, modality="fundus")
+    assert len(records) == (orientation == 1)
+    assert all(one.code == "geometry-differs" and "EXIF" in one.reason for one in rejects)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 0.25, -3.0, 37.3])

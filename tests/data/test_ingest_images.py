@@ -7,21 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sources import block, nifti, png
+from sources import block, ingested, nifti, png
 
 from monai_unimedvl.data.ingest.images import IngestImages
 from monai_unimedvl.data.ingest.nifti import IngestNifti
 from monai_unimedvl.data.ingest.words import without_names
-from monai_unimedvl.data.record import Record, Reject
-from monai_unimedvl.data.step import Item, Source, Tally
-
-
-def run(source: Source) -> tuple[list[Record], list[Reject], Tally]:
-    tally = Tally()
-    items: list[Item] = list(source((), tally))
-    assert tally.taken == tally.kept + tally.rejected
-    records = [item for item in items if isinstance(item, Record)]
-    return records, [item for item in items if isinstance(item, Reject)], tally
 
 
 def volumes(tmp_path: Path, **options: object) -> IngestNifti:
@@ -44,7 +34,7 @@ def test_a_volume_becomes_slices_by_the_stated_policy_with_their_place(tmp_path:
     nifti(tmp_path / "in" / "sub-01" / "ses-2" / "sub-01_ses-2_T1w.nii.gz", block() * 2)
     nifti(tmp_path / "in" / "sub-02" / "sub-02_flair.nii")
     nifti(tmp_path / "in" / "sub-02" / "sub-02_tumour_seg.nii")  # a label map: not an image
-    records, rejects, tally = run(volumes(tmp_path, slices=4, plane="coronal"))
+    records, rejects, tally = ingested(volumes(tmp_path, slices=4, plane="coronal"))
     assert not rejects and tally.taken == 3 and len(records) == 12
     assert {record.facts["contrast"] for record in records} == {
         "T1-weighted MRI",
@@ -60,14 +50,14 @@ def test_a_volume_becomes_slices_by_the_stated_policy_with_their_place(tmp_path:
 
 def test_a_volume_with_fewer_slices_than_wanted_gives_all(tmp_path: Path) -> None:
     nifti(tmp_path / "in" / "a.nii", block((30, 40, 3)))
-    records, _, _ = run(volumes(tmp_path, slices=8))
+    records, _, _ = ingested(volumes(tmp_path, slices=8))
     assert [record.input_img[0].place["index"] for record in records] == [0, 1, 2]
 
 
 def test_a_copy_under_another_name_has_the_same_ids_and_pictures(tmp_path: Path) -> None:
     first = nifti(tmp_path / "in" / "a.nii")
     (tmp_path / "in" / "b.nii").write_bytes(first.read_bytes())
-    records, _, _ = run(volumes(tmp_path, slices=2))
+    records, _, _ = ingested(volumes(tmp_path, slices=2))
     ids = [record.id for record in records]
     assert ids[:2] == ids[2:]
     assert len(list((tmp_path / "out" / "images").rglob("*.png"))) == 2
@@ -76,11 +66,11 @@ def test_a_copy_under_another_name_has_the_same_ids_and_pictures(tmp_path: Path)
 def test_names_of_files_are_hidden_unless_asked_for(tmp_path: Path) -> None:
     nifti(tmp_path / "in" / "Mueller_Hans.nii", np.full((30, 40, 20), np.nan, np.float32))
     nifti(tmp_path / "in" / "Schmidt_Eva.nii")
-    _, rejects, _ = run(volumes(tmp_path))
+    _, rejects, _ = ingested(volumes(tmp_path))
     assert [reject.code for reject in rejects] == ["not-finite"]
     assert rejects[0].place == "file 1 of 2 by name" and "Mueller" not in str(rejects[0])
     assert "the file has 24000 values that are NaN or Inf" in rejects[0].reason
-    _, rejects, _ = run(volumes(tmp_path, show_names=True))
+    _, rejects, _ = ingested(volumes(tmp_path, show_names=True))
     assert rejects[0].place == "Mueller_Hans.nii" and "Mueller_Hans.nii has" in rejects[0].reason
 
 
@@ -90,13 +80,13 @@ def test_folders_are_labels_and_splits(tmp_path: Path) -> None:
     png(tmp_path / "in" / "train" / "healthy_eye" / "c.png", 3, mode="RGB")
     png(tmp_path / "in" / "d.png", 4)
     (tmp_path / "in" / "notes.txt").write_text("no image")
-    records, rejects, tally = run(pictures(tmp_path))
+    records, rejects, tally = ingested(pictures(tmp_path))
     assert tally.taken == 5 and [reject.code for reject in rejects] == ["not-an-image"]
     known = {record.facts.get("labels", [""])[0]: record for record in records if record.split == "train"}
     assert known["glaucoma"].facts["absent"] == ["healthy eye"]
     assert sorted(record.split for record in records) == ["", "test", "train", "train"]
     assert [record for record in records if "labels" not in record.facts][0].split == ""
-    both, _, _ = run(pictures(tmp_path, exclusive=False))
+    both, _, _ = ingested(pictures(tmp_path, exclusive=False))
     assert not any("absent" in record.facts for record in both)
 
 

@@ -14,7 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
-from sources import png
+from sources import ingested, png
 
 from monai_unimedvl.data.ingest.bagel import IngestBagel
 from monai_unimedvl.data.ingest.conversations import IngestConversations
@@ -35,11 +35,7 @@ XML = """<eCitation><uId id="CXR9"/><licenseURL>http://creativecommons.org/licen
 
 def run(kind: Any, tmp_path: Path, **options: Any) -> tuple[list[Record], list[Reject], Tally]:
     given = {"path": str(tmp_path / "in"), "root": str(tmp_path / "out"), "dataset": "d", "public": True}
-    tally = Tally()
-    items = list(kind(**{**given, **options})((), tally))
-    assert tally.taken == tally.kept + tally.rejected
-    records = [item for item in items if isinstance(item, Record)]
-    return records, [item for item in items if isinstance(item, Reject)], tally
+    return ingested(kind(**{**given, **options}))
 
 
 def rows(tmp_path: Path, *found: Any, name: str = "in/a.jsonl") -> str:

@@ -9,21 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sources import png
+from sources import ingested, png
 
 from monai_unimedvl.data.ingest.headings import sections
 from monai_unimedvl.data.ingest.table import IngestTable
+from monai_unimedvl.data.ingest.words import without_identifiers
 from monai_unimedvl.data.record import Record, Reject
 from monai_unimedvl.data.step import Tally
 
 
 def run(kind: Any, tmp_path: Path, **options: Any) -> tuple[list[Record], list[Reject], Tally]:
     given = {"path": str(tmp_path / "in"), "root": str(tmp_path / "out"), "dataset": "d", "modality": "mri"}
-    tally = Tally()
-    items = list(kind(**{**given, "public": True, **options})((), tally))
-    assert tally.taken == tally.kept + tally.rejected
-    records = [item for item in items if isinstance(item, Record)]
-    return records, [item for item in items if isinstance(item, Reject)], tally
+    return ingested(kind(**{**given, "public": True, **options}))
 
 
 def table(tmp_path: Path, rows: list[dict[str, Any]], name: str = "labels.csv") -> str:
@@ -152,6 +149,36 @@ def test_words_of_a_table_lose_what_points_at_a_person(tmp_path: Path) -> None:
     assert [r.code for r in rejects] == ["identifier"]
 
 
+@pytest.mark.parametrize(
+    "words, left",
+    [
+        ("PATIENT: YAMADA TARO. SEEN BY DR. SMITH AND DR JOHN DOE ON 2020/01/05.",
+         "PATIENT:[removed]. SEEN BY [removed] AND [removed] ON [removed]."),
+        ("MRS. MILLER IS 55. Prof. Dr. Weber called. DOB 1955.03.04. MRN 1234567A.",
+         "[removed] IS 55. [removed] called. DOB [removed]. [removed]"),
+        ("NOTIFIED DR. JONES IN CLINIC. DR. LEE WAS CALLED.",
+         "NOTIFIED [removed] IN CLINIC. [removed] WAS CALLED."),
+        ("MR BRAIN. DR CHEST PA. MS LESIONS ARE SEEN. T2 MR SEQUENCE. MRS PEAKS OF CHOLINE. Patient: supine.",
+         ""),
+        ("Grade 2/3, 4/5 lesions of 12/14 nodes; 2020 scans of 3.5 cm.", ""),
+    ],
+)  # fmt: skip
+def test_names_and_dates_leave_as_reports_write_them(words: str, left: str) -> None:
+    assert without_identifiers(words)[0] == (left or words)
+
+
+def test_a_patient_may_stand_in_the_path_of_an_image(tmp_path: Path) -> None:
+    for name in ("patient1/a", "patient1/b", "patient2/a"):
+        png(tmp_path / "in" / f"{name}.png")
+    rows = [{"image": f"{name}.png", "label": "x"} for name in ("patient1/a", "patient1/b", "patient2/a")]
+    path = table(tmp_path, rows)
+    records, _, _ = run(IngestTable, tmp_path, path=path, modality="xray", patient_in="patient([0-9]+)")
+    assert len({record.patient for record in records}) == 2 and records[0].patient == records[1].patient
+    assert {record.facts["patient_from"] for record in records} == {"patient"}
+    with pytest.raises(ValueError, match="has 0 groups, expected one in brackets"):
+        run(IngestTable, tmp_path, path=path, modality="xray", patient_in="patient")
+
+
 def test_a_table_names_no_file_outside_of_its_folder(tmp_path: Path) -> None:
     png(tmp_path / "a.png")
     rows = [
@@ -182,6 +209,14 @@ def test_a_report_is_cut_at_its_headings() -> None:
     mixed = "Indication: cough. Findings: Clear.\nTechnique: CT. **Impression:** None. Conclusion: Well."
     assert sections(mixed) == {"findings": "Clear.", "impression": "None.\nWell."}
     assert sections("FINDINGS/IMPRESSION: a. RECOMMENDATION(S): b.") == {"findings": "a."}
+
+
+def test_a_heading_may_stand_alone_on_a_line() -> None:
+    cut = {"findings": "The heart is normal.\nFindings agree.", "impression": "Normal chest."}
+    for mark in ("{}", "**{}**", "## {}", "{}:"):
+        heads = [mark.format(word) for word in ("History", "FINDINGS", "Impression")]
+        report = "{}\nSmoker.\n{}\nThe heart is normal.\nFindings agree.\n\n{}\nNormal chest."
+        assert sections(report.format(*heads)) == cut
 
 
 @pytest.mark.parametrize("gap", [" ", "\n", "\n\n  "])

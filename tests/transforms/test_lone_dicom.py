@@ -16,6 +16,9 @@ from pydicom.data import get_testdata_file
 from monai_unimedvl import recipe
 from monai_unimedvl.provenance import Facts, write_series
 from monai_unimedvl.transforms.geometry import put_back
+from monai_unimedvl.transforms.lazy import open_volume
+from monai_unimedvl.transforms.read import read
+from monai_unimedvl.transforms.slices import Slices, plane_of
 from monai_unimedvl.transforms.stored import place_of
 from monai_unimedvl.transforms.volume import SelectSlices
 
@@ -48,6 +51,11 @@ def test_what_is_drawn_from_a_lone_dicom_goes_back_to_its_rows_and_columns(
     assert np.allclose(step[:, 1], axes[0] * 0.75 * [-1, -1, 1]), "from column to column"
     place = place_of(whole)
     assert place is not None and np.allclose(place[:3, :2], step[:, ::-1]), "columns come first in a file"
+    alone = open_volume(tmp_path / "one.dcm")
+    (slice_,) = Slices(alone, plane_of(alone.shape[1:], alone.affine, "coronal"))
+    read_ = read(tmp_path / "one.dcm")
+    assert alone.shape[3] == 1 and torch.equal(slice_.as_tensor(), read_.as_tensor())
+    assert np.allclose(slice_.affine.numpy(), read_.affine.numpy()), "as a volume of one slice, in its place"
     seen = put_back(picture, picture, until="SquarePixels")
     assert torch.equal(seen.as_tensor(), picture.as_tensor()), "for the eye it stays as it is shown"
 

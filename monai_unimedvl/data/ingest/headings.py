@@ -37,10 +37,12 @@ BEGIN = "\n.!?;:-•"  # before what begins a line or sentence
 def sections(report: str) -> dict[str, str]:
     """Findings and impression; without a heading of either all of it is findings.
 
-    A heading is a known word before a colon: anywhere in capitals, in other letters where a line or sentence
-    begins. Other sections (history, technique, comparison, recommendation ...) and what stands before the
-    first heading are left out. Sections of one kind, such as impression and conclusion, are joined.
+    A heading is a known word alone on a line, or before a colon: anywhere in capitals, in other letters where
+    a line or sentence begins. Other sections (history, technique, comparison, recommendation ...) and what
+    stands before the first heading are left out. Sections of one kind, such as impression and conclusion, are
+    joined.
     """
+    report = "\n".join(map(_with_colon, report.split("\n")))
     found: dict[str, list[str]] = {"findings": [], "impression": []}
     kind, start = "", 0
     marks = [mark for mark in HEADING.finditer(report) if _opens(mark, report)]
@@ -54,6 +56,11 @@ def sections(report: str) -> dict[str, str]:
     if not any(mark.lastgroup in found for mark in marks):
         found["findings"] = [report.strip()]
     return {kind: "\n".join(filter(None, said)) for kind, said in found.items() if any(said)}
+
+
+def _with_colon(line: str) -> str:
+    """A line that is a heading and nothing else, with a colon; others as they are."""
+    return f"{line.strip()}:" if HEADING.fullmatch(f"{line.strip()}:") else line
 
 
 def _opens(mark: re.Match[str], report: str) -> bool:

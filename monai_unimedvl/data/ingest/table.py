@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from monai_unimedvl.data.ingest.base import Ingest, inside, patient_left
 from monai_unimedvl.data.ingest.findings import LABELS, UNSURE, Findings, usual
 from monai_unimedvl.data.ingest.headings import sections
+from monai_unimedvl.data.ingest.nifti import check_pattern
 from monai_unimedvl.data.ingest.rows import Rows
 from monai_unimedvl.data.record import InvalidRecord, Message, Record
 from monai_unimedvl.data.step import Item, option
@@ -63,12 +64,14 @@ class IngestTable(Ingest):
         "labels.csv --images png/ --out corpus --dataset ours --modality xray --columns image=Path"
     )
     images: str = option("", "folder of the images (default: that of the table)")
+    patient_in: str = option("", "pattern that finds the patient in the path of an image, without a column")
     columns: Mapping[str, str] = option(
         None, f"ours=theirs, of {', '.join(USUAL)}, measurements; several as A|B"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_pattern(self.patient_in)
         unknown = sorted(set(self.columns or {}) - {*USUAL, "measurements"})
         if unknown:
             raise ValueError(
@@ -168,6 +171,8 @@ class IngestTable(Ingest):
         )
         split = self._cell(row, "split").lower()
         patient, study = self._cell(row, "patient"), self._cell(row, "study")
+        if not patient and self.patient_in and (found := re.search(self.patient_in, image)):
+            patient = found.group(1)
         facts["patient_from"] = "patient" if patient else "study" if study else ""
         yield self.record(
             (number, [each.path for each in shown], question, sorted(known)),

@@ -69,7 +69,7 @@ CODES = {
 IDENTIFIERS = re.compile(
     r"""
     \b\d{1,2}[./-]\d{1,2}[./-](?:19|20)?\d{2}\b          # 03/04/1967
-    | \b(?:19|20)\d{2}-\d{2}-\d{2}\b                     # 1967-04-03
+    | \b(?:19|20)\d{2}[./-]\d{1,2}[./-]\d{1,2}\b          # 1967-04-03, 2020/1/5
     | \b\d{1,2}\s+(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?,?\s+(?:19|20)\d{2}\b
     | \b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?\s+\d{1,2},\s+(?:19|20)\d{2}\b
     | \b[\w.+-]+@[\w-]+\.[\w.]+\b                        # mail
@@ -77,8 +77,13 @@ IDENTIFIERS = re.compile(
     | \b\d{7,}\b                                         # numbers of patients and of requests
     | \b(?:MRN|ID|Acc(?:ession)?|Case|Patient\s+(?:no|number|ID))\.?\s*(?:no|number|\#)?\.?
       \s*[:\#]\s*[A-Z0-9][\w.-]{3,}
+    | (?-i:\bMRN)\s+[\w.-]*\d[\w.-]*
     | (?<=name:)\s*[^\W\d_][\w'-]+(?:[\s,^]+[^\W\d_][\w'-]+){0,2}
-    | (?-i:\b(?:Mr|Mrs|Ms|Miss|Dr|Prof)\.?\s+[A-Z][\w'-]+(?:\s+[A-Z][\w'-]+)?)
+    | (?-i:(?:(?<=PATIENT:)|(?<=Patient:))\s*[A-Z][\w'-]+(?:[\s,^]+[A-Z][\w'-]+){0,2})
+    | (?-i:\b(?:(?:Mr|Mrs|Ms|Miss|Dr|Prof)\.?\s+)+[A-Z][\w'-]+(?:\s+[A-Z][\w'-]+)?)
+    | (?-i:\b(?:(?:MRS?\.|MS\.|DR\.|MISS|PROF\.?|(?<=BY\s)DR|(?<=AND\s)DR)\s+)+  # MR and DR are modalities
+      (?!(?:AND|AT|BY|FOR|IN|IS|OF|ON|THE|TO|WITH)\b)[A-Z][A-Z'-]+(?:\s+
+      (?!(?:AND|AT|BY|CALLED|FOR|HAS|IN|INFORMED|IS|NOTIFIED|OF|ON|SAW|THE|TO|WAS|WITH)\b)[A-Z][A-Z'-]+)?)
     """,
     re.IGNORECASE | re.VERBOSE,
 )
