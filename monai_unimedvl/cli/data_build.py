@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from monai_unimedvl.cli.command import Result
 
+# Of the manifest, in --json.
+KEPT = ("records", "rejected", "licences", "counts", "patients_told_by", "steps", "absent")
+
 
 def add(parser: ArgumentParser) -> None:
     """The options of `unimedvl data build`."""
@@ -30,6 +33,7 @@ def add(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> Result:
     """Build, and say what became of everything."""
+    from monai_unimedvl.data.facts import patients_told
     from monai_unimedvl.data.pipeline import build_dataset
     from monai_unimedvl.data.plan import shipped
 
@@ -46,8 +50,9 @@ def run(options: Namespace) -> Result:
         f"{split or 'no split'} {count:,}" for split, count in manifest["counts"]["split"].items()
     )
     lines.append(f"{manifest['records']:,} records in {len(manifest['shards'])} shards: {splits}")
+    lines.append(patients_told(manifest["patients_told_by"]))
     lines.append(f"licences: {', '.join(manifest['licences'])}")
     lines += [f"not there: {name}" for name in manifest["absent"]]
     lines.append(f"wrote {options.out}: manifest.json, card.md, croissant.json, report.html, shards")
-    kept = {name: manifest[name] for name in ("records", "rejected", "licences", "counts", "steps", "absent")}
+    kept = {name: manifest[name] for name in KEPT}
     return lines, {"out": str(options.out), **kept}

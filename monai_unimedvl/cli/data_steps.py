@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
@@ -199,7 +200,9 @@ def _given(options: Namespace, kind: type[Step]) -> dict[str, Any]:
 
 
 def _run_step(options: Namespace) -> Result:
+    from monai_unimedvl.data.facts import patients_told, told_by
     from monai_unimedvl.data.files import Sink, read_records, rejects_beside, write_json
+    from monai_unimedvl.data.record import Record
     from monai_unimedvl.data.step import Source, Tally, make, step_class
 
     kind = step_class(options.step)
@@ -224,14 +227,16 @@ def _run_step(options: Namespace) -> Result:
             given["root"] = str(home)
         step = make({"step": options.step, **given})
         items = step(_numbered(options.records, map(read_records, options.records)), tally)
-    unnamed = 0
+    told: Counter[str] = Counter()
     with Sink(out) as sink:
         for item in _shown(items, tally, options):
             sink.put(item)
-            unnamed += getattr(item, "facts", {}).get("patient_from") in ("file", "")
+            if isinstance(item, Record) and isinstance(step, Source):
+                told[told_by(item.facts, item.patient, item.study)] += 1
     counts = tally.to_json()
     report = out.with_name(f"{out.stem}.report.json")
-    write_json(report, {"step": options.step, "options": _harmless(step), **counts})
+    about = {"patients_told_by": dict(sorted(told.items()))} if told else {}
+    write_json(report, {"step": options.step, "options": _harmless(step), **counts, **about})
     lines = [
         f"{options.step}: {counts['in']} in = {counts['kept']} kept + {counts['rejected']} rejected; "
         f"{counts['records']} records in {out}"
@@ -239,16 +244,17 @@ def _run_step(options: Namespace) -> Result:
     lines += [f"  {count} {code}" for code, count in counts["reasons"].items()]
     if tally.passed:
         lines.append(f"  {tally.passed} lines were no records, or rejected before")
-    if unnamed and issubclass(kind, Source):
-        said = "; say --patient-in PATTERN" if "patient_in" in {field.name for field in fields(kind)} else ""
-        lines.append(
-            f"  no patient was found for {unnamed} records, so that each stands for itself: those of one "
-            f"patient can come into different splits{said}"
-        )
+    if told:
+        finds = "patient_in" in {field.name for field in fields(kind)} and set(told) != {"patient"}
+        lines.append(f"  {patients_told(told)}{' Say --patient-in PATTERN.' if finds else ''}")
     if (home / "images").is_dir() and home.resolve() != out.parent.resolve():
         lines.append(f"  the images of these records stay in {home}: say --root {home} to the next step")
     outputs = [str(out), str(report)] + ([str(rejects_beside(out))] if sink.rejects else [])
-    return lines, {**counts, "passed": tally.passed, "outputs": outputs}
+    values = {**counts, **about, "passed": tally.passed, "outputs": outputs}
+    if isinstance(step, Source) and counts["in"] and not counts["records"]:
+        lines.append("  nothing was kept, expected some records: the rejects say why")
+        values["ok"] = False
+    return lines, values
 
 
 def _numbered(paths: Sequence[str], files: Iterable[Iterator[Item]]) -> Iterator[Item]:

@@ -22,6 +22,7 @@ from monai_unimedvl.cli.options import PLANES
 from monai_unimedvl.cli.reading import Reading, device, one_volume, place, read_images, volume_recipe
 from monai_unimedvl.cli.writing import (
     ending_of,
+    format_of,
     outputs,
     write_answer,
     write_drawing,
@@ -185,12 +186,18 @@ def edit(options: Namespace, model: Model) -> Result:
         shades = Grey(bounds=shades_of(instruction))
         volume, facts, said = _volume(options, model, instruction, task, shades)
         write_volume(volume, path, facts, options)
+        values = volume.meta["shades"]
     else:
         reading, drawn, facts = _edited(options, model, instruction, task)
         picture, said = reading.pictures[0], _told(reading)
         shown = put_back(drawn, picture, until="SquarePixels")
         write_edit(shown, put_back(drawn, picture), path, facts, options)
-    return [wrote(path)], {"outputs": [str(path)], **said, "manifest": facts.manifest()}
+        values = (0.0, 1.0)
+    lines = [wrote(path)]
+    if format_of(options) == "nifti":  # the only one that holds values, and says nowhere what they mean
+        said["shades"] = values
+        lines.append("values: {:g} is black, {:g} is white".format(*values))
+    return lines, {"outputs": [str(path)], **said, "manifest": facts.manifest()}
 
 
 def segment(options: Namespace, model: Model) -> Result:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from monai_unimedvl.data.facts import patients_told
 from monai_unimedvl.data.licences import roll_up
 from monai_unimedvl.data.record import SPLITS
 
@@ -155,7 +156,8 @@ def croissant(manifest: Mapping[str, Any], pipeline: Mapping[str, Any]) -> dict[
 
 def _patients(manifest: Mapping[str, Any]) -> str:
     found = [f"{split or 'no split'} {count:,}" for split, count in manifest["patients"].items()]
-    return f"Patients known by pseudonym: {', '.join(found) or 'none'}."
+    told = patients_told(manifest["patients_told_by"])
+    return f"Patients known by pseudonym: {', '.join(found) or 'none'}. {told[0].upper()}{told[1:]}"
 
 
 def _decontaminated(pipeline: Mapping[str, Any]) -> str:

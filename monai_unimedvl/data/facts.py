@@ -35,6 +35,30 @@ FACTS = {
     "patient_from": '"patient" | "study" | "file": what the pseudonym of the patient was made of',
 }
 
+TOLD = {  # how the patient of a record was told from others -> in words
+    "patient": "by a name or number", "study": "by study alone", "file": "by file alone",
+    "none": "not at all",
+}  # fmt: skip
+
+
+def told_by(facts: Mapping[str, Any], patient: str, study: str = "") -> str:
+    """How the patient of a record was told from others: a key of `TOLD`."""
+    known = str(facts.get("patient_from") or "")
+    return known if known in TOLD else "patient" if patient else "study" if study else "none"
+
+
+def patients_told(counts: Mapping[str, int]) -> str:
+    """A line on how patients were told from each other, with a warning where that may part one patient.
+
+    Args:
+        counts: records by `told_by`.
+    """
+    found = ", ".join(f"{words} in {counts[how]:,} records" for how, words in TOLD.items() if counts.get(how))
+    line = f"patients were told from each other {found or 'in no record, as there is none'}"
+    if not any(counts.get(how) for how in TOLD if how != "patient"):
+        return f"{line}."
+    return f"{line}; records of one patient can come into different splits where no name or number tells it."
+
 
 @dataclass(frozen=True)
 class Box:

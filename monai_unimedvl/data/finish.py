@@ -126,6 +126,7 @@ def _manifest(work: Path, names: Sequence[str]) -> dict[str, Any]:
             **told["counts"],
             "sources": told["sources"],
             "words_by": told["words_by"],
+            "told_by": told["told_by"],
         }.items():
             added.setdefault(key, Counter()).update(table)
         for key in ("characters", "sides"):
@@ -139,7 +140,7 @@ def _manifest(work: Path, names: Sequence[str]) -> dict[str, Any]:
     return {
         "format": FORMAT, "records": sum(shard["rows"] for shard in shards), "rejected": {}, "shards": shards,
         "licences": tables.pop("licence"), "sources": tables.pop("sources"),
-        "words_by": tables.pop("words_by"),
+        "words_by": tables.pop("words_by"), "patients_told_by": tables.pop("told_by"),
         "counts": tables, "patients": {split: len(owners) for split, owners in sorted(patients.items())},
         **histograms, "examples": examples,
     }  # fmt: skip

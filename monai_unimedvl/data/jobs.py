@@ -27,6 +27,7 @@ from typing import Any
 from monai_unimedvl.atomic import write
 from monai_unimedvl.data.bare import content_name
 from monai_unimedvl.data.dialogue import read_content, shared_pixels
+from monai_unimedvl.data.facts import told_by
 from monai_unimedvl.data.files import write_json
 from monai_unimedvl.data.leaks import leak_row
 from monai_unimedvl.data.prints import images_of, words_of
@@ -294,7 +295,7 @@ class Contents:
     def __init__(self) -> None:
         self.rows = 0
         self.counts = {name: Counter[str]() for name in (*COUNTED, "licence")}
-        self.sources, self.words_by = Counter[str](), Counter[str]()
+        self.sources, self.words_by, self.told_by = Counter[str](), Counter[str](), Counter[str]()
         self.owners: dict[str, set[str]] = {}
         self.examples: dict[str, int] = {}
         self.characters, self.sides = Counter[int](), Counter[int]()
@@ -305,6 +306,7 @@ class Contents:
             counter[getattr(record, name)] += 1
         self.sources[f"{record.dataset}\t{record.source}\t{record.licence}"] += 1
         self.words_by[str(record.provenance.get("message", {}).get("by", "as it came"))] += 1
+        self.told_by[told_by(record.facts, record.patient, record.study)] += 1
         self.owners.setdefault(record.split, set()).update([record.patient] if record.patient else [])
         self.examples.setdefault(f"{record.sub_task_type}\t{record.modality}", self.rows)
         self.characters[bin_of(len(words_of(record)), CHARACTERS)] += 1
@@ -318,6 +320,7 @@ class Contents:
             "counts": {name: dict(sorted(counter.items())) for name, counter in self.counts.items()},
             "sources": dict(sorted(self.sources.items())),
             "words_by": dict(sorted(self.words_by.items())),
+            "told_by": dict(sorted(self.told_by.items())),
             "patients": {split: sorted(names) for split, names in sorted(self.owners.items())},
             "examples": self.examples,
             "characters": [self.characters[n] for n in range(len(CHARACTERS))],

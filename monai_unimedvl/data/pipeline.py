@@ -45,6 +45,8 @@ from monai_unimedvl.data.verdicts import decide
 from monai_unimedvl.packages import MissingPackage
 
 WORK = ".work"  # in the folder of the corpus, until it is whole
+AGAIN = "throw it away with --restart (restart=True)"
+PLAN = "plan.json"  # in it, once all that is asked for is known to fit
 
 
 def build_dataset(
@@ -89,15 +91,20 @@ def build_dataset(
     if (out / MANIFEST).is_file():
         manifest = check_shards(out, "sizes")
         if manifest.get("pipeline") != pipeline.digest:
-            raise ValueError(f"{out} holds a corpus of another pipeline: choose another folder, or restart.")
+            raise ValueError(f"{out} holds a corpus of another pipeline: choose another folder, or {AGAIN}.")
         shutil.rmtree(out / WORK, ignore_errors=True)  # left where the end of a build was killed
         return manifest
     if out.is_dir() and any(out.iterdir()) and not (out / WORK).is_dir():
         raise ValueError(f"{out} holds other files, expected a new folder: choose another.")
-    work = out / WORK
+    work, fresh = out / WORK, not out.exists()
     work.mkdir(parents=True, exist_ok=True)
-    with _alone(work):
-        return _Build(pipeline, out.resolve(), engine, workers, progress).run(keep_work)
+    try:
+        with _alone(work):
+            return _Build(pipeline, out.resolve(), engine, workers, progress).run(keep_work)
+    except Exception:
+        if fresh and not (work / PLAN).is_file():  # nothing was begun
+            shutil.rmtree(out)
+        raise
 
 
 class _Build:
@@ -177,14 +184,14 @@ class _Build:
 
     def _same_plan(self, plan: dict[str, Any]) -> None:
         """Keep the plan of the first run; a later one must be the same."""
-        path = self.work / "plan.json"
+        path = self.work / PLAN
         if not path.is_file():
             write_json(path, plan)
         elif (known := json.loads(path.read_text("utf8"))) != plan:
             what = "another pipeline" if known.get("pipeline") != plan["pipeline"] else "other source files"
             raise ValueError(
-                f"{self.out} was begun with {what}, expected the same to go on: restart it, or choose "
-                "another folder."
+                f"{self.out} was begun with {what}, expected the same to go on: choose another folder, or "
+                f"{AGAIN}."
             )
 
     def _job(self, kind: str, number: int, part: int, more: dict[str, Any]) -> Job:

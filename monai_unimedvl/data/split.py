@@ -48,7 +48,9 @@ class Split(Whole):
     example: ClassVar[str] = "records.jsonl --out split.jsonl --root corpus"
 
     root: str = option("", "folder of the corpus, whose images/ the records name")
-    shares: Mapping[str, float] = option(None, "of records: {train: 0.8, val: 0.1, test: 0.1}")
+    shares: Mapping[str, float] = option(
+        None, "of records: {train: 0.8, val: 0.1, test: 0.1}, or as 8 : 1 : 1"
+    )
     stratify: tuple[str, ...] = option(
         ("modality", "sub_task_type"), f"shared out alike, of {', '.join(STRATA)}"
     )
@@ -69,6 +71,11 @@ class Split(Whole):
             raise ValueError(
                 f"split got shares {dict(shares)}, expected numbers above 0 for some of train, val and test: "
                 "change them."
+            )
+        if max(shares.values()) < 1 and abs(sum(shares.values()) - 1) > 0.005:
+            raise ValueError(
+                f"split got shares that add up to {sum(shares.values()):g}, expected 1, or whole "
+                f"numbers such as 8, 1 and 1: change one of {dict(shares)}."
             )
         if unknown := [name for name in self.stratify if name not in STRATA]:
             raise ValueError(

@@ -55,6 +55,10 @@ class Output(Protocol):
         """The value where nothing was drawn."""
         ...
 
+    def shades(self, prepared: Prepared) -> tuple[float, float] | None:
+        """The values that black and white stand for; None for labels."""
+        ...
+
     def seen(self, drawn: Tensor, prepared: Prepared, planes: int) -> Tensor:
         """(3, h, w) in [0, 1] -> (C, h, w), or (A, h, w) where several planes are fused."""
         ...
@@ -93,7 +97,7 @@ class Grey:
 
     def dtype(self, prepared: Prepared) -> np.dtype:
         """The source's, or float32."""
-        volume, (low, high) = prepared.volume, self._bounds(prepared)
+        volume, (low, high) = prepared.volume, self.shades(prepared)
         kind = torch.zeros(0, dtype=volume.dtype).numpy().dtype
         scaled = (volume.slope, volume.inter) != (1.0, 0.0)
         if (low, high) == (0.0, 1.0) or scaled or kind.kind == "b":
@@ -105,11 +109,11 @@ class Grey:
 
     def fill(self, prepared: Prepared) -> float:
         """What is shown as black."""
-        return self._bounds(prepared)[0]
+        return self.shades(prepared)[0]
 
     def seen(self, drawn: Tensor, prepared: Prepared, planes: int) -> Tensor:
         """The mean of the colours, in the unit of the source."""
-        low, high = self._bounds(prepared)
+        low, high = self.shades(prepared)
         values = drawn.as_subclass(Tensor).cpu().float().mean(0, keepdim=True) * (high - low) + low
         return values if planes == 1 else torch.cat([values, torch.ones_like(values)])
 
@@ -122,7 +126,8 @@ class Grey:
         values, count = sums[:-1], sums[-1:]
         return np.where(count > 0.5, values / np.maximum(count, 1), fill)
 
-    def _bounds(self, prepared: Prepared) -> tuple[float, float]:
+    def shades(self, prepared: Prepared) -> tuple[float, float]:
+        """What was asked for, else the source's, or 0 and 1."""
         if self.unit == "one":
             return 0.0, 1.0
         return self.bounds or prepared.bounds or (0.0, 1.0)
@@ -144,6 +149,10 @@ class Colour:
     def fill(self, prepared: Prepared) -> float:
         """Black."""
         return 0.0
+
+    def shades(self, prepared: Prepared) -> tuple[float, float]:
+        """0 and 255."""
+        return 0.0, 255.0
 
     def seen(self, drawn: Tensor, prepared: Prepared, planes: int) -> Tensor:
         """[0, 1] as 0 to 255."""
@@ -190,6 +199,9 @@ class Labels:
     def fill(self, prepared: Prepared) -> float:
         """Background."""
         return 0.0
+
+    def shades(self, prepared: Prepared) -> None:
+        """None"""
 
     def seen(self, drawn: Tensor, prepared: Prepared, planes: int) -> Tensor:
         """One vote a pixel; those of all planes fit into a byte."""

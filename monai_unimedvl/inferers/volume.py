@@ -225,6 +225,7 @@ class VolumeInferer(Inferer):
                 self._fused(part, planes, network, instruction, affine, mine)
         result = MetaTensor(torch.from_numpy(out), affine=torch.from_numpy(affine.copy()))
         result.meta |= {"kind": "volume", "synthetic": True, "instruction": instruction}
+        result.meta["shades"] = output.shades(parts[0])
         return result
 
     def _fused(

@@ -63,17 +63,20 @@ def picture_onto(other: MetaTensor, picture: MetaTensor) -> Tensor:
     """Another picture (C, H', W') on the pixels of a picture (3, H, W): (C, H, W), 0 outside of it.
 
     Raises:
-        ValueError: they lie apart: other slices, or flat pictures of other sizes.
+        ValueError: they lie apart: by more than half a slice of the finer of both, or flat pictures of other
+            sizes.
     """
     name = Path(str(meta_of(other, "file", "the target"))).name
     points = _points(picture)
     if _placed(picture) and _placed(other):
         at = np.linalg.inv(other.affine.numpy()) @ points
-        away = float(np.abs(at[2]).max())
-        if away > 0.51:
+        steps = [float(np.linalg.norm(each.affine.numpy()[:3, 2])) for each in (other, picture)]
+        away = float(np.abs(at[2]).max()) * steps[0]  # mm
+        if away > 0.51 * min(steps):
             raise ValueError(
-                f"{name} lies {away:.1f} slices away from its image, expected the same slice: register the "
-                "pair, or resample one on the other."
+                f"{name} lies {away:.1f} mm away from its image, expected the same slice (the image has "
+                f"slices of {steps[1]:g} mm, {name} of {steps[0]:g} mm): register the pair, or resample one "
+                "on the other."
             )
     else:
         _same_size(name, _source_size(other), picture)

@@ -45,7 +45,7 @@ def test_a_source_makes_a_corpus_and_a_report_without_paths(tmp_path: Path, caps
     assert run(*words, "--out", tmp_path / "out", "--slices", 2) == 0
     said = capsys.readouterr().out
     assert "2 in = 1 kept + 1 rejected; 2 records" in said and "1 image-damaged" in said
-    assert "no patient was found" not in said, "sub-1 is one"
+    assert "patients were told from each other by a name or number in 2 records.\n" in said, "sub-1 is one"
     lines = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
     assert [Record.from_json(json.loads(line)).modality for line in lines] == ["mri", "mri"]
     report = (tmp_path / "out" / "records.report.json").read_text()
@@ -57,7 +57,20 @@ def test_a_source_makes_a_corpus_and_a_report_without_paths(tmp_path: Path, caps
     values = json.loads(capsys.readouterr().out)
     assert values["in"] == 2 and len(values["outputs"]) == 3
     assert run(*words, "--out", tmp_path / "files", "--slices", 2, "--patient-in", "person-([0-9]+)") == 0
-    assert "no patient was found for 2 records, so that each stands for itself" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "by file alone in 2 records; records of one patient can come into" in said
+    assert "Say --patient-in PATTERN." in said
+    report = json.loads((tmp_path / "files" / "records.report.json").read_text())
+    assert report["patients_told_by"] == {"file": 2}
+
+
+def test_a_source_of_which_nothing_is_kept_is_no_success(tmp_path: Path, capsys) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "sub-2_T1w.nii").write_bytes(b"broken")
+    words = ["ingest", "nifti", tmp_path / "in", "--dataset", "d", "--modality", "mri", "--public"]
+    assert run(*words, "--out", tmp_path / "out") == 2
+    assert "nothing was kept, expected some records" in capsys.readouterr().out
+    assert "image-damaged" in (tmp_path / "out" / "records.rejects.jsonl").read_text(), "they say why"
 
 
 @pytest.mark.parametrize(
@@ -67,6 +80,7 @@ def test_a_source_makes_a_corpus_and_a_report_without_paths(tmp_path: Path, caps
         (["{in}"], "has no modality"),
         (["{in}/x", "--modality", "ct"], "not exist"),
         (["{in}", "--modality", "ct", "--settings", "x"], "expected KEY=VALUE"),
+        (["{in}", "--modality", "ct", "--slices", "0"], "slices is 0, expected 1 or more"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_one_line_and_exit_code_2(words, message, tmp_path: Path, capsys) -> None:

@@ -49,6 +49,23 @@ def test_an_edited_volume_keeps_grid_and_type(command, scan, tmp_path, painter):
     assert overlap(np.asarray(made.dataobj) > 60, TRUTH) > 0.9
 
 
+@pytest.mark.parametrize(
+    ("modality", "words", "shades"),
+    [("mri", ["--slice", "2"], [0, 1]), ("ct", ["--window", "[-20, 100]", "--whole"], [-20, 100])],
+    ids=["slice", "volume"],
+)  # fmt: skip
+def test_an_edit_as_nifti_says_what_its_values_mean(
+    command, scan, tmp_path, painter, modality, words, shades
+):  # fmt: skip
+    out, flag = tmp_path / "out.nii", ("--modality", modality)
+    words = ("edit", scan, "Sharpen.", *flag, *words, "--format", "nifti", "--out", out)
+    code, said, err = command(*words, "--json")
+    assert code == 0 and json.loads(said)["shades"] == shades, err
+    values = np.asarray(nibabel.load(out).dataobj)
+    assert shades[0] <= values.min() and values.max() <= shades[1] and values.std() > 0.1
+    assert "values: {} is black, {} is white".format(*shades) in command(*words)[1]
+
+
 def test_a_seg_of_a_series_refers_to_its_slices(command, series, tmp_path, painter):
     highdicom = pytest.importorskip("highdicom", reason="the extra dicom is not installed")
     for words in (["--whole"], ["--slice", "2"]):

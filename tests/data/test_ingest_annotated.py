@@ -154,9 +154,20 @@ def test_a_pair_whose_slices_lie_apart_is_refused_with_the_numbers(tmp_path: Pat
     nifti(tmp_path / "in" / "T2" / "a.nii", affine=far)
     png(tmp_path / "in" / "T1" / "b.png", size=(40, 40))
     png(tmp_path / "in" / "T2" / "b.png", size=(48, 40))
-    records, rejects, _ = run(IngestPairs, tmp_path)
-    assert not records and [reject.code for reject in rejects] == ["geometry-differs"] * 2
-    assert "slices away from its image" in rejects[0].reason and "40 x 40" in rejects[1].reason
+    records, rejects, _ = run(IngestPairs, tmp_path, slices=1)
+    assert not records and [reject.code for reject in rejects] == ["geometry-differs"] * 4, "both ways"
+    assert "mm away from its image" in rejects[0].reason and "40 x 40" in rejects[2].reason
+
+
+def test_slices_without_a_partner_in_a_thicker_stack_are_rejects_and_the_others_stay(tmp_path: Path) -> None:
+    values, thick = block(), np.diag([5.0, 5, 10, 1])
+    nifti(tmp_path / "in" / "T1" / "a.nii", values)
+    nifti(tmp_path / "in" / "T2" / "a.nii", values[..., ::2], affine=thick)
+    records, rejects, _ = run(IngestPairs, tmp_path, policy="all", one_way=True)
+    whole = values.shape[2]
+    assert len(records) == len(range(0, whole, 2)) and len(rejects) == whole - len(records)
+    assert {reject.code for reject in rejects} == {"geometry-differs"}
+    assert "picture 2" in rejects[0].place and "5.0 mm away" in rejects[0].reason
 
 
 def test_pairs_need_two_folders_and_recipes(tmp_path: Path) -> None:

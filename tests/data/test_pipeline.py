@@ -271,6 +271,7 @@ def test_a_pipeline_that_does_not_fit_is_refused_in_a_sentence(tmp_path: Path, t
     (tmp_path / "p.yaml").write_text(told.replace("INVENTED", f"'{HERE}:Invented'"))
     with pytest.raises(ValueError, match=said):
         build_dataset(tmp_path / "p.yaml", tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists(), "nothing was begun, so that the mended pipeline starts anew"
 
 
 def test_nothing_kept_and_a_folder_of_other_files_are_said(tmp_path: Path) -> None:
@@ -359,6 +360,8 @@ def test_the_command_builds_says_what_became_of_everything_and_finds_leaks(
     assert main(["data", "build", str(tmp_path / "ours.yaml"), "--out", str(tmp_path / "c"), "--quiet"]) == 0
     said = capsys.readouterr().out
     assert "invented 1: 40 in = 36 kept + 4 rejected" in said and "licences: CC0-1.0" in said
+    assert "patients were told from each other" in said
+    assert "Patients known by pseudonym" in (tmp_path / "c" / "card.md").read_text()
     assert main(["data", "leaks", str(tmp_path / "c")]) == 0
     assert "In more than one split: 0 patient, 0 study, 0 picture." in capsys.readouterr().out
     assert (

@@ -177,6 +177,7 @@ def test_near_pictures_in_two_splits_are_measured() -> None:
     [
         ({"shares": {"train": 1, "dev": 1}}, "expected numbers above 0 for some of train, val and test"),
         ({"shares": {"train": "0.8,test=0.2"}}, "expected numbers above 0 for some of train, val and test"),
+        ({"shares": {"train": 0.8, "test": 0.3}}, "shares that add up to 1.1, expected 1"),
         ({"stratify": ["age"]}, "stratify 'age', expected some of"),
         ({"hold_out": ["ct"]}, "expected modality/anatomy/task"),
         ({"guard_mm": -1}, "guard_mm -1"),

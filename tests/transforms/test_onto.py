@@ -62,8 +62,20 @@ def test_a_second_contrast_lands_on_the_first(tmp_path: Path, block: np.ndarray)
     inside = labels_onto(volume(tmp_path / "all.nii.gz", np.ones_like(block, np.uint8)), first, [1]) > 0
     far = (drawn[0] - (1 - first.as_tensor()[0])).abs()[inside]
     assert (far < 0.2).float().mean() > 0.9
-    with pytest.raises(ValueError, match=r"t2.nii.gz lies 2.0 slices away from its image"):
+    with pytest.raises(ValueError, match=r"t2.nii.gz lies 6.0 mm away from its image"):
         picture_onto(recipe("mri", count=6)(other)[4], first)
+
+
+def test_a_thick_slice_lends_nothing_to_thin_ones_beside_it(tmp_path: Path, block: np.ndarray) -> None:
+    thick = AFFINE @ np.diag([1, 1, 2, 1])
+    scan = volume(tmp_path / "t1.nii.gz", block)
+    other = volume(tmp_path / "t2.nii.gz", block[..., ::2], thick)
+    thins, thicks = recipe("mri", count=6)(scan), recipe("mri", count=3)(other)
+    for here, there in ((thins[2], thicks[1]), (thicks[1], thins[2])):
+        assert picture_onto(here, there).any(), "they lie in one place"
+    for here, there in ((thins[3], thicks[1]), (thicks[1], thins[3])):
+        with pytest.raises(ValueError, match=r"lies 3.0 mm away .* slices of [36] mm, .* of [36] mm"):
+            picture_onto(here, there)
 
 
 def test_flat_pictures_pair_by_rows_and_columns(tmp_path: Path) -> None:

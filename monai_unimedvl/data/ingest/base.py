@@ -75,6 +75,8 @@ class Ingest(Source):
             raise ValueError(
                 f"identifiers is {self.identifiers!r}, expected one of {', '.join(IDENTIFIERS)}: choose one."
             )
+        if self.slices < 1:
+            raise ValueError(f"slices is {self.slices}, expected 1 or more: raise it.")
         if self.needs_modality and not self.modality:
             raise ValueError(
                 f"{self.name} has no modality, expected one of {', '.join(modalities())}: name it, since the "

@@ -125,7 +125,13 @@ class IngestPairs(Ingest):
         said = {"from": self.shown[first][1], "to": self.shown[second][1]}
         for place, picture in enumerate(pictures):
             other = others[nearest(picture, where, place)]
-            target = MetaTensor(picture_onto(other, picture), meta=dict(picture.meta))
+            try:
+                values = picture_onto(other, picture)
+            except ValueError as error:  # of slices of 2 mm and of 4 mm only each second has a partner
+                at = f", picture {place + 1}" if len(pictures) > 1 else ""
+                yield self.refused(error, case[second], at=at)
+                continue
+            target = MetaTensor(values, meta=dict(picture.meta))
             target.affine = picture.affine
             shown, drawn = self.save(picture), self.save(target)
             facts = {

@@ -23,7 +23,7 @@ REASONS = (
     ("cannot be inverted", "bad-affine"),
     ("NaN or Inf", "not-finite"),
     ("channels", "wrong-channels"),
-    ("slices away|lies apart|outside of the picture|leaves the picture", "geometry-differs"),
+    ("away from its image|lies apart|outside of the picture|leaves the picture", "geometry-differs"),
     ("holds no images", "no-pixels"),
     ("does not exist", "image-missing"),
     ("cannot be read|damaged|truncated", "image-damaged"),
