@@ -2,8 +2,8 @@
 """What lies outside the field of view is blanked: burned-in names and dates, logos, scales, grey bars.
 
 Ultrasound shows a sector or a rectangle, an endoscope a disc or an octagon, on a dark screen with text
-around. The field is the largest bright region that is not thin, over all frames of a run, filled to its
-convex hull; of a DICOM file that names its ultrasound regions, only those are looked at. Text inside the hull
+around. The field is the largest bright region that is not thin and no writing, over all frames of a run,
+filled to its convex hull; of a DICOM file that names its ultrasound regions, only those are looked at. Text inside the hull
 (calipers, a name laid over the picture) stays: a picture is anonymous only after somebody looked.
   C channels   H rows   W columns   T frames
 """
@@ -27,6 +27,7 @@ from monai_unimedvl.transforms.image import MIN_SIDE, PerKey, like, meta_of
 
 SIDE = 256  # pixels of the longer side on which the field is looked for
 JOIN, THIN = 2, 5  # pixels there: gaps that are closed, half the width of what is thin (text, lines, bars)
+INK, LETTER = 0.5, 9  # of the brightest value, what writing has; pixels there that letters lie within
 SMALL = 0.005  # of the picture; a smaller field is none
 
 
@@ -104,6 +105,7 @@ def field_mask(light: Tensor, threshold: float, regions: list[list[int]] | None 
     size = max(1, round(height / scale)), max(1, round(width / scale))
     small = F.adaptive_avg_pool2d(light[None], size)
     bright = (small > threshold * float(small.max())).float()[None]  # (1, 1, h, w)
+    bright = bright * (1 - _words(light, threshold, size))
     joined = _shrunk(_grown(bright, JOIN), JOIN)
     thick = _largest(_grown(_shrunk(joined, THIN), THIN))
     for _ in range(THIN):  # corners that the opening took: the tip of a sector
@@ -118,6 +120,22 @@ def field_mask(light: Tensor, threshold: float, regions: list[list[int]] | None 
     drawn = Image.new("1", (width, height))
     ImageDraw.Draw(drawn).polygon([tuple(p) for p in _hull(points.numpy())], fill=1, outline=1)
     return torch.from_numpy(np.array(drawn)) & allowed
+
+
+def _words(light: Tensor, threshold: float, size: tuple[int, int]) -> Tensor:
+    """1 where writing is, which closing gaps would make a field of: (H, W) -> (1, 1, h, w).
+
+    Within a letter's reach there is ink and dark, less between them, and both change often along a row.
+    """
+    most = float(light.max())
+    ink, dark = light > INK * most, light <= threshold * most
+    edges = F.pad((ink[:, 1:] != ink[:, :-1]).float(), (0, 1))
+    parts = torch.stack([ink.float(), dark.float(), edges])[None]  # (1, 3, H, W)
+    reach = F.avg_pool2d(F.adaptive_avg_pool2d(parts, size), LETTER, 1, LETTER // 2, count_include_pad=False)
+    inked, darkened, changes = reach.split(1, 1)
+    changes = changes * (LETTER * light.shape[1] / size[1])  # in a row of that reach
+    words = (inked > 0.05) & (darkened > 0.25) & (1 - inked - darkened < inked) & (changes > 1.5)
+    return _grown(words.float(), LETTER // 2)
 
 
 def _grown(mask: Tensor, by: int) -> Tensor:

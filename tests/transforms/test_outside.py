@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from monai_unimedvl import recipe
 from monai_unimedvl.transforms.outside import BlankOutside, BlankOutsided, field_mask
+from monai_unimedvl.transforms.read import read
 
 
 def screen(kind: str, height: int = 480, width: int = 640) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -116,3 +117,32 @@ def test_a_cine_of_jpeg_has_the_colours_of_pydicom() -> None:
     expected = pydicom.pixels.pixel_array(path, index=60).astype(int)
     ours = read(path).as_tensor()[..., 60].permute(1, 2, 0).numpy().astype(int)
     assert np.abs(ours - expected).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["examples_rgb_color", "examples_jpeg2k"])
+def test_a_banner_right_above_a_real_scan_is_no_part_of_its_field(name: str) -> None:
+    from pydicom.data import get_testdata_file
+
+    shown = read(Path(str(get_testdata_file(f"{name}.dcm", download=False))))
+    if shown.shape[-1] == 320:
+        shown = shown.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    blanked = BlankOutside()(shown).as_subclass(torch.Tensor)
+    banner, scan = slice(0, 88), (slice(None), slice(110, 310), slice(30, 600))  # rows of 480, as looked at
+    lit = (blanked[:, banner] > 60).any(0).float().sum() / (shown[:, banner] > 60).any(0).float().sum()
+    assert lit < 0.03, "hospital, patient and date stood there"
+    same = (blanked[scan] == shown.as_subclass(torch.Tensor)[scan]).float().mean()
+    assert same > 0.995, "tissue and flow stay, but for corners beside the colour bars"
+
+
+@pytest.mark.parametrize("size", [14, 22, 34])
+def test_writing_that_touches_the_field_does_not_join_it(size: int) -> None:
+    picture = Image.new("L", (640, 480))
+    draw = ImageDraw.Draw(picture)
+    for row in range(4, 150 - size, round(size * 1.1)):
+        draw.text((4, row), "DOE^JANE 1950-01-02 ST MARY 4711-0815 KELLER 0.8 CM", fill=255, font_size=size)
+    words = np.asarray(picture) > 0
+    words[150:] = False
+    shown = np.asarray(picture).copy()
+    shown[150:] = np.random.default_rng(0).rayleigh(60, (330, 640)).clip(0, 255)
+    kept = BlankOutside()(torch.from_numpy(shown)[None])[0].numpy()
+    assert (kept[words] == 0).mean() > 0.9 and (kept[170:] == shown[170:]).mean() > 0.98
