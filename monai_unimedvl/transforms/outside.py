@@ -3,8 +3,9 @@
 
 Ultrasound shows a sector or a rectangle, an endoscope a disc or an octagon, on a dark screen with text
 around. The field is the largest bright region that is not thin and no writing, over all frames of a run,
-filled to its convex hull; of a DICOM file that names its ultrasound regions, only those are looked at. Text inside the hull
-(calipers, a name laid over the picture) stays: a picture is anonymous only after somebody looked.
+filled to its convex hull; of a DICOM file that names its ultrasound regions, only those are looked at. Text
+inside the hull (calipers, a name laid over the picture) stays: a picture is anonymous only after somebody
+looked.
   C channels   H rows   W columns   T frames
 """
 
