@@ -107,6 +107,15 @@ def test_a_truth_needs_a_column_that_names_the_finding(tmp_path: Path) -> None:
     )
     assert found[:2] == [{"labels": ["pneumothorax"]}, {"absent": ["pneumothorax"]}]
     assert "says nothing about its image" in found[2]
+    found = labelled(tmp_path, [{"effusion": said} for said in ("1", "0", "maybe")], labels="effusion")
+    assert found[:2] == [{"labels": ["effusion"]}, {"absent": ["effusion"]}]
+    assert "column 'effusion' holds no truth" in found[2], "one odd word does not lose the others"
+
+
+def test_a_dash_in_a_column_of_names_is_no_name(tmp_path: Path) -> None:
+    found = labelled(tmp_path, [{"label": said} for said in ("mass", "-", "normal")])
+    assert found[0] == {"labels": ["mass"]} and found[2] == {"absent": ["mass"]}
+    assert "says nothing" in found[1]
 
 
 def test_a_size_is_not_below_zero_and_minus_one_is_not_known(tmp_path: Path) -> None:
@@ -232,3 +241,6 @@ def test_a_known_word_inside_a_sentence_opens_no_section() -> None:
     said = "Lungs clear, with one impression: a scar."
     assert sections(f"FINDINGS: {said}") == {"findings": said}
     assert sections("History: a cough. Lungs clear.") == {"findings": "History: a cough. Lungs clear."}
+    limited = "Exam: limited by motion. Lungs clear."
+    assert sections(f"FINDINGS: {limited}\nTECHNIQUE: CT.") == {"findings": limited}
+    assert sections("FINDINGS:\nTechnique: CT.\nIMPRESSION: well.") == {"impression": "well."}

@@ -59,14 +59,24 @@ class Findings:
                 continue
         return found
 
+    @functools.cached_property
+    def listed(self) -> bool:
+        """Whether the only column holds names or grades; an odd word makes none of a column of truths."""
+        if len(self.columns) != 1:
+            return False
+        if any(NUMBER.fullmatch(word) and word not in YES | NO | UNSURE for word in self.names):
+            return True
+        truths = sum(count for word, count in self.names.items() if word.lower() in YES | NO)
+        named = sum(count for word, count in self.names.items() if _is_name(word))
+        return named > (0 if usual(self.columns[0]) in NAMELESS else truths)
+
     def of(self, row: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         """What is there, and what is not.
 
         Raises:
             InvalidRecord: a value that is no truth or names nothing, or nothing found beside a finding.
         """
-        listed = len(self.columns) == 1 and any(word.lower() not in YES | NO | UNSURE for word in self.names)
-        there, absent, left = self._listed(row) if listed else self._truths(row)
+        there, absent, left = self._listed(row) if self.listed else self._truths(row)
         found = [name for name in there if not nothing(name)]
         if len(found) < len(there):
             if any("device" not in name.lower() for name in found):
@@ -76,7 +86,7 @@ class Findings:
 
     def _listed(self, row: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
         """Names that a row has; absent ones; those that are absent if nothing was found."""
-        there = [word for word in _words(row.get(self.columns[0])) if word.lower() not in UNSURE]
+        there = [word for word in _words(row.get(self.columns[0])) if word.lower() not in {*UNSURE, "-"}]
         for word in there:
             if NUMBER.fullmatch(word) or word.lower() in YES | NO:
                 raise _nameless(self.columns[0])

@@ -50,6 +50,9 @@ def sections(report: str) -> dict[str, str]:
         named = mark.lastgroup or ""
         if named == kind and not _begins(mark, report):
             continue  # OTHER FINDINGS: stands among the findings
+        between = report[start : mark.start()]
+        if kind in found and named == "other" and not between.strip(" \t") and not mark[named].isupper():
+            continue  # FINDINGS: Exam: limited by motion
         found.get(kind, []).append(report[start : mark.start()].strip())
         kind, start = named, mark.end()
     found.get(kind, []).append(report[start:].strip())
