@@ -126,16 +126,16 @@ def field_mask(light: Tensor, threshold: float, regions: list[list[int]] | None 
 def _words(light: Tensor, threshold: float, size: tuple[int, int]) -> Tensor:
     """1 where writing is, which closing gaps would make a field of: (H, W) -> (1, 1, h, w).
 
-    Within a letter's reach there is ink and dark, less between them, and both change often along a row.
+    Within a letter's reach there is ink and dark, less between them, and dark ends often along a row.
     """
     most = float(light.max())
     ink, dark = light > INK * most, light <= threshold * most
-    edges = F.pad((ink[:, 1:] != ink[:, :-1]).float(), (0, 1))
+    edges = F.pad((dark[:, 1:] != dark[:, :-1]).float(), (0, 1))
     parts = torch.stack([ink.float(), dark.float(), edges])[None]  # (1, 3, H, W)
     reach = F.avg_pool2d(F.adaptive_avg_pool2d(parts, size), LETTER, 1, LETTER // 2, count_include_pad=False)
     inked, darkened, changes = reach.split(1, 1)
     changes = changes * (LETTER * light.shape[1] / size[1])  # in a row of that reach
-    words = (inked > 0.05) & (darkened > 0.25) & (1 - inked - darkened < inked) & (changes > 1.5)
+    words = (inked > 0.05) & (1 - inked - darkened < inked) & (changes > 1.5)
     return _grown(words.float(), LETTER // 2)
 
 

@@ -159,6 +159,17 @@ def test_a_pair_whose_slices_lie_apart_is_refused_with_the_numbers(tmp_path: Pat
     assert "mm away from its image" in rejects[0].reason and "40 x 40" in rejects[2].reason
 
 
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_of_stacks_that_begin_apart_the_slices_of_one_place_meet(tmp_path: Path, plane: str) -> None:
+    values, moved = block(), np.diag([5.0, 5, 5, 1])
+    moved[:3, 3] = 5
+    nifti(tmp_path / "in" / "T1" / "a.nii", values)
+    nifti(tmp_path / "in" / "T2" / "a.nii", values[1:, 1:, 1:], affine=moved)
+    records, _, _ = run(IngestPairs, tmp_path, policy="all", plane=plane, one_way=True)
+    axis = ["sagittal", "coronal", "axial"].index(plane)
+    assert len(records) == values.shape[axis] - 1, "each but the first, which the second stack has not"
+
+
 def test_slices_without_a_partner_in_a_thicker_stack_are_rejects_and_the_others_stay(tmp_path: Path) -> None:
     values, thick = block(), np.diag([5.0, 5, 10, 1])
     nifti(tmp_path / "in" / "T1" / "a.nii", values)

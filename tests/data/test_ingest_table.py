@@ -243,4 +243,5 @@ def test_a_known_word_inside_a_sentence_opens_no_section() -> None:
     assert sections("History: a cough. Lungs clear.") == {"findings": "History: a cough. Lungs clear."}
     limited = "Exam: limited by motion. Lungs clear."
     assert sections(f"FINDINGS: {limited}\nTECHNIQUE: CT.") == {"findings": limited}
-    assert sections("FINDINGS:\nTechnique: CT.\nIMPRESSION: well.") == {"impression": "well."}
+    for opened in ("FINDINGS:\nTechnique: CT.", "FINDINGS: TECHNIQUE: CT."):
+        assert sections(f"{opened}\nIMPRESSION: well.") == {"impression": "well."}

@@ -141,7 +141,9 @@ def test_a_stain_gives_colours_and_tiles_cover_large_slices() -> None:
     values = torch.rand(1, 30, 21, 2)
     draw = Redden()
     infer = VolumeInferer(draw, output=Colour(), tiles=Tiles((8, 8), 0.5), batch=6)
-    result = infer(MetaTensor(values, affine=torch.eye(4)), None, "stain").as_subclass(Tensor)
+    made = infer(MetaTensor(values, affine=torch.eye(4)), None, "stain")
+    assert made.meta["shades"] == (0, 255), "what black and white stand for"
+    result = made.as_subclass(Tensor)
     assert result.dtype == torch.uint8 and max(draw.batches) == 6
     assert sum(draw.batches) == 2 * 7 * 5, "windows lie half over each other: every 4 pixels of 30 and 21"
     expected = values * 255 * torch.tensor([1.0, 0.5, 0.0])[:, None, None, None]

@@ -146,3 +146,11 @@ def test_writing_that_touches_the_field_does_not_join_it(size: int) -> None:
     shown[150:] = np.random.default_rng(0).rayleigh(60, (330, 640)).clip(0, 255)
     kept = BlankOutside()(torch.from_numpy(shown)[None])[0].numpy()
     assert (kept[words] == 0).mean() > 0.9 and (kept[170:] == shown[170:]).mean() > 0.98
+
+
+@pytest.mark.parametrize("darkest, brightest", [(190, 255), (60, 255)], ids=["even", "rough"])
+def test_a_bright_field_keeps_its_rim(darkest: int, brightest: int) -> None:
+    shown, inside, words = screen("disc")
+    shown = np.where(inside, np.random.default_rng(0).integers(darkest, brightest, shown.shape), shown)
+    kept = BlankOutside()(torch.from_numpy(shown.astype(np.uint8))[None])[0].numpy()
+    assert (kept[inside] == shown[inside]).mean() > 0.995 and not kept[words].any()
