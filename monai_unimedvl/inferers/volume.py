@@ -28,7 +28,7 @@ from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.sequence import Prompt
 from monai_unimedvl.transforms import Recipe
 from monai_unimedvl.transforms import recipe as recipe_for
-from monai_unimedvl.transforms.image import ToRGB, resize
+from monai_unimedvl.transforms.image import ToRGB, resize, tracked
 from monai_unimedvl.transforms.lazy import Prepared, prepare
 from monai_unimedvl.transforms.restack import Restack, empty_volume, squared_grid
 from monai_unimedvl.transforms.slices import check_plane, place_in_words, plane_of
@@ -157,6 +157,7 @@ class VolumeInferer(Inferer):
         self.places, self.progress = places, progress
 
     @torch.no_grad()
+    @tracked()
     def __call__(  # type: ignore[override]
         self, inputs: Any, network: UniMedVL | TensorPath, instruction: str | None = None,
         out: np.ndarray | None = None, *args: Any, **kwargs: Any,

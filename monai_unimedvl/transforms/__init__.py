@@ -45,20 +45,24 @@ class Recipe:
         """path | series folder | array | tensor -> float32 pictures (3, H, W) in [0, 1], one a slice.
 
         Each has `.meta["source"]`: file, shape, plane, index, spacing and position in mm, affine
-        (`volume.picture`). A picture that a recipe made comes back unchanged.
+        (`volume.picture`); where MONAI is told not to track meta, pictures are plain tensors. A picture that
+        a recipe made comes back unchanged.
 
         Raises:
             ValueError: one line with the file's name, what came, what was expected and what to do.
             MissingPackage: as it came, since no file is at fault.
         """
-        from monai_unimedvl.transforms.image import check_picture
+        from monai.data import get_track_meta
+
+        from monai_unimedvl.transforms.image import check_picture, tracked
 
         name = Path(source).name if isinstance(source, str | os.PathLike) else ""
         items: list[Any] = [source]
         try:
-            for step in self.steps:
-                made = [step(item) for item in items]
-                items = [one for item in made for one in (item if isinstance(item, list) else [item])]
+            with tracked():
+                for step in self.steps:
+                    made = [step(item) for item in items]
+                    items = [one for item in made for one in (item if isinstance(item, list) else [item])]
             for item in items:
                 check_picture(item, name or "image", channels=(3,))
         except ValueError as error:
@@ -67,7 +71,7 @@ class Recipe:
             raise ValueError(f"{name}: {error}") from error
         for item in items:
             item.meta["recipe"] = self.name
-        return items
+        return items if get_track_meta() else [item.as_tensor() for item in items]
 
     def __repr__(self) -> str:
         settings = "".join(

@@ -9,14 +9,15 @@ Each class `Name` has a dictionary form `Named` (also `NameD`, `NameDict`), `key
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.data import MetaTensor, get_track_meta
+from monai.data import MetaTensor, get_track_meta, set_track_meta
 from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_tensor
 from PIL import Image
@@ -87,6 +88,17 @@ def resize(image: Tensor, size: tuple[int, int], limits: tuple[float, float] | N
         bounds = torch.iinfo(image.dtype)
         result = result.round().clamp(bounds.min, bounds.max)
     return result.to(image.device, image.dtype)
+
+
+@contextmanager
+def tracked() -> Iterator[None]:
+    """Steps hand on meta inside, whatever `set_track_meta` said: by it they know what a value stands for."""
+    before = get_track_meta()
+    set_track_meta(True)
+    try:
+        yield
+    finally:
+        set_track_meta(before)
 
 
 def not_finite(values: Tensor) -> int:

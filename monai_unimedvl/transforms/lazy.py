@@ -59,6 +59,11 @@ def open_volume(source: Any, *, volume: int | None = None, nonfinite: float | No
         if affine is not None and values.ndim == 4:
             told = {**meta, "file": str(path), "filename_or_obj": str(path)}
             return Volume(values, affine, nonfinite=nonfinite, meta=told)
+    if isinstance(source, Tensor | np.ndarray) and source.ndim == 3 and min(source.shape) > 4:
+        raise ValueError(
+            f"shape {tuple(source.shape)} came where a volume (1, X, Y, Z) is needed: add a channel in "
+            "front, as MONAI's EnsureChannelFirst does."
+        )
     if isinstance(source, Tensor) and source.ndim == 4 and source.shape[0] > 1:
         image = source if isinstance(source, MetaTensor) else MetaTensor(source)
     else:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
+from monai.data import MetaTensor, set_track_meta
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -238,6 +238,8 @@ def test_settings_that_do_nothing_are_refused(tokenizer: Tokenizer) -> None:
             VolumeInferer(text, **arguments)
     with pytest.raises(ValueError, match="got no instruction"):
         VolumeInferer(Copy())(source(), None)
+    with pytest.raises(ValueError, match=r"\(9, 9, 9\) came where .* is needed: add a channel in front"):
+        VolumeInferer(Copy(), recipe("ct"), "copy")(torch.zeros(9, 9, 9), None)
     with pytest.raises(ValueError, match="where a volume .* is needed"):
         VolumeInferer(Copy())(torch.rand(3, 20, 20), None, "x")
     with pytest.raises(ValueError, match="recipe 'fundus' chooses no slices"):
@@ -289,6 +291,16 @@ def test_a_window_that_was_asked_for_is_written_in_its_own_values() -> None:
     assert_close(share.as_subclass(Tensor), shown)
     with pytest.raises(ValueError, match="expected black below white"):
         Grey(bounds=(3.0, 3.0))
+
+
+def test_a_volume_comes_out_the_same_where_monai_tracks_no_meta() -> None:
+    infer, volume = VolumeInferer(Copy(), recipe("ct"), "copy"), source()
+    plain = infer(volume, None)
+    set_track_meta(False)
+    try:
+        assert torch.equal(infer(volume, None).as_subclass(Tensor), plain.as_subclass(Tensor))
+    finally:
+        set_track_meta(True)
 
 
 def test_every_order_and_flip_keeps_labels_in_place() -> None:

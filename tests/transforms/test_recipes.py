@@ -12,7 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from monai.data import MetaTensor
+from monai.data import MetaTensor, get_track_meta, set_track_meta
 from PIL import Image
 from pydicom.data import get_testdata_file
 from torch.testing import assert_close
@@ -299,3 +299,17 @@ def test_a_slice_costs_milliseconds(brain: Path) -> None:
     start = time.perf_counter()
     pictures = prepare(volume)
     assert (time.perf_counter() - start) / len(pictures) < 0.05
+
+
+@pytest.mark.parametrize("name", ["mri", "ct", "histopathology"])
+def test_a_recipe_shows_the_same_where_monai_tracks_no_meta(name: str, tmp_path: Path) -> None:
+    source = torch.rand(1, 40, 30, 9) * 200 if name != "histopathology" else torch.rand(3, 40, 30)
+    plain = recipe(name)(source)
+    set_track_meta(False)
+    try:
+        found = recipe(name)(source)
+        assert not get_track_meta(), "as the user left it"
+    finally:
+        set_track_meta(True)
+    assert not any(isinstance(one, MetaTensor) for one in found)
+    assert all(torch.equal(one, other.as_tensor()) for one, other in zip(found, plain, strict=True))
