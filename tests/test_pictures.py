@@ -39,7 +39,6 @@ BINARY = {  # every file that is no text -> the package that its picture is from
     "bundles/unimedvl_nano/samples/tissue/colon_ihc.png": "scikit-image",
     "bundles/unimedvl_volume/samples/volume/icbm152_t1_4mm.nii.gz": "nilearn",
     "tests/benchmarks/science/*.png": OURS,
-    "tests/benchmarks/legs/*/weights/model.safetensors": OURS,
     "tests/golden/*.safetensors": OURS,
 }
 INLINE = re.compile(r"iVBORw0KGgo|/9j/4[AQ]|R0lGODlh|UklGR")  # PNG, JPEG, GIF and WebP in base64
