@@ -39,10 +39,13 @@ class _Drawing(PromptInferer):
         **options: Any,
     ) -> None:
         super().__init__(tokenizer, **options)
-        if steps < 1:
-            raise ValueError(f"steps is {steps}, expected at least 1: raise it.")
+        if steps < 1 or steps != int(steps):
+            raise ValueError(f"steps is {steps}, expected a whole number from 1 on: change it.")
+        if guidance is not None and not isinstance(guidance, Guidance):
+            raise ValueError(f"guidance is {guidance!r}, expected a Guidance: write Guidance(text=...).")
         if shift <= 0:
             raise ValueError(f"shift is {shift}, expected above 0 (1 is none): raise it.")
+        steps = int(steps)
         self.size, self.steps, self.shift = size, steps, shift
         self.guidance = guidance or Guidance()
         intervals(steps, solver), Stepper(solver, skip=skip)  # either says what is wrong with them

@@ -7,6 +7,7 @@ prompts. Each prompt has its own chance, so its result is the same alone or in a
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Generator, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ class PromptInferer(Inferer):
         super().__init__()
         self.tokenizer, self.to_segments, self.fit = tokenizer, to_segments, fit
         self.sampling = Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty)
-        self.seed, self.generator = seed, generator
+        self.seed, self.generator = _seeds(seed), generator
         self.think, self.progress, self.prune = think, progress, prune
 
     def _segmenter(self, network: UniMedVL) -> ToSegments:
@@ -122,6 +123,27 @@ class PromptInferer(Inferer):
             for word in step:
                 said[word.sample].append(word)
         return [_answer(self.tokenizer, said[s]) for s in order]
+
+
+def _seeds(given: Any) -> int | tuple[int, ...]:
+    """A whole number, or several, of any library.
+
+    Raises:
+        ValueError: something else.
+    """
+    try:
+        return operator.index(given)
+    except TypeError:
+        pass
+    try:
+        if isinstance(given, str):
+            raise TypeError
+        return tuple(map(operator.index, given))
+    except TypeError as error:
+        raise ValueError(
+            f"seed is {given!r}, expected a whole number, or one for each prompt: change it, or give a "
+            "torch.Generator as generator."
+        ) from error
 
 
 class TextInferer(PromptInferer):

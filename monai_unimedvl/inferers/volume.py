@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor, decollate_batch
+from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor
 
@@ -179,7 +179,10 @@ class VolumeInferer(Inferer):
             raise ValueError("VolumeInferer got no instruction, expected a question or task: say what to do.")
         if isinstance(inputs, Tensor) and inputs.ndim == 5:
             made: Any = [self(one, network, instruction) for one in _apart(inputs)]
-            return made if isinstance(self.inferer, TextInferer) else torch.stack(made)  # type: ignore
+            if isinstance(self.inferer, TextInferer):
+                return made  # type: ignore
+            several = isinstance(inputs, MetaTensor) and inputs.is_batch  # each at a place of its own
+            return list_data_collate(made) if several else torch.stack(made)
         parts = prepare(self.recipe, inputs)
         if isinstance(self.inferer, TextInferer):
             return [answer for part in parts for answer in self._answers(part, network, instruction)]
@@ -226,7 +229,8 @@ class VolumeInferer(Inferer):
                 self._fused(part, planes, network, instruction, affine, mine)
         result = MetaTensor(torch.from_numpy(out), affine=torch.from_numpy(affine.copy()))
         result.meta |= {"kind": "volume", "synthetic": True, "instruction": instruction}
-        result.meta["shades"] = output.shades(parts[0])
+        told = {"shades": output.shades(parts[0]), "filename_or_obj": source.meta.get("filename_or_obj")}
+        result.meta |= {key: value for key, value in told.items() if value is not None}
         return result
 
     def _fused(

@@ -141,6 +141,9 @@ def put_back(
 
     Returns:
         (C, H, W) or (H, W), with the meta and the affine of the source pixels; 0 where nothing was drawn.
+
+    Raises:
+        ValueError: another step has moved the picture since.
     """
     flat = drawn.ndim == 2
     nearest = nearest or flat or not (drawn.dtype.is_floating_point or drawn.dtype == torch.uint8)
@@ -151,8 +154,14 @@ def put_back(
     if isinstance(picture, MetaTensor):
         result = MetaTensor(values).copy_meta_from(picture, copy_attr=True)
         result.applied_operations = []
-    for done in reversed(steps):
-        if done.get(TraceKeys.CLASS_NAME) == until or "geometry" not in done.get(TraceKeys.EXTRA_INFO, {}):
+    ours = ["geometry" in done.get(TraceKeys.EXTRA_INFO, {}) for done in steps]
+    if any(ours) and not ours[-1]:
+        raise ValueError(
+            f"put_back got a picture that {steps[-1].get(TraceKeys.CLASS_NAME)} has changed after its recipe,"
+            " expected it as the recipe gave it: undo that step first, with its inverse."
+        )
+    for done, own in zip(reversed(steps), reversed(ours), strict=True):
+        if done.get(TraceKeys.CLASS_NAME) == until or not own:
             break  # a step before the recipe is not ours to undo
         result = _undone(result, done, nearest)
     if until is None and isinstance(result, MetaTensor):

@@ -177,6 +177,17 @@ def meta_of(image: Tensor, key: str, default: Any = None) -> Any:
     return image.meta.get(key, default) if isinstance(image, MetaTensor) else default
 
 
+def is_shown(image: Tensor) -> bool:
+    """Whether a scaling step made [0, 1] of it, and nobody has scaled it again since.
+
+    Meta goes along with arithmetic; changes of light and resampling may leave [0, 1] a little.
+    """
+    if not meta_of(image, "unit") or not image.numel():
+        return False
+    low, high = image.as_subclass(Tensor).aminmax()
+    return bool(low >= -0.5) and bool(high <= 1.5)
+
+
 class ToRGB(Transform):
     """Three channels, red first: grey is repeated, RGBA is pasted on white, RGB is left as it is."""
 

@@ -18,7 +18,7 @@ from monai.transforms import Transform
 from monai.utils import TransformBackends, convert_to_tensor
 from torch import Tensor
 
-from monai_unimedvl.transforms.image import PerKey, as_picture, check_picture, like, meta_of
+from monai_unimedvl.transforms.image import PerKey, as_picture, check_picture, is_shown, like, meta_of
 
 
 def window(image: Tensor, low: float, high: float) -> Tensor:
@@ -76,7 +76,7 @@ class Windows(Transform):
     def __call__(self, image: NdarrayOrTensor) -> Tensor:
         """(1, H, W) in HU -> (1, H, W) or (3, H, W) float32 in [0, 1]; 8-bit pictures keep their channels."""
         x = as_picture(image)
-        if meta_of(x, "unit"):
+        if is_shown(x):
             return x
         plain = x.as_subclass(Tensor)
         if _on_screen(x):
@@ -100,7 +100,7 @@ class ToUnit(Transform):
     def __call__(self, image: NdarrayOrTensor) -> Tensor:
         """(C, H, W) -> (C, H, W); raises ValueError where a value is negative."""
         x = as_picture(image)
-        if meta_of(x, "unit"):
+        if is_shown(x):
             return x
         plain = x.as_subclass(Tensor)
         if x.dtype == torch.uint8:
@@ -148,7 +148,7 @@ class PercentileScale(Transform):
     def __call__(self, image: NdarrayOrTensor) -> Tensor:
         """(C, H, W) or (C, H, W, D) -> the same, float32 in [0, 1]; a flat image becomes 0."""
         x = convert_to_tensor(image, track_meta=get_track_meta())
-        if meta_of(x, "unit"):
+        if is_shown(x):
             return x
         if x.dtype == torch.uint8 and (_on_screen(x) or meta_of(x, "kind") == "frames"):
             return like(x, _bytes(x.as_subclass(Tensor)), unit=True)

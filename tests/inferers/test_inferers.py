@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_network
@@ -296,8 +297,14 @@ def test_refused_settings(tiny, tokenizer, image):
     for size in ((6, 8), (8, 20), (0, 8)):
         with pytest.raises(ValueError, match=r"size is .*, multiples of 4 up to 16: change it"):
             ImageInferer(tokenizer, size=size)([["axial"]], tiny)
-    with pytest.raises(ValueError, match="steps is 0, expected at least 1"):
-        ImageInferer(tokenizer, steps=0)
+    for steps in (0, 2.5):
+        with pytest.raises(ValueError, match=rf"steps is {steps}, expected a whole number from 1 on"):
+            ImageInferer(tokenizer, steps=steps)
+    with pytest.raises(ValueError, match=r"guidance is 2.0, expected a Guidance: write Guidance\(text="):
+        ImageInferer(tokenizer, guidance=2.0)
+    for seed in (None, "12", 0.5, torch.Generator()):
+        with pytest.raises(ValueError, match="seed is .*, expected a whole number, or one for each prompt"):
+            TextInferer(tokenizer, seed=seed)
     with pytest.raises(ValueError, match="shift is 0, expected above 0"):
         InterleavedInferer(tokenizer, shift=0)
     with pytest.raises(ValueError, match="temperature is -1"):
@@ -309,6 +316,9 @@ def test_refused_settings(tiny, tokenizer, image):
             InterleavedInferer(tokenizer, outputs=outputs)
     with pytest.raises(ValueError, match="Got 2 seeds for 1 prompts, expected one for each"):
         TextInferer(tokenizer, seed=[1, 2])([["axial"]], tiny)
+    made = [ImageInferer(tokenizer, steps=1, seed=seed)([["axial"]], tiny)[0] for seed in
+            (3, [3], np.int64(3), torch.tensor(3), torch.tensor([3]))]  # fmt: skip
+    assert all(torch.equal(one, made[0]) for one in made)
     blind = UniMedVL(tiny.decoder, None, tiny.autoencoder, latent_side=4).double()
     for inferer in (TextInferer(tokenizer), ImageInferer(tokenizer, steps=1)):
         with pytest.raises(ValueError, match="no vision encoder"):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor, set_track_meta
+from monai.data import MetaTensor, decollate_batch, set_track_meta
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -182,9 +182,18 @@ def test_the_result_is_written_in_place(tmp_path) -> None:
 def test_a_batch_of_a_loader_gives_a_batch() -> None:
     from monai.data import list_data_collate
 
-    volumes = list_data_collate([source(), source(angle=0.1)])
-    result = VolumeInferer(Copy(), hounsfield(), "copy")(volumes, None)
-    assert_close(result.as_subclass(Tensor), volumes.as_subclass(Tensor))
+    first, second = source(), source(angle=0.1)
+    for name, one in (("first", first), ("second", second)):
+        one.meta["filename_or_obj"] = f"{name}.nii.gz"
+    volumes = list_data_collate([first, second])
+    for output in (None, Labels(LEGEND, None)):
+        result = VolumeInferer(Copy(), hounsfield(), "copy", output=output)(volumes, None)
+        assert isinstance(result, MetaTensor) and result.is_batch
+        for made, one in zip(decollate_batch(result), (first, second), strict=True):
+            assert_close(made.affine, one.affine, check_dtype=False)
+            assert made.meta["filename_or_obj"] == one.meta["filename_or_obj"], "what SaveImage names it by"
+        if output is None:
+            assert_close(result.as_subclass(Tensor), volumes.as_subclass(Tensor))
 
 
 @pytest.mark.parametrize("per, asked", [("slice", 3), ("whole", 1)])

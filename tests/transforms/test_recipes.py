@@ -13,12 +13,15 @@ import pydicom
 import pytest
 import torch
 from monai.data import MetaTensor, get_track_meta, set_track_meta
+from monai.transforms import Flip
 from PIL import Image
 from pydicom.data import get_testdata_file
 from torch.testing import assert_close
 
 from monai_unimedvl import transforms
 from monai_unimedvl.transforms import RECIPES, modalities, recipe
+from monai_unimedvl.transforms.geometry import put_back
+from monai_unimedvl.transforms.intensity import PercentileScale
 
 ALL = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
@@ -313,3 +316,22 @@ def test_a_recipe_shows_the_same_where_monai_tracks_no_meta(name: str, tmp_path:
         set_track_meta(True)
     assert not any(isinstance(one, MetaTensor) for one in found)
     assert all(torch.equal(one, other.as_tensor()) for one, other in zip(found, plain, strict=True))
+
+
+def test_a_picture_that_was_scaled_again_is_shown_anew() -> None:
+    source = MetaTensor(torch.rand(1, 40, 30, 9) * 200)
+    (shown,) = recipe("mri", count=1)(source)
+    assert recipe("mri", count=1)(shown)[0] is not None and shown.meta["unit"]
+    (again,) = recipe("mri", count=1)(PercentileScale()(source) * 4000)
+    assert 0 <= float(again.min()) and float(again.max()) <= 1
+    (window,) = recipe("ct", count=1, window=[0, 80])(PercentileScale()(source) * 4000 - 1000)
+    assert 0 <= float(window.min()) and float(window.max()) <= 1
+    brighter = shown * 1.2
+    assert float(PercentileScale()(brighter).max()) == float(brighter.max()), "light that a training changed"
+
+
+def test_what_another_step_moved_is_not_put_back_on_the_wrong_pixels() -> None:
+    (shown,) = recipe("mri", count=1, field="square")(torch.rand(1, 40, 30, 9) * 200)
+    with pytest.raises(ValueError, match="a picture that Flip has changed after its recipe, expected it as"):
+        put_back(shown, Flip(1)(shown))
+    assert put_back(shown, shown).shape == (3, 30, 40)
