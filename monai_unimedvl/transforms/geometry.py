@@ -3,7 +3,8 @@
 
 Each takes (C, H, W), keeps the range of values, and a MetaTensor stays one: its affine follows its pixels,
 and what was done stands in `applied_operations`, so that MONAI's `Invertd` or `put_back` brings what was
-drawn on the model's grid back to the pixels of the source. All run lazily too (`pending_operations`).
+drawn on the model's grid back to the pixels of the source. All run lazily too (`pending_operations`), among
+themselves: beside a lazy 2-D step of MONAI, whose matrices have another rank, let one of both be carried out.
   C channels   H rows   W columns   w, h target columns and rows (PIL's order)
 """
 
