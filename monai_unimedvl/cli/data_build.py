@@ -50,9 +50,10 @@ def run(options: Namespace) -> Result:
         f"{split or 'no split'} {count:,}" for split, count in manifest["counts"]["split"].items()
     )
     lines.append(f"{manifest['records']:,} records in {len(manifest['shards'])} shards: {splits}")
-    lines.append(patients_told(manifest["patients_told_by"]))
+    if told := manifest.get("patients_told_by"):  # a corpus that was built before says nothing of it
+        lines.append(patients_told(told))
     lines.append(f"licences: {', '.join(manifest['licences'])}")
     lines += [f"not there: {name}" for name in manifest["absent"]]
     lines.append(f"wrote {options.out}: manifest.json, card.md, croissant.json, report.html, shards")
-    kept = {name: manifest[name] for name in KEPT}
+    kept = {name: manifest[name] for name in KEPT if name in manifest}
     return lines, {"out": str(options.out), **kept}

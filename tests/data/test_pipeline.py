@@ -362,6 +362,11 @@ def test_the_command_builds_says_what_became_of_everything_and_finds_leaks(
     assert "invented 1: 40 in = 36 kept + 4 rejected" in said and "licences: CC0-1.0" in said
     assert "patients were told from each other" in said
     assert "Patients known by pseudonym" in (tmp_path / "c" / "card.md").read_text()
+    path = tmp_path / "c" / "manifest.json"
+    before = json.loads(path.read_text())
+    path.write_text(json.dumps({name: told for name, told in before.items() if name != "patients_told_by"}))
+    assert main(["data", "build", str(tmp_path / "ours.yaml"), "--out", str(tmp_path / "c"), "--quiet"]) == 0
+    assert "patients were told" not in capsys.readouterr().out, "a corpus of an older version does not know"
     assert main(["data", "leaks", str(tmp_path / "c")]) == 0
     assert "In more than one split: 0 patient, 0 study, 0 picture." in capsys.readouterr().out
     assert (
