@@ -136,8 +136,6 @@ def _seeds(given: Any) -> int | tuple[int, ...]:
     except TypeError:
         pass
     try:
-        if isinstance(given, str):
-            raise TypeError
         return tuple(map(operator.index, given))
     except TypeError as error:
         raise ValueError(
