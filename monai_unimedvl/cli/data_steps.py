@@ -251,8 +251,8 @@ def _run_step(options: Namespace) -> Result:
         lines.append(f"  the images of these records stay in {home}: say --root {home} to the next step")
     outputs = [str(out), str(report)] + ([str(rejects_beside(out))] if sink.rejects else [])
     values = {**counts, **about, "passed": tally.passed, "outputs": outputs}
-    if isinstance(step, Source) and counts["in"] and not counts["records"]:
-        lines.append("  nothing was kept, expected some records: the rejects say why")
+    if isinstance(step, Source) and sink.rejects and not counts["records"]:
+        lines.append(f"  nothing was kept, expected some records: {rejects_beside(out)} says why")
         values["ok"] = False
     return lines, values
 

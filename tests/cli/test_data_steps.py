@@ -69,7 +69,11 @@ def test_a_source_of_which_nothing_is_kept_is_no_success(tmp_path: Path, capsys)
     (tmp_path / "in" / "sub-2_T1w.nii").write_bytes(b"broken")
     words = ["ingest", "nifti", tmp_path / "in", "--dataset", "d", "--modality", "mri", "--public"]
     assert run(*words, "--out", tmp_path / "out") == 2
-    assert "nothing was kept, expected some records" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert (
+        f"nothing was kept, expected some records: {tmp_path / 'out' / 'records.rejects.jsonl'} says why"
+        in said
+    )
     assert "image-damaged" in (tmp_path / "out" / "records.rejects.jsonl").read_text(), "they say why"
 
 
