@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from tqdm import tqdm
 
 from monai_unimedvl.data.ingest.base import write_png
 from monai_unimedvl.data.record import ImageFile, InvalidRecord, Message, Record, Reject, pseudonym
@@ -104,6 +105,12 @@ def dies_once(job: dict[str, Any]) -> dict[str, Any]:
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return {"name": job["name"]}
+
+
+def dies_at_a_bar(job: dict[str, Any]) -> dict[str, Any]:
+    """A job whose worker is killed while it draws a progress bar, the first time."""
+    with tqdm.get_lock():
+        return dies_once(job)
 
 
 def dies_always(job: dict[str, Any]) -> dict[str, Any]:

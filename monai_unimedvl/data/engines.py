@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
+from tqdm import tqdm
+
 from monai_unimedvl.packages import needed
 
 Job = dict[str, Any]
@@ -82,8 +84,9 @@ def _local(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
                         "fewer workers or a smaller batch, and run again to go on."
                     ) from error
             waiting += reversed(list(running.values()))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            running.clear()
+        finally:  # the next pool is forked when nothing of this one is left, not even its threads
+            pool.shutdown(wait=not running, cancel_futures=True)
 
 
 @contextmanager
@@ -132,9 +135,10 @@ def _ray(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
 
 
 def _begin(parent: int) -> None:
-    """A worker ends with the process that started it, even where that one is killed."""
+    """A worker ends with the process that started it, even if that one is killed, and locks nobody out."""
     import torch
 
+    tqdm.set_lock(threading.RLock())  # the inherited one is its parent's too, and a kill keeps it
     torch.set_num_threads(1)  # as in torch's loaders: threads of a forked parent are gone
 
     def watch() -> None:

@@ -7,7 +7,9 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,7 +18,8 @@ from typing import Any
 import invented
 import numpy as np
 import pytest
-from invented import Invented, dies_always, dies_once
+from invented import Invented, dies_always, dies_at_a_bar, dies_once
+from tqdm import tqdm
 
 from monai_unimedvl.cli import main
 from monai_unimedvl.data import jobs as jobs_module
@@ -137,8 +140,9 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def _build_alone(out: str, told: dict[str, Any], workers: int) -> None:
-    """In a process group of its own, so that it can be killed with its workers."""
+    """In a process group of its own, so that it can be killed with its workers, and with a bar of its own."""
     os.setsid()
+    tqdm.set_lock(threading.RLock())  # what a killed process holds of its parent's is never given back
     build_dataset(told, out, workers=workers, progress=False)
 
 
@@ -161,10 +165,9 @@ def test_killed_at_ten_random_moments_a_build_ends_with_the_same_bytes(tmp_path:
             killed += 1
         child.join()
         if (out / "manifest.json").exists() and killed < 10:  # it was too quick: once more from the start
+            build(out, told)
             assert files(out) == files(tmp_path / "whole")
-            for path in out.iterdir():
-                path.unlink()
-            out.rmdir()
+            shutil.rmtree(out)
     build(out, told, workers=workers)
     assert files(out) == files(tmp_path / "whole")
 
@@ -176,6 +179,25 @@ def test_a_killed_worker_loses_nothing_and_a_deadly_job_is_named(tmp_path: Path)
     assert sorted(each["name"] for each in done) == [f"job {n}" for n in range(8)]
     with pytest.raises(ValueError, match=r"job \d killed its worker 3 times, expected it to fit into memory"):
         list(run_all(dies_always, jobs[:2], workers=2))
+
+
+def _end_all(mark: str) -> None:
+    """Do jobs of which one dies at a bar, and draw one's own bar after it."""
+    jobs = [{"name": f"job {n}", "mark": mark, "deadly": n == 3} for n in range(8)]
+    assert len(list(tqdm(run_all(dies_at_a_bar, jobs, workers=2), disable=True))) == 8
+    with tqdm(disable=True):
+        pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the pool forks on POSIX only")
+def test_a_worker_killed_at_a_progress_bar_holds_up_nobody(tmp_path: Path) -> None:
+    child = multiprocessing.get_context("fork").Process(target=_end_all, args=(str(tmp_path / "mark"),))
+    child.start()
+    child.join(120)
+    waits = child.is_alive()
+    child.kill()
+    child.join()
+    assert not waits and child.exitcode == 0 and (tmp_path / "mark").exists()
 
 
 @pytest.mark.slow
