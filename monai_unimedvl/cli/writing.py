@@ -234,6 +234,6 @@ def _affine(whole: Tensor) -> np.ndarray:
     Raises:
         ValueError: the slice has no place in space.
     """
-    if not isinstance(whole, MetaTensor) or whole.meta["source"]["affine"] is None:
+    if not isinstance(whole, MetaTensor) or "affine" not in whole.meta["source"]:
         raise ValueError("a NIfTI was asked for, but the input has no place in mm: write a .png.")
     return whole.affine.numpy()

@@ -109,7 +109,7 @@ class Study:
         if self.kind == "frames":
             return f"frame {min(max(round(mm[2]), 0), self.image.shape[3] - 1) + 1} of {self.image.shape[3]}"
         source = picture.meta["source"]
-        if self.kind == "image" or source["plane"] is None:
+        if self.kind == "image" or "plane" not in source:
             return "the picture"
         axis = tuple(PLANES).index(source["plane"])
         at = f"{'RAS'[axis]} {source['position'][axis]:+.1f} mm"

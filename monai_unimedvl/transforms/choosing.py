@@ -106,9 +106,9 @@ def place(source: Mapping[str, Any]) -> str:
     """Which slice a picture is, in words: "axial slice 94 of 0 to 188, at S +20.0 mm"."""
     if source["count"] <= 1:
         return "single picture"
-    what = f"{source['plane']} slice" if source["plane"] else "frame"
+    what = f"{source['plane']} slice" if "plane" in source else "frame"
     where = ""
-    if source["position"] is not None and source["plane"]:
+    if "position" in source and "plane" in source:
         axis = ("sagittal", "coronal", "axial").index(source["plane"])
         where = f", at {'RAS'[axis]} {source['position'][axis]:+.1f} mm"
     return f"{what} {source['index']} of 0 to {source['count'] - 1}{where}"

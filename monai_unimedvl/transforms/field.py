@@ -49,9 +49,9 @@ class SquareField(Geometry):
             )
         self.width, self.centre, self.square, self.fill = width, centre, square, fill
 
-    def marks(self) -> dict[str, Any]:
+    def marked(self, meta: dict[str, Any]) -> dict[str, Any]:
         """A picture that was squared once is not squared again in the same way."""
-        return {} if self.width is None else {"field": self._rule}
+        return dict(meta) if self.width is None else {**meta, "field": self._rule}
 
     @property
     def _rule(self) -> str:

@@ -188,9 +188,9 @@ class Geometry(InvertibleTransform, LazyTransform):
         """What to do with a picture of `size` (H, W), its pending operations counted in."""
         raise NotImplementedError
 
-    def marks(self) -> dict[str, Any]:
-        """What the result's meta says more than the picture's."""
-        return {}
+    def marked(self, meta: dict[str, Any]) -> dict[str, Any]:
+        """The meta of the result, of that of the picture."""
+        return dict(meta)
 
     def __call__(self, image: NdarrayOrTensor, lazy: bool | None = None) -> Tensor:
         """(C, H, W) -> (C, h, w)"""
@@ -204,7 +204,7 @@ class Geometry(InvertibleTransform, LazyTransform):
         matrix = torch.from_numpy(of_rank(plan.to_source(size), x))
         values = x.as_subclass(Tensor) if lazy else plan.apply(x.as_subclass(Tensor))
         result = MetaTensor(values).copy_meta_from(x, copy_attr=True)
-        result.meta = {**x.meta, **self.marks()}
+        result.meta = self.marked(x.meta)
         if lazy:
             how = {LazyAttr.PADDING_MODE: "zeros", LazyAttr.INTERP_MODE: "bilinear"}
             self.push_transform(

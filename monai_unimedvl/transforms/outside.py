@@ -76,9 +76,9 @@ class CropToView(Geometry):
         super().__init__(lazy)
         self.apply = apply
 
-    def marks(self) -> dict[str, Any]:
+    def marked(self, meta: dict[str, Any]) -> dict[str, Any]:
         """It is cut once."""
-        return {"view": None} if self.apply else {}
+        return {key: value for key, value in meta.items() if key != "view" or not self.apply}
 
     def plan(self, image: Tensor, size: tuple[int, int]) -> Plan:
         """The box of the field; all of the picture where none is known."""

@@ -258,16 +258,17 @@ def picture(
     """One slice or frame (C, H, W) with `meta["source"]`, which no later step changes.
 
     source: file, shape as read, kind, plane, index and count along it, size (H, W), spacing in mm (row,
-    column, slice), position of the middle in RAS mm, affine (4, 4) from (row, column, 0) to RAS mm. None
-    where unknown. Of a slab also: slab (first and last slice) and project; of a lone DICOM that was turned as
-    its file says: flipped (rows, columns) after it was transposed.
+    column, slice), position of the middle in RAS mm, affine (4, 4) from (row, column, 0) to RAS mm. What is
+    not known has no key, as loaders cannot put None into a batch. Of a slab also: slab (first and last
+    slice) and project; of a lone DICOM that was turned as its file says: flipped (rows, columns) after it
+    was transposed.
     """
     height, width = values.shape[1:]
     source: dict[str, Any] = {
         "file": of.get("file"), "shape": list(shape), "kind": of.get("kind"), "plane": plane,
         "index": index, "count": available, "size": [height, width],
-        "spacing": None, "position": None, "affine": None,
     }  # fmt: skip
+    source = {key: value for key, value in source.items() if value is not None}
     if affine is not None:
         middle = affine @ [(height - 1) / 2, (width - 1) / 2, 0, 1]
         source["spacing"] = np.linalg.norm(affine[:3, :3], axis=0).round(6).tolist()
@@ -281,7 +282,7 @@ def picture(
 
 def place_in_words(source: Mapping[str, Any]) -> str:
     """Where a slice lies, for a prompt: "Axial slice, S +20.0 mm"; a frame or lone picture by its number."""
-    if source["plane"] is None or source["position"] is None:
+    if "plane" not in source or "position" not in source:
         return f"Frame {source['index'] + 1} of {source['count']}" if source["count"] > 1 else "Picture"
     axis = tuple(PLANES).index(source["plane"])
     what = "slab" if source.get("slab") else "slice"

@@ -221,13 +221,13 @@ def _placed(
         affine[:2, 3] = (np.array(place) + (pixels - 1) / 2) * scale / 1000
     middle = affine @ [(tile.shape[1] - 1) / 2, (tile.shape[2] - 1) / 2, 0, 1]
     spacing = [*np.diag(affine)[:2].round(9).tolist(), 1.0]
-    source = {
-        "file": str(path), "shape": [3, *size], "kind": "slide", "plane": None, "index": index,
-        "count": count, "size": list(tile.shape[1:]), "spacing": spacing if scale else None,
-        "position": middle[:3].round(6).tolist() if scale else None,
-        "affine": affine.tolist() if scale else None,
-        "tile": {"row": place[0], "column": place[1], "side": side, "microns": scale and pixels * scale},
+    source: dict[str, Any] = {
+        "file": str(path), "shape": [3, *size], "kind": "slide", "index": index, "count": count,
+        "size": list(tile.shape[1:]), "tile": {"row": place[0], "column": place[1], "side": side},
     }  # fmt: skip
+    if scale:
+        source["tile"]["microns"] = pixels * scale
+        source |= {"spacing": spacing, "position": middle[:3].round(6).tolist(), "affine": affine.tolist()}
     meta = {"file": str(path), "filename_or_obj": str(path), "kind": "image", "source": source}
     return MetaTensor(tile, affine=torch.from_numpy(affine), meta=meta)
 

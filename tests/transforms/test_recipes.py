@@ -49,7 +49,9 @@ def as_expected(pictures: list[MetaTensor]) -> None:
     for one in pictures:
         assert isinstance(one, MetaTensor) and one.dtype == torch.float32 and one.shape[0] == 3
         assert 0 <= float(one.min()) and float(one.max()) <= 1
-        assert {"file", "shape", "plane", "index", "spacing", "position", "affine"} <= set(one.meta["source"])
+        source = one.meta["source"]
+        assert {"shape", "kind", "index", "count", "size"} <= set(source) and None not in source.values()
+        assert len({"spacing", "position", "affine"} & set(source)) in (0, 3), "a place is known or not"
 
 
 def test_the_modalities_are_the_yaml_files() -> None:
