@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from monai_unimedvl.flow import Guidance
 from monai_unimedvl.networks.decoder import KVCache
@@ -43,8 +44,11 @@ def check_batch(batch: Sequence[Prompt], name: str) -> list[Prompt]:
     """The prompts of a batch; in a dialogue the user has the last word.
 
     Raises:
-        ValueError: a prompt where a list of prompts is needed; a dialogue that ends with the assistant.
+        ValueError: a prompt where a list of prompts is needed; a dialogue that ends with the assistant; a
+            network instead of prompts.
     """
+    if isinstance(batch, Module):
+        raise ValueError(f"{name} got a network for its prompts, expected (prompts, network): swap them.")
     if isinstance(batch, str | Tensor) or any(isinstance(prompt, str | Tensor | Turn) for prompt in batch):
         raise ValueError(f"{name} got one prompt, expected a list of prompts: write [prompt].")
     for n, prompt in enumerate(batch):

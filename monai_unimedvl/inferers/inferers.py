@@ -88,6 +88,11 @@ class PromptInferer(Inferer):
         self.think, self.progress, self.prune = think, progress, prune
 
     def _segmenter(self, network: UniMedVL) -> ToSegments:
+        if not hasattr(network, "grids"):
+            raise ValueError(
+                f"{type(self).__name__} got a {type(network).__name__} for its network, expected (prompts, "
+                "network) with a UniMedVL: correct the order, and give what a wrapper holds (network.module)."
+            )
         found = self.to_segments or segments_for(network, self.tokenizer, self.fit)
         if self.prune is not None:
             found = copy(found)

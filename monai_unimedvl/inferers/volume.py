@@ -175,6 +175,8 @@ class VolumeInferer(Inferer):
         """
         network = network.network if isinstance(network, TensorPath) else network
         instruction = instruction or self.instruction
+        if not isinstance(instruction or "", str):
+            raise ValueError(f"VolumeInferer got {instruction!r}, expected a question or task: give words.")
         if not instruction or not instruction.strip():
             raise ValueError("VolumeInferer got no instruction, expected a question or task: say what to do.")
         if isinstance(inputs, Tensor) and inputs.ndim == 5:

@@ -65,6 +65,10 @@ def read(
         image.meta["file"] = image.meta["filename_or_obj"] = str(path)
     else:
         name, image = "image", _from_array(source)
+    if not image.numel():
+        raise ValueError(
+            f"{name} is empty, shape {tuple(image.shape)}, but pixels are expected: look at what made it."
+        )
     if nonfinite is not None and image.dtype.is_floating_point:
         image = torch.nan_to_num(image, nonfinite, nonfinite, nonfinite)
     if image.ndim == 3:

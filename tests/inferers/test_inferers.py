@@ -289,6 +289,10 @@ def test_refused_prompts(tiny, tokenizer, image):
             inferer([[broken, "axial"]], tiny)
         with pytest.raises(ValueError, match="context holds 200: shorten the text"):
             inferer([["axial " * 300]], tiny)
+        with pytest.raises(ValueError, match=rf"{name} got a .* for its .*, expected \(prompts, network\)"):
+            inferer(tiny, [["axial"]])
+        with pytest.raises(ValueError, match=rf"{name} got a Linear for its network, .*network.module"):
+            inferer([["axial"]], torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="write \\[prompt\\]|list of texts and images"):
         list(TextInferer(tokenizer).stream("axial", tiny))
 

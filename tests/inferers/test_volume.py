@@ -247,6 +247,8 @@ def test_settings_that_do_nothing_are_refused(tokenizer: Tokenizer) -> None:
             VolumeInferer(text, **arguments)
     with pytest.raises(ValueError, match="got no instruction"):
         VolumeInferer(Copy())(source(), None)
+    with pytest.raises(ValueError, match="got 7, expected a question or task: give words"):
+        VolumeInferer(Copy())(source(), None, 7)
     with pytest.raises(ValueError, match=r"\(9, 9, 9\) came where .* is needed: add a channel in front"):
         VolumeInferer(Copy(), recipe("ct"), "copy")(torch.zeros(9, 9, 9), None)
     with pytest.raises(ValueError, match="where a volume .* is needed"):

@@ -357,6 +357,7 @@ def test_what_is_no_number_or_no_image() -> None:
     refused(np.array([["a"]]), r"values of type <U1 came, but whole or real numbers are expected")
     refused(torch.zeros(1, 9, 9, dtype=torch.complex64), r"complex64 came, but real numbers are expected")
     refused([1, 2], r"a list came, but a path, an array or a tensor is expected")
+    refused(torch.ones(1, 0, 9, 9), r"image is empty, shape \(1, 0, 9, 9\), but pixels are expected")
     refused(dicom_file("rtplan.dcm"), r"rtplan\.dcm holds no pixels \(RTPLAN\), but an image is expected")
 
 
