@@ -29,7 +29,7 @@ from monai_unimedvl.transforms.image import (
     PerKey,
     Rule,
     as_picture,
-    meta_of,
+    is_shown,
     resize,
 )
 from monai_unimedvl.transforms.stored import as_stored, of_rank
@@ -283,7 +283,7 @@ class SquarePixels(Geometry):
         if min(down, across) == 0 or abs(down / across - 1) <= self.tolerance:
             return Box(0, 0, height, width)
         side = min(down, across)
-        limits = (0.0, 1.0) if meta_of(image, "unit") else ()
+        limits = (0.0, 1.0) if is_shown(image) else ()
         return Scale(round(height * down / side), round(width * across / side), *limits)
 
 

@@ -182,9 +182,14 @@ def is_shown(image: Tensor) -> bool:
 
     Meta goes along with arithmetic; changes of light and resampling may leave [0, 1] a little.
     """
-    if not meta_of(image, "unit") or not image.numel():
+    return bool(meta_of(image, "unit")) and like_shown(image)
+
+
+def like_shown(values: Tensor) -> bool:
+    """Whether values may be those of a picture in [0, 1] that was resampled, or changed in its light."""
+    if not values.numel():
         return False
-    low, high = image.as_subclass(Tensor).aminmax()
+    low, high = values.as_subclass(Tensor).aminmax()
     return bool(low >= -0.5) and bool(high <= 1.5)
 
 

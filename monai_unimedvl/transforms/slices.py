@@ -22,6 +22,8 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
+from monai_unimedvl.transforms.image import like_shown
+
 # plane -> where rows, columns and slices lead in the patient: Right, Left, Anterior, Posterior, Superior, ...
 PLANES = {"sagittal": "IPR", "coronal": "ILA", "axial": "PLS"}
 PROJECTIONS = ("mean", "max", "min")
@@ -159,7 +161,8 @@ class Volume:
             bounds: the values that will be shown as black and white, where they are known.
         """
         sample = self.sample(1_000_000)[0]
-        low, high = (0.0, 1.0) if self.meta.get("unit") else bounds or _range(sample)
+        shown = self.meta.get("unit") and like_shown(sample)
+        low, high = (0.0, 1.0) if shown else bounds or _range(sample)
         bright = (sample > low + BRIGHT * (high - low)).float()
         middle = []
         for axis in range(3):

@@ -9,6 +9,7 @@ from monai.data import MetaTensor
 
 from monai_unimedvl import recipe
 from monai_unimedvl.transforms.field import SquareField
+from monai_unimedvl.transforms.geometry import SquarePixels
 from monai_unimedvl.transforms.image import ToRGB
 from monai_unimedvl.transforms.lazy import prepare
 
@@ -91,3 +92,23 @@ def test_what_is_padded_is_dark_where_a_picture_is_transparent(opaque: float) ->
 def test_recipes_take_the_field_by_keyword() -> None:
     (shown,) = recipe("xray", field="square")(torch.rand(1, 80, 50).numpy())
     assert shown.shape == (3, 80, 80)
+
+
+def test_the_middle_of_a_series_is_found_in_what_was_scaled_again() -> None:
+    values = torch.full((1, 40, 40, 9), 5.0)  # a phantom in water
+    values[:, 4:12, 4:12] = 300.0
+    volume = MetaTensor(values, affine=torch.eye(4, dtype=torch.float64))
+    chain = recipe("ct", field=20.0, centre="series", count=1, policy="center", window=[0, 400])
+    wanted = chain(volume)[0]
+    scaled = (volume + 1000) / 1300
+    scaled.meta["unit"] = True  # as a scaling step marks it, and arithmetic keeps the mark
+    again = chain(scaled * 1300 - 1000)[0]
+    assert torch.allclose(again.as_tensor(), wanted.as_tensor(), atol=1e-5)
+    assert float(wanted.max()) == 0.75, "300 HU of 0 to 400"
+
+
+def test_pixels_are_made_square_without_cutting_what_was_scaled_again() -> None:
+    flat = MetaTensor(torch.rand(1, 20, 20), affine=torch.diag(torch.tensor([2.0, 1.0, 1.0, 1.0])))
+    flat.meta["unit"] = True
+    assert float(SquarePixels()(flat * 4000).max()) > 3000
+    assert float(SquarePixels()(flat).max()) <= 1, "bicubic's overshoot is cut"
