@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data steps that only tests have, in a module that a worker of Ray can import by its name."""
+"""Data steps that only tests have, and builds of them; a worker of Ray can import them by name."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ import numpy as np
 from tqdm import tqdm
 
 from monai_unimedvl.data.ingest.base import write_png
+from monai_unimedvl.data.pipeline import build_dataset
 from monai_unimedvl.data.record import ImageFile, InvalidRecord, Message, Record, Reject, pseudonym
 from monai_unimedvl.data.step import Each, Source, Stream, option
+
+HERE = __name__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,3 +120,25 @@ def dies_always(job: dict[str, Any]) -> dict[str, Any]:
     """A job that does not fit."""
     os.kill(os.getpid(), signal.SIGKILL)
     return {}
+
+
+def plan(**source: Any) -> dict[str, Any]:
+    """A pipeline of two passes with every sort of step."""
+    return {
+        "name": "invented", "batch": 4, "seed": 1, "shards": {"max_bytes": 12_000},
+        "sources": [{"step": f"{HERE}:Invented", **source}],
+        "steps": [
+            {"step": "dedup"}, {"step": f"{HERE}:Doubled"}, {"step": f"{HERE}:Brighter"},
+            {"step": "split", "shares": {"train": 3, "test": 1}},
+        ],
+    }  # fmt: skip
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """name -> bytes of everything in a corpus."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def build(out: Path, told: dict[str, Any], **how: Any) -> dict[str, Any]:
+    """A build without a bar."""
+    return build_dataset(told, out, progress=False, **how)

@@ -4,12 +4,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import random
-import shutil
-import signal
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,8 +12,7 @@ from typing import Any
 import invented
 import numpy as np
 import pytest
-from invented import Invented, dies_always, dies_at_a_bar, dies_once
-from tqdm import tqdm
+from invented import HERE, Invented, build, dies_once, files, plan
 
 from monai_unimedvl.cli import main
 from monai_unimedvl.data import jobs as jobs_module
@@ -33,30 +26,6 @@ from monai_unimedvl.data.shards import check_shards
 pytest.importorskip("pyarrow", reason="shards need the extra 'data'")
 pytest.importorskip("imagehash", reason="fingerprints need the extra 'data'")
 pytest.importorskip("jinja2", reason="the report needs the extra 'data'")
-
-HERE = invented.__name__
-
-
-def plan(**source: Any) -> dict[str, Any]:
-    """A pipeline of two passes with every sort of step."""
-    return {
-        "name": "invented", "batch": 4, "seed": 1, "shards": {"max_bytes": 12_000},
-        "sources": [{"step": f"{HERE}:Invented", **source}],
-        "steps": [
-            {"step": "dedup"}, {"step": f"{HERE}:Doubled"}, {"step": f"{HERE}:Brighter"},
-            {"step": "split", "shares": {"train": 3, "test": 1}},
-        ],
-    }  # fmt: skip
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """name -> bytes of everything in a corpus."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def build(out: Path, told: dict[str, Any], **how: Any) -> dict[str, Any]:
-    """A build without a bar."""
-    return build_dataset(told, out, progress=False, **how)
 
 
 def test_a_build_adds_up_and_opens_elsewhere(tmp_path: Path) -> None:
@@ -137,67 +106,6 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(read) == 24
     build(tmp_path / "whole", plan(count=24))
     assert files(tmp_path / "corpus") == files(tmp_path / "whole")
-
-
-def _build_alone(out: str, told: dict[str, Any], workers: int) -> None:
-    """In a process group of its own, so that it can be killed with its workers, and with a bar of its own."""
-    os.setsid()
-    tqdm.set_lock(threading.RLock())  # what a killed process holds of its parent's is never given back
-    build_dataset(told, out, workers=workers, progress=False)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kill -9 of a forked group needs POSIX")
-@pytest.mark.parametrize("workers", [1, 2])
-def test_killed_at_ten_random_moments_a_build_ends_with_the_same_bytes(tmp_path: Path, workers: int) -> None:
-    told = plan(count=60, pause=0.02)
-    start = time.monotonic()
-    build(tmp_path / "whole", told)
-    took = time.monotonic() - start
-    out, moments, killed = tmp_path / "killed", random.Random(7), 0
-    context = multiprocessing.get_context("fork")
-    while killed < 10:
-        child = context.Process(target=_build_alone, args=(str(out), told, workers))
-        child.start()
-        child.join(moments.uniform(0.02, 0.35) * took)
-        if child.is_alive() and not (out / "manifest.json").exists():
-            os.killpg(child.pid, signal.SIGKILL)
-            killed += 1
-        child.join()
-        if (out / "manifest.json").exists() and killed < 10:  # it was too quick: once more from the start
-            build(out, told)
-            assert files(out) == files(tmp_path / "whole")
-            shutil.rmtree(out)
-    build(out, told, workers=workers)
-    assert files(out) == files(tmp_path / "whole")
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the pool forks on POSIX only")
-def test_a_killed_worker_loses_nothing_and_a_deadly_job_is_named(tmp_path: Path) -> None:
-    jobs = [{"name": f"job {n}", "mark": str(tmp_path / "mark"), "deadly": n == 3} for n in range(8)]
-    done = list(run_all(dies_once, jobs, workers=2))
-    assert sorted(each["name"] for each in done) == [f"job {n}" for n in range(8)]
-    with pytest.raises(ValueError, match=r"job \d killed its worker 3 times, expected it to fit into memory"):
-        list(run_all(dies_always, jobs[:2], workers=2))
-
-
-def _end_all(mark: str) -> None:
-    """Do jobs of which one dies at a bar, and draw one's own bar after it."""
-    jobs = [{"name": f"job {n}", "mark": mark, "deadly": n == 3} for n in range(8)]
-    assert len(list(tqdm(run_all(dies_at_a_bar, jobs, workers=2), disable=True))) == 8
-    with tqdm(disable=True):
-        pass
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the pool forks on POSIX only")
-def test_a_worker_killed_at_a_progress_bar_holds_up_nobody(tmp_path: Path) -> None:
-    child = multiprocessing.get_context("fork").Process(target=_end_all, args=(str(tmp_path / "mark"),))
-    child.start()
-    child.join(120)
-    waits = child.is_alive()
-    child.kill()
-    child.join()
-    assert not waits and child.exitcode == 0 and (tmp_path / "mark").exists()
 
 
 @pytest.mark.slow

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A build that is killed, anywhere, goes on to the same bytes; a killed worker costs a job, and no time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from invented import build, dies_always, dies_at_a_bar, dies_once, files, plan
+from tqdm import tqdm
+
+from monai_unimedvl.data.engines import run_all
+from monai_unimedvl.data.pipeline import build_dataset
+
+pytest.importorskip("pyarrow", reason="shards need the extra 'data'")
+pytest.importorskip("imagehash", reason="fingerprints need the extra 'data'")
+pytest.importorskip("jinja2", reason="the report needs the extra 'data'")
+
+
+def _build_alone(out: str, told: dict[str, Any], workers: int) -> None:
+    """In a process group of its own, so that it can be killed with its workers, and with a bar of its own."""
+    os.setsid()
+    tqdm.set_lock(threading.RLock())  # what a killed process holds of its parent's is never given back
+    build_dataset(told, out, workers=workers, progress=False)
+
+
+FILES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"}
+
+
+def _build_until(out: str, told: dict[str, Any], last: int) -> None:
+    """Die in the midst of a build, at its `last` deed on a file of its folder."""
+    done = 0
+
+    def count(event: str, given: tuple[Any, ...]) -> None:
+        nonlocal done
+        if event in FILES and str(given[0]).startswith(out):
+            done += 1
+            if done == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)  # never taken away again, hence a process of its own
+    _build_alone(out, told, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kill -9 of a forked process needs POSIX")
+def test_killed_at_any_deed_on_a_file_a_build_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    told, out, context = plan(count=5), tmp_path / "killed", multiprocessing.get_context("fork")
+    build(tmp_path / "whole", told)
+    whole = files(tmp_path / "whole")
+    for last in range(1, 2000):
+        child = context.Process(target=_build_until, args=(str(out), told, last))
+        child.start()
+        child.join()
+        assert child.exitcode in (0, -signal.SIGKILL), f"at deed {last}"
+        build(out, told)
+        assert files(out) == whole, f"killed at deed {last}"
+        shutil.rmtree(out)
+        if child.exitcode == 0:
+            break
+    assert 50 < last < 1999, "it was killed everywhere, and the last one ended by itself"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kill -9 of a forked group needs POSIX")
+def test_two_workers_killed_at_ten_random_moments_end_with_the_same_bytes(tmp_path: Path) -> None:
+    told = plan(count=60, pause=0.02)
+    start = time.monotonic()
+    build(tmp_path / "whole", told)
+    took = time.monotonic() - start
+    out, moments, killed = tmp_path / "killed", random.Random(7), 0
+    context = multiprocessing.get_context("fork")
+    while killed < 10:
+        child = context.Process(target=_build_alone, args=(str(out), told, 2))
+        child.start()
+        child.join(moments.uniform(0.02, 0.35) * took)
+        if child.is_alive() and not (out / "manifest.json").exists():
+            os.killpg(child.pid, signal.SIGKILL)
+            killed += 1
+        child.join()
+        if (out / "manifest.json").exists() and killed < 10:  # it was too quick: once more from the start
+            build(out, told)
+            assert files(out) == files(tmp_path / "whole")
+            shutil.rmtree(out)
+    build(out, told, workers=2)
+    assert files(out) == files(tmp_path / "whole")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the pool forks on POSIX only")
+def test_a_killed_worker_loses_nothing_and_a_deadly_job_is_named(tmp_path: Path) -> None:
+    jobs = [{"name": f"job {n}", "mark": str(tmp_path / "mark"), "deadly": n == 3} for n in range(8)]
+    done = list(run_all(dies_once, jobs, workers=2))
+    assert sorted(each["name"] for each in done) == [f"job {n}" for n in range(8)]
+    with pytest.raises(ValueError, match=r"job \d killed its worker 3 times, expected it to fit into memory"):
+        list(run_all(dies_always, jobs[:2], workers=2))
+
+
+def _end_all(mark: str) -> None:
+    """Do jobs of which one dies at a bar, and draw one's own bar after it."""
+    jobs = [{"name": f"job {n}", "mark": mark, "deadly": n == 3} for n in range(8)]
+    assert len(list(tqdm(run_all(dies_at_a_bar, jobs, workers=2), disable=True))) == 8
+    with tqdm(disable=True):
+        pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the pool forks on POSIX only")
+def test_a_worker_killed_at_a_progress_bar_holds_up_nobody(tmp_path: Path) -> None:
+    child = multiprocessing.get_context("fork").Process(target=_end_all, args=(str(tmp_path / "mark"),))
+    child.start()
+    child.join(120)
+    waits = child.is_alive()
+    child.kill()
+    child.join()
+    assert not waits and child.exitcode == 0 and (tmp_path / "mark").exists()
