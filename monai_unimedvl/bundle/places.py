@@ -50,8 +50,13 @@ def running(name: str = DEFAULT) -> str:
     """The bundle whose config MONAI is working on: what `bundle_root` in a config says.
 
     A config is not told where it lies, but the workflow and the verbs of `monai.bundle` that evaluate it know
-    it, and they are our callers. Without them: the working directory if that is a bundle, else the shipped
-    bundle of that name.
+    it, and they are our callers. Without them it is the working directory, if that is a bundle.
+
+    Args:
+        name: of the shipped bundle that the config was written for, for the sentence.
+
+    Raises:
+        ValueError: nobody knows; another bundle than the config's would answer with other weights.
     """
     frame = sys._getframe(1)
     while frame is not None:
@@ -65,7 +70,12 @@ def running(name: str = DEFAULT) -> str:
                 return str(root.parent)
         frame = frame.f_back  # type: ignore[assignment]
     here = Path.cwd()
-    return str(here if (here / "configs" / "metadata.json").is_file() else find(name))
+    if not (here / "configs" / "metadata.json").is_file():
+        raise ValueError(
+            f"a config of {name} is read by itself, which does not say where its bundle lies: set "
+            "parser['bundle_root'] to that folder, or use monai.bundle.load or ConfigWorkflow."
+        )
+    return str(here)
 
 
 def models(path: str | Path = DEFAULT) -> Path:

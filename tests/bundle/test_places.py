@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from monai_unimedvl import bundle
 from monai_unimedvl.bundle import places
@@ -15,10 +16,18 @@ from monai_unimedvl.training.keeping import keep
 NANO = places.BUNDLES / places.DEFAULT
 
 
-def test_bundle_root_is_the_working_directory_or_the_shipped_bundle(
+def test_bundle_root_is_the_working_directory_and_never_another_bundle(
     whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert bundle.running(NANO.name) == str(NANO)
+    parser = ConfigParser()
+    parser.read_config(whole / "configs" / "inference.json")
+    with pytest.raises(ValueError, match=r"read by itself, .*: set parser\['bundle_root'\] to that folder"):
+        bundle.running(NANO.name)
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content("network_def")
+    assert "read by itself" in str(caught.value.__cause__)
+    parser["bundle_root"] = str(whole)
+    assert parser.get_parsed_content("bundle_root") == str(whole)
     monkeypatch.chdir(whole)
     assert bundle.running(NANO.name) == str(whole)
 
