@@ -23,6 +23,7 @@ class Answerd(MapTransform):
 
     Args:
         keys: of pictures (1 or 3, H, W) in [0, 1], or, with a `VolumeInferer`, of volumes (1, X, Y, Z).
+            `LoadImaged` gives flat pictures as (C, W, H): put `Transposed(keys, [0, 2, 1])` behind it.
         inferer: a `TextInferer`, or a `VolumeInferer` of one.
         network: the model; it stays outside of the chain's cache.
         question: what is asked.

@@ -21,7 +21,7 @@ from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.sequence import Canvas, Marks, Prompt, Segment, Text, Turn, View, pack, step
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.transforms.image import Rule
-from monai_unimedvl.transforms.segments import ToSegments
+from monai_unimedvl.transforms.segments import ToSegments, dialogue
 
 
 def segments_for(
@@ -49,15 +49,15 @@ def check_batch(batch: Sequence[Prompt], name: str) -> list[Prompt]:
     """
     if isinstance(batch, Module):
         raise ValueError(f"{name} got a network for its prompts, expected (prompts, network): swap them.")
-    if isinstance(batch, str | Tensor) or any(isinstance(prompt, str | Tensor | Turn) for prompt in batch):
+    prompts = [batch] if isinstance(batch, str | Tensor) else list(batch)  # an iterator too
+    if any(isinstance(prompt, str | Tensor | Turn) for prompt in prompts):
         raise ValueError(f"{name} got one prompt, expected a list of prompts: write [prompt].")
-    for n, prompt in enumerate(batch):
-        last = prompt[-1] if len(prompt) else None
-        if isinstance(last, Turn) and last.role != "user":
+    for n, prompt in enumerate(prompts):
+        if dialogue(prompt)[-1].role != "user":
             raise ValueError(
                 f"Prompt {n} ends with the assistant's turn, expected the user's: add Turn('user', [...])."
             )
-    return list(batch)
+    return prompts
 
 
 class Context:

@@ -84,7 +84,7 @@ class _Drawing(PromptInferer):
         """An image (3, H, W) in [0, 1] for each prompt."""
         network = branches.context.network
         noise = [
-            torch.randn(h * w, network.latent_size, generator=g)
+            torch.randn(h * w, network.latent_size, generator=g, dtype=torch.float32)
             for (h, w), g in zip(grids, generators, strict=True)
         ]
         loop = flow_steps(

@@ -9,6 +9,7 @@ that are known lie on their own straight path to the noise, and the others are d
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.sequence import Canvas, Prompt, Segment
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.transforms.image import resize
+from monai_unimedvl.transforms.segments import checked_picture
 
 
 class GroupInferer(ImageInferer):
@@ -110,11 +112,10 @@ class GroupInferer(ImageInferer):
                 "None for each: correct the list."
             )
         tokens = grid[0] * grid[1]
-        noise = [torch.randn(tokens, network.latent_size, generator=generator)]
+        drawn = partial(torch.randn, tokens, network.latent_size, generator=generator, dtype=torch.float32)
+        noise = [drawn()]
         for _ in range(count - 1):
-            noise.append(
-                noise[0] if self.same_noise else torch.randn(tokens, network.latent_size, generator=generator)
-            )
+            noise.append(noise[0] if self.same_noise else drawn())
         starts = [source.latents for source in sources] if sources and sources[0].grid == grid else None
         loop = flow_steps(
             branches.context, [grid] * count, self.guidance, steps=self.steps, shift=self.shift, noise=noise,
@@ -125,11 +126,12 @@ class GroupInferer(ImageInferer):
         return [self._sized(network.decode(x, grid)) for x in latents]
 
     def _latents(self, network: UniMedVL, image: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
-        """(3, H, W) in [0, 1] -> (h*w, C)"""
+        """(3, H, W) in [0, 1], as prompts have it -> (h*w, C)"""
         if image is None:
             return None
         side = network.canvas_stride
-        fitted = resize(image.as_subclass(Tensor).cpu().float(), (grid[1] * side, grid[0] * side), (0.0, 1.0))
+        known = checked_picture(image, "a known slice").cpu()
+        fitted = resize(known, (grid[1] * side, grid[0] * side), (0.0, 1.0))
         weight = network.decoder.embed.weight
         centred = (fitted * 2 - 1)[None].to(weight)
         coded: Tensor = network.autoencoder.encode_stage_2_inputs(centred)  # type: ignore[operator]

@@ -206,6 +206,7 @@ class Each:
     def attend(self, n: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (B, H, E), k and v (B, K, E) -> (B, H*E)"""
         keys, values = self.layers[n]  # (S, K, capacity, E)
+        q, k, v = (x.to(keys.dtype) for x in (q, k, v))  # autocast makes them smaller
         keys[self.at, :, self.before], values[self.at, :, self.before] = k, v
         grouped = q.unflatten(1, (k.shape[1], -1)).split(1)  # the heads of a group are query rows
         outputs = [
@@ -236,6 +237,7 @@ class Together:
     def attend(self, n: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (B, H, E), k and v (B, K, E) -> (B, H*E)"""
         keys, values = self.layers[n]  # (S, K, capacity, E)
+        q, k, v = (x.to(keys.dtype) for x in (q, k, v))  # autocast makes them smaller
         keys[self.at, :, self.before], values[self.at, :, self.before] = k, v
         seen = [x[self.samples, :, : self.longest] for x in (keys, values)]
         return softmax_attention(q.unsqueeze(1), seen[0], seen[1], self.mask).squeeze(1)

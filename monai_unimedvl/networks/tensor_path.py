@@ -30,6 +30,8 @@ from monai_unimedvl.networks.straight import Plan, draw
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.sequence import Canvas, Marks, Segment, Text, View, pack
 
+NEAR = 0.5  # what resampling and light may leave [0, 1] by
+
 
 class TensorPath(nn.Module):
     """Pictures in, drawings out, after one instruction.
@@ -74,7 +76,7 @@ class TensorPath(nn.Module):
         """(N, 1 | 3, H, W) in [0, 1] -> (N, 3, H, W) in [0, 1], of the same type
 
         Raises:
-            ValueError: another shape, or not floats.
+            ValueError: another shape, or not floats; values far from [0, 1], where nothing is traced.
         """
         if image.ndim != 4 or image.shape[1] not in (1, 3) or not image.is_floating_point():
             raise ValueError(
@@ -84,6 +86,13 @@ class TensorPath(nn.Module):
         weight = self.network.decoder.embed.weight
         height, width = _grid(image, 1)
         exporting = torch.compiler.is_exporting()
+        if image.numel() and not (exporting or torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            low, high = (float(x) for x in image.as_subclass(Tensor).aminmax())
+            if not (low >= -NEAR and high <= 1 + NEAR):  # NaN is refused too
+                raise ValueError(
+                    f"TensorPath got values in [{low:g}, {high:g}], expected [0, 1]: use a recipe, or scale "
+                    "them."
+                )
         source = image if exporting else image.as_subclass(Tensor)  # no MetaTensor, but what exporters put
         source = source.to(weight).expand(-1, 3, -1, -1).clamp(0, 1)  # (N, 3, H, W)
         if exporting:
@@ -201,7 +210,7 @@ class FixedPath(nn.Module):
 @lru_cache(maxsize=8)
 def _noise(tokens: int, size: int, seed: int) -> Tensor:
     """(Z, C), the same for the same seed; kept, so that a trace takes it as a constant."""
-    return torch.randn(tokens, size, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(tokens, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
 
 def _grid(image: Tensor, stride: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ Each class `Name` has a dictionary form `Named` (also `NameD`, `NameDict`), `key
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,6 +141,28 @@ def check_picture(image: Tensor, name: str = "image", channels: Sequence[int] = 
             f"{name} has {count} pixels that are NaN or Inf, but finite numbers are expected: "
             "repair the file, or read it with nonfinite=0.0 to count them as 0."
         )
+
+
+def check_turned(image: Tensor, name: str = "image") -> None:
+    """Refuse a picture (C, W, H) as MONAI's LoadImage gives it; warn of a square one, where none can tell.
+
+    Raises:
+        ValueError: its sides are those of the file, the wrong way round.
+    """
+    width, height = (meta_of(image, side) for side in ("width", "height"))
+    if image.ndim != 3 or meta_of(image, "format") is None or tuple(image.shape[1:]) != (width, height):
+        return
+    mend = "put Transposed(keys, [0, 2, 1]) behind it, or let a recipe read the file"
+    if width != height:
+        raise ValueError(
+            f"{name} has shape {tuple(image.shape)}, with columns first as LoadImage gives flat pictures, "
+            f"expected (C, {height}, {width}), rows first: {mend}."
+        )
+    warnings.warn(
+        f"{name} is a square picture that LoadImage has read, which gives columns first: it lies on its side "
+        f"unless it was turned since. If it was not, {mend}.",
+        stacklevel=3,
+    )
 
 
 def too_large(name: str, what: str) -> str:

@@ -28,7 +28,14 @@ from torch import Tensor
 
 from monai_unimedvl.packages import MissingPackage, needed
 from monai_unimedvl.transforms import dicom
-from monai_unimedvl.transforms.image import MAX_IMAGE_PIXELS, PerKey, check_picture, not_finite, too_large
+from monai_unimedvl.transforms.image import (
+    MAX_IMAGE_PIXELS,
+    PerKey,
+    check_picture,
+    check_turned,
+    not_finite,
+    too_large,
+)
 from monai_unimedvl.transforms.nrrd import NRRD, read_values
 from monai_unimedvl.transforms.video import VIDEOS, read_video
 
@@ -336,6 +343,7 @@ def _tiff_pages(path: Path) -> list[Tensor]:
 def _from_array(source: Any) -> MetaTensor:
     """Arrays and tensors under the rules of `read`; a MetaTensor keeps its meta and affine."""
     if isinstance(source, MetaTensor):
+        check_turned(source)
         image = source
         if image.dtype != torch.uint8:
             image = image.float()

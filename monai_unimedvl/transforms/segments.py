@@ -17,7 +17,7 @@ from torch import Tensor
 
 from monai_unimedvl.networks.layers import patchify
 from monai_unimedvl.sequence import Canvas, Segment, Text, Turn, View, count_tokens
-from monai_unimedvl.transforms.image import Rule, check_picture, resize
+from monai_unimedvl.transforms.image import Rule, check_picture, check_turned, resize
 from monai_unimedvl.transforms.pruning import PruneTokens
 from monai_unimedvl.transforms.squares import squared
 
@@ -99,7 +99,7 @@ class ToSegments:
             if isinstance(part, str):
                 segments.append(Text(self.tokenizer.encode(part), loss=role == "assistant"))
                 continue
-            image = self._checked(part, index)
+            image = checked_picture(part, f"image (part {index + 1} of the prompt)")
             if role == "user":
                 segments += self._read(image, draw)
             elif history:
@@ -146,24 +146,6 @@ class ToSegments:
         grid = image.shape[1] // self.canvas_patch, image.shape[2] // self.canvas_patch
         return Canvas(grid, image=_centred(image), noisy=noisy)
 
-    def _checked(self, image: Tensor, index: int) -> Tensor:
-        """A plain float32 tensor (3, H, W) in [0, 1]."""
-        name = f"image (part {index + 1} of the prompt)"
-        image = image.detach().as_subclass(Tensor)
-        if not image.dtype.is_floating_point:
-            raise ValueError(
-                f"{name} has type {image.dtype}, but floats in [0, 1] are expected: use a recipe, or "
-                "divide by 255."
-            )
-        check_picture(image, name, channels=(3,))
-        low, high = float(image.min()), float(image.max())
-        if low < -1e-4 or high > 1 + 1e-4:
-            raise ValueError(
-                f"{name} has values in [{low:g}, {high:g}], but [0, 1] is expected: use a recipe, or "
-                "scale it."
-            )
-        return image.float().clamp(0, 1)
-
     def _check_length(self, segments: list[Segment]) -> None:
         if self.max_tokens is None:
             return
@@ -174,6 +156,28 @@ class ToSegments:
                 f"the prompt needs {words + places} tokens ({words} of text, {places} of images), "
                 f"but the context holds {self.max_tokens}: shorten the text, or use fewer or smaller images."
             )
+
+
+def checked_picture(image: Tensor, name: str) -> Tensor:
+    """A plain float32 tensor (3, H, W) in [0, 1].
+
+    Raises:
+        ValueError: it is none; `name` says which it was.
+    """
+    check_turned(image, name)
+    image = image.detach().as_subclass(Tensor)
+    if not image.dtype.is_floating_point:
+        raise ValueError(
+            f"{name} has type {image.dtype}, but floats in [0, 1] are expected: use a recipe, or divide by "
+            "255."
+        )
+    check_picture(image, name, channels=(3,))
+    low, high = float(image.min()), float(image.max())
+    if low < -1e-4 or high > 1 + 1e-4:
+        raise ValueError(
+            f"{name} has values in [{low:g}, {high:g}], but [0, 1] is expected: use a recipe, or scale it."
+        )
+    return image.float().clamp(0, 1)
 
 
 def made_here(segments: Sequence[Segment]) -> list[Segment]:

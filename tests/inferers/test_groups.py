@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -154,5 +156,8 @@ def test_what_makes_no_group_is_refused(tiny: UniMedVL, tokenizer: Tokenizer, sl
         infer([[slices[0], "x"]], tiny)
     with pytest.raises(ValueError, match="2 known slices for a group of 3"):
         infer([[*slices, "x"]], tiny, [[None, None]])
+    for wrong, message in ((slices[0] * 255, r"expected"), (slices[0] * math.nan, "NaN")):
+        with pytest.raises(ValueError, match=f"a known slice has .*{message}"):
+            infer([[*slices, "x"]], tiny, [[None, wrong, None]])
     with pytest.raises(ValueError, match="known slices of 2 prompts, expected 1"):
         infer([[*slices, "x"]], tiny, [[], []])

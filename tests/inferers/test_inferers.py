@@ -297,6 +297,35 @@ def test_refused_prompts(tiny, tokenizer, image):
         list(TextInferer(tokenizer).stream("axial", tiny))
 
 
+def test_any_iterable_of_prompts_is_read_and_a_mapping_is_a_prompt(tiny, tokenizer, image):
+    ask = TextInferer(tokenizer, max_new_tokens=2)
+    wanted = ask([[image, "axial"], [image, "coronal"]], tiny)
+    assert len(wanted) == 2 and ask(zip([image, image], ["axial", "coronal"], strict=True), tiny) == wanted
+    assert ask([{"prompt": [image, "axial"]}, {"prompt": [image, "coronal"]}], tiny) == wanted
+    draw = ImageInferer(tokenizer, size=(8, 8), steps=1)
+    assert len(draw(([each] for each in ("axial", "coronal")), tiny)) == 2
+
+
+def test_autocast_answers_a_batch_as_one(tiny, tokenizer, image):
+    ask = TextInferer(tokenizer, max_new_tokens=3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        several = ask([[image, "axial"], [image, "a longer coronal question"]], tiny)
+        alone = [ask([[image, words]], tiny)[0] for words in ("axial", "a longer coronal question")]
+    for one, other in zip(several, alone, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=0.1)
+
+
+def test_a_seed_is_the_same_noise_whatever_torchs_default_type_is(tiny, tokenizer):
+    draw = ImageInferer(tokenizer, size=(8, 8), steps=2, seed=3)
+    (wanted,) = draw([["axial"]], tiny)
+    torch.set_default_dtype(torch.float64)
+    try:
+        (found,) = draw([["axial"]], tiny)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.allclose(found.double(), wanted.double(), atol=1e-4)
+
+
 def test_refused_settings(tiny, tokenizer, image):
     for size in ((6, 8), (8, 20), (0, 8)):
         with pytest.raises(ValueError, match=r"size is .*, multiples of 4 up to 16: change it"):

@@ -82,6 +82,11 @@ def test_the_state_dict_is_that_of_the_network(network: UniMedVL, tokenizer: Tok
 
 
 def test_wrong_input_is_refused(network: UniMedVL, tokenizer: Tokenizer) -> None:
+    picture = torch.rand(1, 3, 16, 16)
+    for wrong, range_ in ((picture * 255, r"\[.*, 25\d.*\]"), (picture * float("nan"), "nan, nan")):
+        with pytest.raises(ValueError, match=rf"TensorPath got values in .*{range_}.*expected \[0, 1\]"):
+            path(network, tokenizer)(wrong)
+    assert path(network, tokenizer)(picture * 1.2 - 0.1).isfinite().all(), "resampled a little beyond"
     with pytest.raises(ValueError, match=r"float32 of shape \(3, 8, 8\), expected floats \(N, 1 | 3, H, W\)"):
         path(network, tokenizer)(pictures(3, 8, 8).float())
     with pytest.raises(ValueError, match="got torch.uint8 of shape"):

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor, PersistentDataset, decollate_batch
+from monai.transforms import Compose, LoadImage, ScaleIntensity, Transpose
 from PIL import Image
 from skimage import data
 
 from monai_unimedvl import recipe
 from monai_unimedvl.transforms.geometry import put_back
+from monai_unimedvl.transforms.segments import checked_picture
 from monai_unimedvl.transforms.slices import place_in_words
 
 VOLUMES = ("ct", "mri")
@@ -49,6 +51,19 @@ def test_pictures_of_every_recipe_are_collated_and_parted(
         assert batch["image"].shape == (2, *picture.shape)
         for one in decollate_batch(batch):
             same(picture, one["image"])
+
+
+def test_flat_pictures_of_loadimage_are_not_taken_lying_on_their_side(tmp_path: Path) -> None:
+    Image.fromarray(data.retina()[:200, :320]).save(tmp_path / "eye.png")
+    Image.fromarray(data.retina()[:200, :200]).save(tmp_path / "square.png")
+    load = Compose([LoadImage(ensure_channel_first=True), ScaleIntensity()])
+    wide, square = load(tmp_path / "eye.png"), load(tmp_path / "square.png")
+    for take in (recipe("histopathology"), lambda picture: checked_picture(picture, "image")):
+        with pytest.raises(ValueError, match=r"\(3, 320, 200\), with columns first as LoadImage.*Transposed"):
+            take(wide)
+        with pytest.warns(UserWarning, match="square picture that LoadImage has read"):
+            take(square)
+        take(Transpose([0, 2, 1])(wide))
 
 
 def test_files_without_a_place_are_collated_and_nothing_is_told_that_is_not_known(tmp_path: Path) -> None:
