@@ -26,7 +26,7 @@ def write(path: str | Path, content: str | bytes) -> None:
         with new_file(path) as part:
             part.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        raise _unwritable(Path(path), error) from error
+        raise unwritable(Path(path), error) from error
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             path.rmdir()
         os.replace(part, path)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -110,7 +110,8 @@ def aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
 
 
-def _unwritable(path: Path, error: OSError) -> ValueError:
+def unwritable(path: Path, error: OSError) -> ValueError:
+    """The sentence for what the system would not write."""
     return ValueError(f"{path} cannot be written ({error.strerror or error}): choose another place.")
 
 

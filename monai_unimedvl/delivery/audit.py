@@ -6,6 +6,7 @@ It holds no file name, no words of prompt or answer and nothing of a header: the
 
 from __future__ import annotations
 
+import errno
 import getpass
 import json
 import os
@@ -54,6 +55,9 @@ class Audit:
             model: sha256 of the weights.
             inputs, outputs: sha256 of each file.
             failed: the kind of error, without its words.
+
+        Raises:
+            ValueError: there is no room for the line; the file is what it was.
         """
         line = {
             "when": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -66,15 +70,45 @@ class Audit:
             "outputs": list(outputs),
             "outcome": f"failed: {failed}" if failed else "done",
         }
+        content = json.dumps(line, ensure_ascii=False).encode() + b"\n"
         stream = self._open()
         try:
-            os.write(stream, json.dumps(line, ensure_ascii=False).encode() + b"\n")  # one write: never mixed
-            os.fsync(stream)
+            _lock(stream)
+            size = os.lseek(stream, 0, os.SEEK_END)
+            if size and _last(stream, size) != b"\n":
+                content = b"\n" + content  # a kill has torn the line before
+            try:
+                if os.write(stream, content) < len(content):  # one write: never mixed
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(stream)
+            except OSError as error:
+                os.ftruncate(stream, size)
+                raise ValueError(
+                    f"the audit {self.path} cannot be written ({error.strerror}), expected room for a line: "
+                    "make some, and ask again."
+                ) from error
         finally:
             os.close(stream)
 
     def _open(self) -> int:
-        return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        if self.path.exists() and not self.path.is_file():
+            raise OSError(errno.EINVAL, "it is no file")
+        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+
+
+def _lock(stream: int) -> None:
+    """Wait until no other process adds a line; where a system has no locks, one write is all there is."""
+    try:
+        import fcntl
+
+        fcntl.flock(stream, fcntl.LOCK_EX)
+    except (ImportError, OSError):
+        pass
+
+
+def _last(stream: int, size: int) -> bytes:
+    os.lseek(stream, size - 1, os.SEEK_SET)
+    return os.read(stream, 1)
 
 
 def _account() -> str:

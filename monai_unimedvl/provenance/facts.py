@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from monai_unimedvl import __version__
-from monai_unimedvl.atomic import write
+from monai_unimedvl.atomic import new_file, unwritable
 
 SOFTWARE = f"monai_unimedvl {__version__}"
 NOTICE = "Synthetic: made by a model, not by a scanner. Not for diagnosis."
@@ -123,12 +123,15 @@ def to_json(content: Mark) -> bytes:
 def write_marked(content: bytes, path: Path, mark: Mark) -> Path:
     """A file and its manifest, the manifest first: a picture without one never lies there."""
     output = hashlib.sha256(content).hexdigest()
-    write(manifest_path(path), to_json({**mark, "output": output}))
-    try:
-        write(path, content)
-    except ValueError:
-        manifest_path(path).unlink(missing_ok=True)
-        raise
+    fresh = not path.exists()
+    try:  # both lie on the disk before either is moved into place
+        with new_file(path) as part, new_file(manifest_path(path)) as told:
+            part.write_bytes(content)
+            told.write_bytes(to_json({**mark, "output": output}))
+    except OSError as error:
+        if fresh:
+            manifest_path(path).unlink(missing_ok=True)
+        raise unwritable(path, error) from error
     return path
 
 

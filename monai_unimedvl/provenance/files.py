@@ -23,6 +23,7 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin
 if TYPE_CHECKING:
     from torch import Tensor
 
+from monai_unimedvl.atomic import write
 from monai_unimedvl.provenance import invisible as unseen
 from monai_unimedvl.provenance.facts import (
     NOTICE,
@@ -33,7 +34,6 @@ from monai_unimedvl.provenance.facts import (
     of_text,
     sealed,
     to_json,
-    write,
     write_marked,
 )
 

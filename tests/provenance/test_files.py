@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import nibabel
@@ -130,3 +132,30 @@ def test_the_hash_of_a_folder_does_not_depend_on_names(tmp_path):
     assert provenance.sha256(tmp_path / "one") == provenance.sha256(tmp_path / "two")
     (tmp_path / "two" / "y").write_text("3")
     assert provenance.sha256(tmp_path / "one") != provenance.sha256(tmp_path / "two")
+
+
+def _full(monkeypatch: pytest.MonkeyPatch, beyond: int) -> None:
+    """A disk that takes `beyond` more bytes of files."""
+    left, plain = [beyond], Path.write_bytes
+
+    def written(path: Path, content: bytes) -> int:
+        left[0] -= len(content)
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return plain(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", written)
+
+
+@pytest.mark.parametrize("beyond", [0, 900])
+def test_drawing_anew_on_a_full_disk_leaves_the_old_picture_with_its_manifest(tmp_path, monkeypatch, beyond):
+    path = save_image(torch.zeros(3, 8, 8), tmp_path / "a.png", FACTS)
+    before = path.read_bytes(), manifest_path(path).read_bytes()
+    with monkeypatch.context() as during:
+        _full(during, beyond)
+        with pytest.raises(ValueError, match=r"a\.png cannot be written \(No space left on device\)"):
+            save_image(torch.ones(3, 8, 8), path, FACTS)
+        with pytest.raises(ValueError, match=r"b\.png cannot be written"):
+            save_image(torch.ones(3, 8, 8), tmp_path / "b.png", FACTS)
+    assert before == (path.read_bytes(), manifest_path(path).read_bytes()) and verify(path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.png", "a.png.json"]
