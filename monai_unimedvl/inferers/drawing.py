@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,12 +41,14 @@ class _Drawing(PromptInferer):
         **options: Any,
     ) -> None:
         super().__init__(tokenizer, **options)
-        if steps < 1 or steps != int(steps):
-            raise ValueError(f"steps is {steps}, expected a whole number from 1 on: change it.")
+        if not _is_number(steps) or steps < 1 or steps != int(steps):
+            raise ValueError(f"steps is {steps!r}, expected a whole number from 1 on: change it.")
         if guidance is not None and not isinstance(guidance, Guidance):
             raise ValueError(f"guidance is {guidance!r}, expected a Guidance: write Guidance(text=...).")
-        if shift <= 0:
-            raise ValueError(f"shift is {shift}, expected above 0 (1 is none): raise it.")
+        if not _is_number(shift) or shift <= 0:
+            raise ValueError(f"shift is {shift!r}, expected above 0 (1 is none): raise it.")
+        if size is not None and not (np.shape(size) == (2,) and all(isinstance(n, Integral) for n in size)):
+            raise ValueError(f"size is {size!r}, expected (height, width) in whole pixels: give both.")
         steps = int(steps)
         self.size, self.steps, self.shift = size, steps, shift
         self.guidance = guidance or Guidance()
@@ -244,3 +248,7 @@ class InterleavedInferer(_Drawing):
 def _kinds(segments: Sequence[Segment]) -> tuple[bool, bool]:
     """Whether there is text, and whether there are images."""
     return any(isinstance(s, Text) for s in segments), any(isinstance(s, View | Canvas) for s in segments)
+
+
+def _is_number(given: Any) -> bool:
+    return isinstance(given, Real) or isinstance(given, Tensor) and given.ndim == 0

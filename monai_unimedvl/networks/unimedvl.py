@@ -117,7 +117,15 @@ class UniMedVL(nn.Module):
 
         Args:
             cache: the past of the samples, by sample number; read, and written unless `keep` is False.
+
+        Raises:
+            ValueError: a plain tensor came, as from MONAI's inferers.
         """
+        if isinstance(seq, Tensor):
+            raise ValueError(
+                f"UniMedVL got a tensor of shape {tuple(seq.shape)}, expected a pack of words and images: "
+                "wrap the network in TensorPath, which takes images and gives images."
+            )
         x = self.decoder(self.embed(seq), seq.plan, cache, keep)  # (L, D)
         if seq.latents is None:
             return Prediction(x, None)

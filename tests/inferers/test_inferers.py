@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from monai.inferers import SlidingWindowInferer
 from tiny import tiny_network
 from torch import Tensor
 from torch.testing import assert_close
@@ -330,16 +331,21 @@ def test_refused_settings(tiny, tokenizer, image):
     for size in ((6, 8), (8, 20), (0, 8)):
         with pytest.raises(ValueError, match=r"size is .*, multiples of 4 up to 16: change it"):
             ImageInferer(tokenizer, size=size)([["axial"]], tiny)
-    for steps in (0, 2.5):
-        with pytest.raises(ValueError, match=rf"steps is {steps}, expected a whole number from 1 on"):
+    for size in (8, (8,), (8.0, 8.0), "88"):
+        with pytest.raises(ValueError, match="size is .*, expected .* in whole pixels: give both"):
+            ImageInferer(tokenizer, size=size)
+    with pytest.raises(ValueError, match=r"UniMedVL got a tensor of shape \(1, 3, 8, 8\).*in TensorPath"):
+        SlidingWindowInferer(8)(torch.rand(1, 3, 8, 8), tiny)
+    for steps in (0, 2.5, "2", None):
+        with pytest.raises(ValueError, match=rf"steps is {steps!r}, expected a whole number from 1 on"):
             ImageInferer(tokenizer, steps=steps)
     with pytest.raises(ValueError, match=r"guidance is 2.0, expected a Guidance: write Guidance\(text="):
         ImageInferer(tokenizer, guidance=2.0)
     for seed in (None, "12", 0.5, torch.Generator()):
         with pytest.raises(ValueError, match="seed is .*, expected a whole number, or one for each prompt"):
             TextInferer(tokenizer, seed=seed)
-    with pytest.raises(ValueError, match="shift is 0, expected above 0"):
-        InterleavedInferer(tokenizer, shift=0)
+    with pytest.raises(ValueError, match="shift is '0', expected above 0"):
+        InterleavedInferer(tokenizer, shift="0")
     with pytest.raises(ValueError, match="temperature is -1"):
         TextInferer(tokenizer, temperature=-1)
     with pytest.raises(ValueError, match="outputs has 'video', expected 'text', 'image'"):
