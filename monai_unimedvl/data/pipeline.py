@@ -17,6 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -83,27 +84,38 @@ def build_dataset(
     if commercial is not None:
         pipeline = with_shards(pipeline, commercial=commercial)
     out = Path(out)
-    if restart and (out / WORK).is_dir():
-        with _alone(out / WORK):  # not that of somebody who is at work
+    if restart and out.is_dir():
+        with suppress(_Gone), _alone(out / WORK):  # not that of somebody who is at work
             _remove(out)
-    elif restart:
-        _remove(out)
-    if (out / MANIFEST).is_file():
-        manifest = check_shards(out, "sizes")
-        if manifest.get("pipeline") != pipeline.digest:
-            raise ValueError(f"{out} holds a corpus of another pipeline: choose another folder, or {AGAIN}.")
-        shutil.rmtree(out / WORK, ignore_errors=True)  # left where the end of a build was killed
-        return manifest
-    if out.is_dir() and any(out.iterdir()) and not (out / WORK).is_dir():
-        raise ValueError(f"{out} holds other files, expected a new folder: choose another.")
-    work, fresh = out / WORK, not out.exists()
-    work.mkdir(parents=True, exist_ok=True)
+    while True:
+        if (out / MANIFEST).is_file():
+            manifest = check_shards(out, "sizes")
+            if manifest.get("pipeline") != pipeline.digest:
+                raise ValueError(
+                    f"{out} holds a corpus of another pipeline: choose another folder, or {AGAIN}."
+                )
+            shutil.rmtree(out / WORK, ignore_errors=True)  # left where the end of a build was killed
+            return manifest
+        if out.is_dir() and any(out.iterdir()) and not (out / WORK).is_dir():
+            raise ValueError(f"{out} holds other files, expected a new folder: choose another.")
+        fresh = not out.exists()
+        with suppress(_Gone), _alone(out / WORK):
+            if not (out / MANIFEST).is_file():  # somebody may have ended while this one waited
+                return _build(pipeline, out, engine, workers, progress, keep_work, fresh)
+
+
+def _build(
+    pipeline: Pipeline, out: Path, engine: str, workers: int, progress: bool, keep_work: bool, fresh: bool
+) -> dict[str, Any]:  # fmt: skip
+    """Build; where it fails before anything was begun, leave no `fresh` folder."""
     try:
-        with _alone(work):
-            return _Build(pipeline, out.resolve(), engine, workers, progress).run(keep_work)
+        return _Build(pipeline, out.resolve(), engine, workers, progress).run(keep_work)
     except Exception:
-        if fresh and not (work / PLAN).is_file():  # nothing was begun
-            shutil.rmtree(out)
+        if not (out / WORK / PLAN).is_file() and not (out / MANIFEST).is_file():
+            shutil.rmtree(out / WORK, ignore_errors=True)
+            if fresh:
+                with suppress(OSError):  # somebody else has put something there
+                    out.rmdir()
         raise
 
 
@@ -247,18 +259,34 @@ class _Build:
         return json.dumps(given, sort_keys=True)
 
 
+class _Gone(Exception):  # noqa: N818  no fault
+    """Who held the lock has taken the folder away, as at the end of a build: look again."""
+
+
 class _alone:  # noqa: N801  a context, used like a function
-    """Nobody else builds in the folder at the same time; the lock goes with the process."""
+    """Nobody else builds in the folder at the same time; the lock goes with the process.
+
+    Raises:
+        ValueError: somebody does. _Gone: somebody has just done so.
+    """
 
     def __init__(self, work: Path) -> None:
         self.path = work / "lock"
 
     def __enter__(self) -> None:
-        self.stream = self.path.open("w")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.stream = self.path.open("w")
+        except FileNotFoundError as error:
+            raise _Gone from error
         lock = _locker()
         for second in range(6):  # workers of a killed build hold it until they notice
             try:
-                return lock(self.stream)
+                lock(self.stream)
+                if self._is_there():
+                    return
+                self.stream.close()
+                raise _Gone
             except OSError as error:
                 if second == 5:
                     self.stream.close()
@@ -266,6 +294,13 @@ class _alone:  # noqa: N801  a context, used like a function
                         f"{self.path.parent.parent} is being built by another process: wait, or stop it."
                     ) from error
                 time.sleep(1)
+
+    def _is_there(self) -> bool:
+        """Whether what is locked is still the file of that name."""
+        try:
+            return os.path.samestat(os.fstat(self.stream.fileno()), self.path.stat())
+        except FileNotFoundError:
+            return False
 
     def __exit__(self, *_: object) -> None:
         self.stream.close()

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import pytest
 from invented import build, dies_always, dies_at_a_bar, dies_once, files, plan
 from tqdm import tqdm
 
+from monai_unimedvl.data import pipeline as pipeline_module
 from monai_unimedvl.data.engines import run_all
 from monai_unimedvl.data.pipeline import build_dataset
+from monai_unimedvl.data.shards import check_shards
 
 pytest.importorskip("pyarrow", reason="shards need the extra 'data'")
 pytest.importorskip("imagehash", reason="fingerprints need the extra 'data'")
@@ -123,3 +126,63 @@ def test_a_worker_killed_at_a_progress_bar_holds_up_nobody(tmp_path: Path) -> No
     child.kill()
     child.join()
     assert not waits and child.exitcode == 0 and (tmp_path / "mark").exists()
+
+
+def _late(out: Path, seconds: float) -> dict[str, Any]:
+    """A build whose first look at the folder is long past when it takes the lock."""
+    locker = pipeline_module._locker
+    time.sleep(0.2)
+
+    def slow() -> Any:
+        time.sleep(seconds)
+        return locker()
+
+    pipeline_module._locker = slow  # type: ignore[assignment]
+    return build(out, plan(count=12))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="two builds at once are two forked processes here")
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_two_builds_into_one_new_folder_lose_nothing(tmp_path: Path, seconds: float) -> None:
+    whole = build(tmp_path / "whole", plan(count=12))
+    out = tmp_path / "corpus"
+    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
+        both = [pool.submit(build, out, plan(count=12)), pool.submit(_late, out, seconds)]
+        ends = [one.exception(120) for one in both]
+    assert any(end is None for end in ends)
+    assert all(end is None or "is being built by another process" in str(end) for end in ends), ends
+    assert files(out) == files(tmp_path / "whole") and build(out, plan(count=12)) == whole
+
+
+def test_a_build_that_finds_its_folder_done_or_gone_looks_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, locker, seen = tmp_path / "corpus", pipeline_module._locker, []
+
+    def meanwhile() -> Any:
+        if not seen:  # another process ends between the look and the lock
+            seen.append(True)
+            shutil.rmtree(out)
+            build(out, plan(count=8))
+        return locker()
+
+    monkeypatch.setattr(pipeline_module, "_locker", meanwhile)
+    manifest = build(out, plan(count=8))
+    assert seen and sorted(files(out)) and manifest["records"] > 0
+    check_shards(out)
+
+
+def test_a_build_that_fails_at_once_leaves_what_another_has_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, run = tmp_path / "corpus", pipeline_module._Build.run
+
+    def after_another(self: Any, keep_work: bool) -> dict[str, Any]:
+        monkeypatch.setattr(pipeline_module._Build, "run", run)
+        run(pipeline_module._Build(self.pipeline, self.out, "local", 1, False), False)
+        raise FileNotFoundError("the work has gone")
+
+    monkeypatch.setattr(pipeline_module._Build, "run", after_another)
+    with pytest.raises(FileNotFoundError):
+        build(out, plan(count=8))
+    check_shards(out)
