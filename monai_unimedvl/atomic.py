@@ -6,6 +6,7 @@ What is on its way is a hidden neighbour whose name ends in `.part`; only a kill
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PART = ".part"
+_NAMES = ("ENOSPC", "EDQUOT", "EROFS", "EMFILE", "ENFILE", "ENOMEM")
+MACHINE = {getattr(errno, name) for name in _NAMES if hasattr(errno, name)}  # what no file is at fault for
 
 
 def write(path: str | Path, content: str | bytes) -> None:
@@ -108,6 +111,17 @@ def into_folder(folder: str | Path, *, last: Sequence[str], stale: Sequence[str]
 def aside(path: Path) -> Path:
     """A name of its own beside a path, for what is on its way there."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
+
+
+def machine_fault(error: BaseException | None) -> OSError | None:
+    """What of an error, or of those behind it, says that a disk is full or a limit of the system reached."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, OSError) and error.errno in MACHINE:
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def unwritable(path: Path, error: OSError) -> ValueError:

@@ -9,6 +9,7 @@ code 0: done; 1: our fault, or some of a list failed; 2: what was given does not
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from importlib import import_module
 from typing import Any
 
 from monai_unimedvl import __version__
+from monai_unimedvl.atomic import MACHINE
 from monai_unimedvl.cli import bundles, data_steps, measuring, public, scoring, train_nano
 from monai_unimedvl.cli import convert as conversion
 from monai_unimedvl.cli import doctor as checkup
@@ -35,6 +37,9 @@ DOING = {
     "consolidate": ("train", "consolidate"),
     "data": ("data_steps", "run"),
 }
+
+# of a file or folder that was named, beside those of the machine
+PLACES = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 
 Result = tuple[list[str], dict[str, Any]]  # lines for people, values for --json
 
@@ -56,6 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("monai_unimedvl"):
             known, name = True, str(error.name).partition(".")[0]
             said = f"this needs {name}, which is not installed: add the extra that README.md names for it."
+        if isinstance(error, OSError) and error.errno in {*MACHINE, *PLACES}:
+            known, where = True, f"{error.filename} " if error.filename else "a file "
+            said = (
+                f"{where}cannot be read or written ({error.strerror}): make room, or choose another place, "
+                "and run the same command again."
+            )
         if not known:
             said = f"{type(error).__name__}: {said} (not expected: run again with --debug and report it)"
         print(f"unimedvl {options.verb}: {said}", file=sys.stderr)
@@ -76,14 +87,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _tell(text: str, plain: str | None = None) -> None:
     """Print; in `plain`, or escapes, where a terminal knows no more, and not at all to who has left."""
+    if sys.stdout is None:  # closed by who called
+        return
     try:
         text.encode(sys.stdout.encoding or "utf8")
     except UnicodeEncodeError:
         text = plain or text.encode("ascii", "backslashreplace").decode()
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # such as `head`; what Python flushes at its end goes nowhere
+    except OSError as error:  # such as `head`, or a full disk; what Python flushes at its end goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"unimedvl: what was done cannot be shown ({error.strerror}).", file=sys.stderr)
 
 
 def note(options: argparse.Namespace, text: str) -> None:

@@ -27,6 +27,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from monai_unimedvl.atomic import machine_fault
 from monai_unimedvl.data.record import InvalidRecord, Record, Reject
 from monai_unimedvl.packages import MissingPackage
 
@@ -158,10 +159,15 @@ class Step(ABC):
         """The reject of an error; of an unforeseen one only its kind and line, which name no patient.
 
         Raises:
-            Stop: as it came, and so does a package that is missing.
+            Stop: as it came, and so does a package that is missing; or the disk is full, or the like.
         """
         if isinstance(error, Stop | MemoryError | MissingPackage):
             raise error
+        if fault := machine_fault(error):
+            raise Stop(
+                f"step {self.name} cannot go on ({fault.strerror}), which is no fault of a file: make room, "
+                "or raise the limit, and run the same command again."
+            ) from error
         if isinstance(error, InvalidRecord):
             return Reject(error.code, error.reason, id, self.name, place)
         trace = error.__traceback__

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -174,6 +175,28 @@ def test_who_stops_listening_and_a_terminal_without_umlauts_are_no_error(monkeyp
     _tell("Größe")
     _tell('"Größe"', r'"Gr\u00f6\u00dfe"')
     assert written.getvalue().decode() == 'Gr\\xf6\\xdfe\n"Gr\\u00f6\\u00dfe"\n'
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_what_cannot_be_shown_is_said_without_a_traceback(monkeypatch, capsys):
+    with open("/dev/full", "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        _tell("one")
+    monkeypatch.setattr(sys, "stdout", None)
+    _tell("two")
+    monkeypatch.undo()
+    assert "what was done cannot be shown (No space left on device)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EMFILE, errno.ENAMETOOLONG])
+def test_a_full_disk_and_the_like_are_no_faults_of_ours(command, picture, monkeypatch, number):
+    def failing(options, model):
+        raise OSError(number, os.strerror(number), "out/mask.nii.gz")
+
+    monkeypatch.setattr(verbs, "ask", failing)
+    code, _, err = command("ask", picture, "?")
+    assert code == 2 and "not expected" not in err
+    assert f"out/mask.nii.gz cannot be read or written ({os.strerror(number)}): make room, or choose" in err
 
 
 def test_a_package_that_is_not_installed_is_named(command, picture, monkeypatch):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import random
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from invented import build, dies_always, dies_at_a_bar, dies_once, files, plan
+from invented import Invented, build, dies_always, dies_at_a_bar, dies_once, files, plan
 from tqdm import tqdm
 
 from monai_unimedvl.data import pipeline as pipeline_module
@@ -98,6 +99,23 @@ def test_two_workers_killed_at_ten_random_moments_end_with_the_same_bytes(tmp_pa
             shutil.rmtree(out)
     build(out, told, workers=2)
     assert files(out) == files(tmp_path / "whole")
+
+
+def test_a_disk_that_was_full_costs_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    each, read = Invented.each, []
+
+    def full(self: Invented, part: int) -> Any:
+        read.append(part)
+        if len(read) == 7:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return each(self, part)
+
+    monkeypatch.setattr(Invented, "each", full)
+    with pytest.raises(ValueError, match=r"cannot go on \(No space left on device\), which is no fault"):
+        build(tmp_path / "corpus", plan(count=12))
+    build(tmp_path / "corpus", plan(count=12))
+    build(tmp_path / "whole", plan(count=12))
+    assert files(tmp_path / "corpus") == files(tmp_path / "whole")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the pool forks on POSIX only")

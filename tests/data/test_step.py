@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +15,7 @@ import pytest
 
 from monai_unimedvl.data import step as steps
 from monai_unimedvl.data.record import InvalidRecord, Record, Reject
-from monai_unimedvl.data.step import Each, Item, Source, Stream, Tally, make, option
+from monai_unimedvl.data.step import Each, Item, Source, Stop, Stream, Tally, make, option
 
 
 def record(id: str) -> Record:
@@ -97,6 +99,19 @@ def test_what_breaks_is_a_reject_that_names_the_line_and_no_patient() -> None:
     assert isinstance(broken, Reject) and broken.code == "unexpected" and broken.id == "4"
     assert "KeyError at test_step.py:" in broken.reason and "Mueller" not in broken.reason
     assert len(rest) == 2 and tally.taken == 2
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_full_disk_is_no_fault_of_a_record_and_ends_the_run(wrapped: bool) -> None:
+    class Writing(Odd):
+        def each(self, record: Record) -> Iterable[Item]:
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "Mueller.png")
+            if not wrapped:
+                raise full
+            raise InvalidRecord("unreadable", "it cannot be read.") from full
+
+    with pytest.raises(Stop, match=r"step odd cannot go on \(No space left on device\).*run the same"):
+        list(Writing(must="x")([record("1")]))
 
 
 def test_a_unit_that_gives_nothing_is_a_fault() -> None:
