@@ -121,6 +121,15 @@ def test_a_gap_a_scout_and_a_second_echo_are_rejects_and_the_rest_goes_on(tmp_pa
     assert str(tmp_path) not in " ".join(reject.reason for reject in rejects)
 
 
+def test_the_file_at_fault_in_a_series_is_not_named(tmp_path: Path) -> None:
+    uid = series(tmp_path / "in", 3)
+    cut = dicom(tmp_path / "in" / "MUELLER_HANS.dcm", number=3, series=uid)
+    cut.write_bytes(cut.read_bytes()[:-700])
+    records, rejects, _ = read(tmp_path / "in", tmp_path / "out")
+    assert not records and len(rejects) == 1 and "cannot be read" in rejects[0].reason
+    assert "MUELLER" not in str(rejects[0]) and "IM0" not in str(rejects[0])
+
+
 def test_a_wrong_option_or_an_empty_folder_is_one_sentence(tmp_path: Path) -> None:
     dicom(tmp_path / "in" / "a.dcm")
     (tmp_path / "none").mkdir()

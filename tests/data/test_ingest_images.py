@@ -121,7 +121,20 @@ def test_a_pattern_or_a_folder_that_does_not_fit_is_one_sentence(tmp_path: Path)
         ("a.png", "a.png holds 1.5, expected 1.", "the .png file holds 1.5, expected 1."),
         ("or/a.png", "a word or (or) a number.", "a word or (or) a number."),
         ("Anna/a.png", "Anna/a.png of Anna.", "the .png file of the file."),
+        ("/x/O'Hara \"B\".png", "no image '/x/O\\'Hara \"B\".png'.", "no image 'the .png file'."),
+        ("/x/O'Hara \"B\".png", "O'Hara \"B\".png is cut.", "the file is cut."),
+        ("/x/An\tna\n.png", r"no image 'An\tna\n.png'.", "no image 'the file'."),
+        ("/x/An\tna\n.png", "An na .png is cut.", "the file is cut."),
     ],
 )
 def test_a_sentence_keeps_its_words_and_loses_the_names(path: str, reason: str, said: str) -> None:
     assert without_names(reason, path) == said
+    assert without_names(reason, "/y/other.png", path) == said
+
+
+def test_quoted_names_of_damaged_pictures_stay_out_of_rejects(tmp_path: Path) -> None:
+    for name in ("MUELLER'S \"HANS.png", "MUELLER\tHANS.png", "MUELLER\\HANS.png", "MUELLER\nHANS'.png"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_text("junk")
+    found = list(pictures(tmp_path)())
+    assert len(found) == 4 and not any("MUELLER" in str(each) or "HANS" in str(each) for each in found)

@@ -24,7 +24,7 @@ from monai.data import MetaTensor
 from PIL import Image
 from torch import Tensor
 
-from monai_unimedvl.atomic import new_file
+from monai_unimedvl.atomic import machine_fault, new_file
 from monai_unimedvl.data.dialogue import pixels
 from monai_unimedvl.data.ingest.large import cut
 from monai_unimedvl.data.ingest.words import code_of, without_identifiers, without_names
@@ -212,16 +212,19 @@ class Ingest(Source):
         """The files to read, in the order of names; links that lead out of the folder are left out."""
         return list(under(Path(self.path)))
 
-    def refused(self, error: ValueError, path: Path | str = "", id: str = "", at: str = "") -> Reject:
-        """The reject of a file that cannot be read; its sentence names neither file nor folder.
+    def refused(
+        self, error: ValueError, path: Path | str = "", id: str = "", at: str = "",
+        others: Sequence[Path | str] = (),
+    ) -> Reject:  # fmt: skip
+        """The reject of a file that cannot be read; its sentence names neither it nor `others`, nor a folder.
 
         Raises:
-            MissingPackage: as it came: no file is at fault.
+            MissingPackage: as it came: no file is at fault. Stop: nor where a disk is full.
         """
-        if isinstance(error, MissingPackage):
-            raise error
+        if isinstance(error, MissingPackage) or machine_fault(error):
+            self.refusal(error)  # raises
         said = error.reason if isinstance(error, InvalidRecord) and not self.show_names else str(error)
-        reason = said if self.show_names else without_names(said, path)
+        reason = said if self.show_names else without_names(said, path, *others)
         code = error.code if isinstance(error, InvalidRecord) else code_of(str(error))
         return Reject(code, reason, id, self.name, self.place(path, at) if path else at)
 

@@ -129,7 +129,7 @@ class IngestDicom(Ingest):
 
     def _refused(self, error: ValueError, part: Series, path: Path) -> Reject:
         series = "" if not part.uid or self.show_names else f", series {stable_id(part.uid)[:12]}"
-        return self.refused(error, path, at=series)
+        return self.refused(error, path, at=series, others=part.paths)
 
     def _known(self, header: pydicom.Dataset) -> dict[str, Any]:
         """Pseudonyms, recipe and facts of a series, by its first header.

@@ -129,7 +129,7 @@ class IngestPairs(Ingest):
                 values = picture_onto(other, picture)
             except ValueError as error:  # of slices of 2 mm and of 4 mm only each second has a partner
                 at = f", picture {place + 1}" if len(pictures) > 1 else ""
-                yield self.refused(error, case[second], at=at)
+                yield self.refused(error, case[second], at=at, others=list(case.values()))
                 continue
             target = MetaTensor(values, meta=dict(picture.meta))
             target.affine = picture.affine

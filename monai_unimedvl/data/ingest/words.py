@@ -101,28 +101,39 @@ def code_of(reason: str) -> str:
     return "unreadable"
 
 
-def without_names(reason: str, path: Path | str) -> str:
-    """A sentence with the file's name and folders replaced, since both may hold the name of a patient.
+def without_names(reason: str, *paths: Path | str) -> str:
+    """A sentence with the files' names and folders replaced, since both may hold the name of a patient.
 
     A folder `images` or a file `empty.png` is no reason to replace these words in a sentence of ours: plain
     words are replaced only in brackets, where the sentence of a package stands.
     """
-    path = Path(path)
-    kind = "".join(path.suffixes[-1:])
-    said = reason.replace(str(path), f"the {kind} file")
-    folders = [part for part in path.parent.parts if part != path.anchor]
-    if len(folders) > 1:
-        said = said.replace(str(path.parent), "its folder")
-    parts = {path.name.split(".")[0], *folders} - {path.name}
-    for name in [path.name, *sorted(parts, key=len, reverse=True)]:
-        if len(name) <= 2:
-            continue
-        found = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
-        if name != path.name and re.fullmatch("[a-z]+", name):
-            said = re.sub(r"\([^()]*\)", lambda part, found=found: found.sub("the file", part[0]), said)  # type: ignore[misc]
-        else:
-            said = found.sub("the file", said)
+    said = reason
+    for path in map(Path, paths):
+        kind = "".join(path.suffixes[-1:])
+        folders = [part for part in path.parent.parts if part != path.anchor]
+        for whole in _spellings(str(path)):
+            said = said.replace(whole, f"the {kind} file")
+        if len(folders) > 1:
+            for whole in _spellings(str(path.parent)):
+                said = said.replace(whole, "its folder")
+        parts = {path.name.split(".")[0], *folders} - {path.name}
+        for name in [path.name, *sorted(parts, key=len, reverse=True)]:
+            if len(name) <= 2:
+                continue
+            either = "|".join(map(re.escape, _spellings(name)))
+            found = re.compile(rf"(?<!\w)(?:{either})(?!\w)")
+            if name != path.name and re.fullmatch("[a-z]+", name):
+                said = re.sub(r"\([^()]*\)", lambda part, found=found: found.sub("the file", part[0]), said)  # type: ignore[misc]
+            else:
+                said = found.sub("the file", said)
     return re.sub(r"(/[^\s/:,;]+){2,}", "a path", said)
+
+
+def _spellings(name: str) -> list[str]:
+    """A name as it is and as packages print it: with escapes, and on one line; the longest first."""
+    escaped = repr(name)[1:-1]
+    forms = {name, escaped, name.replace("'", "\\'"), name.replace("\\", "\\\\")}
+    return sorted(forms | {" ".join(form.split()) for form in forms}, key=lambda form: (-len(form), form))
 
 
 def without_identifiers(words: str) -> tuple[str, int]:
