@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PART = ".part"
@@ -106,6 +106,14 @@ def into_folder(folder: str | Path, *, last: Sequence[str], stale: Sequence[str]
             os.replace(part / name, folder / name)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def lock(stream: int) -> None:
+    """Wait until no other process holds an open file; it is let go when it is closed. Nothing on Windows."""
+    with suppress(ImportError, OSError):  # some network drives have no locks
+        import fcntl
+
+        fcntl.flock(stream, fcntl.LOCK_EX)
 
 
 def aside(path: Path) -> Path:

@@ -13,12 +13,13 @@ import json
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from monai_unimedvl.atomic import write
+from monai_unimedvl.atomic import lock, write
 from monai_unimedvl.cli import verbs
 from monai_unimedvl.cli.case import files_of
 from monai_unimedvl.cli.command import Result
@@ -86,7 +87,6 @@ def run_list(options: Namespace, audit: Audit | None) -> Result:
         for outcome in engine(options, worker, todo):
             request, message = by_line[outcome["line"]], outcome.pop("message", None)
             _add(folder / RESULTS, outcome)
-            known[request.out] = outcome
             if message is not None:
                 failures.append((request, message))
                 bar.set_postfix_str(f"{len(failures)} failed")
@@ -96,7 +96,7 @@ def run_list(options: Namespace, audit: Audit | None) -> Result:
                     outcome.get("outputs", {}).values(), outcome.get("failed"),
                 )  # fmt: skip
             bar.update()
-    _tidy(folder / RESULTS, known)
+    _tidy(folder / RESULTS)
     return _summary(folder, requests, len(todo), failures)
 
 
@@ -138,6 +138,14 @@ def read_results(path: Path) -> dict[str, Outcome]:
     return known
 
 
+def _real(path: Path | str) -> str:
+    """Where a path leads; itself where it leads nowhere, as links in a circle and no names at all do."""
+    try:
+        return os.path.realpath(path)
+    except ValueError:
+        return str(path)
+
+
 def _check(options: Namespace, requests: Sequence[Request], worker: Worker) -> None:
     """What is wrong whatever the files hold.
 
@@ -147,7 +155,7 @@ def _check(options: Namespace, requests: Sequence[Request], worker: Worker) -> N
     folder, name = worker.folder, Path(options.input_list).name
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {folder} is a file, but with --input-list a folder is expected: rename it.")
-    inputs = {Path(path).resolve() for request in requests for path in request.images}
+    inputs = {_real(path) for request in requests for path in request.images}
     for request in requests:
         own = request.options(options, folder)
         try:
@@ -156,7 +164,7 @@ def _check(options: Namespace, requests: Sequence[Request], worker: Worker) -> N
         except ValueError as error:
             raise ValueError(f"{name}, line {request.line}: {error}") from error
         for path in paths:
-            if path.resolve() in inputs:
+            if _real(path) in inputs:
                 raise ValueError(
                     f"{name}, line {request.line}: {request.out} is the input of a line, which"
                     " is never overwritten: choose another --out."
@@ -184,9 +192,8 @@ def _done(request: Request, outcome: Outcome | None, worker: Worker) -> bool:
 
 def _add(path: Path, outcome: Outcome) -> None:
     """One line more, on the disk before this returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as stream:
-        if stream.tell():
+    with _alone(path) as stream:
+        if stream.seek(0, os.SEEK_END):
             stream.seek(-1, os.SEEK_END)
             if stream.read(1) != b"\n":  # the last run was cut off in its last line
                 stream.write(b"\n")
@@ -195,10 +202,27 @@ def _add(path: Path, outcome: Outcome) -> None:
         os.fsync(stream.fileno())
 
 
-def _tidy(path: Path, known: dict[str, Outcome]) -> None:
-    """One line for each result, in the order of the list."""
-    lines = sorted(known.values(), key=lambda outcome: (outcome["line"], outcome["out"]))
-    write(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+def _tidy(path: Path) -> None:
+    """One line for each result, in the order of the list; those of other runs into the folder stay."""
+    with _alone(path):
+        lines = sorted(read_results(path).values(), key=lambda outcome: (outcome["line"], outcome["out"]))
+        write(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[BinaryIO]:
+    """The file of results, which no other run adds to or puts in order meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("a+b") as stream:
+            lock(stream.fileno())
+            try:
+                there = os.path.samestat(os.fstat(stream.fileno()), path.stat())
+            except FileNotFoundError:
+                there = False
+            if there:  # and not the one that somebody has just put another in the place of
+                yield stream
+                return
 
 
 def _summary(

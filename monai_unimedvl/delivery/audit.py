@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from monai_unimedvl import __version__
+from monai_unimedvl.atomic import lock
 
 
 class Audit:
@@ -73,7 +74,7 @@ class Audit:
         content = json.dumps(line, ensure_ascii=False).encode() + b"\n"
         stream = self._open()
         try:
-            _lock(stream)
+            lock(stream)
             size = os.lseek(stream, 0, os.SEEK_END)
             if size and _last(stream, size) != b"\n":
                 content = b"\n" + content  # a kill has torn the line before
@@ -94,16 +95,6 @@ class Audit:
         if self.path.exists() and not self.path.is_file():
             raise OSError(errno.EINVAL, "it is no file")
         return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-
-
-def _lock(stream: int) -> None:
-    """Wait until no other process adds a line; where a system has no locks, one write is all there is."""
-    try:
-        import fcntl
-
-        fcntl.flock(stream, fcntl.LOCK_EX)
-    except (ImportError, OSError):
-        pass
 
 
 def _last(stream: int, size: int) -> bytes:

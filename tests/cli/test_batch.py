@@ -64,6 +64,32 @@ def test_a_list_goes_on_after_a_bad_file_and_says_which_failed(command, folder, 
     assert first["outputs"] == {first["out"]: provenance.sha256(folder / "r" / first["out"])}
 
 
+def test_links_in_a_circle_and_what_is_no_path_fail_alone(command, folder, asked):
+    (folder / "circle.png").symlink_to(folder / "circle.png")
+    rows = [{"input": name, "prompt": "Which?"} for name in ("circle.png", "a\0b.png", "stain.png")]
+    (folder / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, _ = command("ask", "--input-list", folder / "odd.jsonl", "--out", folder / "odd", *WORDS)
+    assert code == 1 and "1 of 3 done" in out
+    assert ["failed" in line for line in lines(folder / "odd")] == [True, True, False]
+
+
+def test_two_lists_into_one_folder_keep_each_others_results(command, folder, asked, monkeypatch):
+    (folder / "one.txt").write_text("stain.png\n")
+    rows = [{"input": "stain.png", "prompt": "Where?", "out": f"other-{n}.json"} for n in range(3)]
+    (folder / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ask, out = verbs.ask, folder / "both"
+
+    def meanwhile(options, model):  # the other list comes and ends while this one is at work
+        monkeypatch.setattr(verbs, "ask", ask)
+        assert command("ask", "--input-list", folder / "two.jsonl", "--out", out, *WORDS)[0] == 0
+        return ask(options, model)
+
+    monkeypatch.setattr(verbs, "ask", meanwhile)
+    assert command("ask", "Which?", "--input-list", folder / "one.txt", "--out", out, *WORDS)[0] == 0
+    names = {line["out"] for line in lines(out)}
+    assert names == {"ask-00001.json", "other-0.json", "other-1.json", "other-2.json"}
+
+
 def test_a_rerun_asks_only_for_what_failed_was_cut_off_or_has_changed(command, folder, asked):
     again = ("ask", "Which?", "--input-list", folder / "list.txt", "--out", folder / "r", *WORDS)
     assert command(*again)[0] == 1 and len(asked) == 4

@@ -94,6 +94,7 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     png(tmp_path / "elsewhere" / "a.png")
     png(tmp_path / "in" / "b.png")
     (tmp_path / "in" / "link.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "in" / "circle.png").symlink_to(tmp_path / "in" / "circle.png")
     assert len(pictures(tmp_path).parts()) == 1
 
 

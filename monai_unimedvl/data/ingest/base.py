@@ -305,13 +305,18 @@ def under(folder: Path) -> Iterator[Path]:
     if folder.is_file():
         yield folder
         return
-    inside = folder.resolve()
+    inside = os.path.realpath(folder)
     for here, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(here) / name
-            if not name.startswith(".") and path.resolve().is_relative_to(inside) and path.is_file():
+            if not name.startswith(".") and within(path, inside) and path.is_file():
                 yield path
+
+
+def within(path: Path, folder: Path | str) -> bool:
+    """Whether a path leads into a folder; `realpath` also takes links that go round in a circle."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -324,11 +329,11 @@ def inside(folder: Path, name: str) -> Path:
         raise InvalidRecord("image-missing", "a row names no image, expected a path in the folder.")
     path = folder / name
     try:
-        within = path.resolve().is_relative_to(folder.resolve())
-        there = within and path.is_file()
+        inner = within(path, folder)
+        there = inner and path.is_file()
     except (OSError, ValueError) as error:  # a name that the file system refuses
         raise InvalidRecord("image-missing", "a row names an image that cannot be a file name.") from error
-    if not within:
+    if not inner:
         raise InvalidRecord(
             "path-outside", "a row names an image outside of the folder, expected one inside."
         )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from xml.etree import ElementTree
 
-from monai_unimedvl.data.ingest.base import Ingest, stem, under
+from monai_unimedvl.data.ingest.base import Ingest, stem, under, within
 from monai_unimedvl.data.ingest.headings import sections
 from monai_unimedvl.data.record import InvalidRecord, Record
 from monai_unimedvl.data.step import Item, option
@@ -50,8 +50,7 @@ class IngestReports(Ingest):
         found = super().files()
         if Path(self.path).is_file():
             return found
-        beside = Path(self.images).resolve() if self.images else None
-        return [path for path in found if beside is None or not path.resolve().is_relative_to(beside)]
+        return [path for path in found if not self.images or not within(path, self.images)]
 
     @functools.cached_property
     def archive(self) -> dict[str, bytes] | None:
