@@ -54,7 +54,7 @@ def save(
 
     Raises:
         ValueError: unknown layout, not a floating dtype, a folder that is a file, holds the other layout or
-            cannot take the weights, or a network that the reference has no place for.
+            cannot take the weights, a network with adapters, or one that the reference has no place for.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -74,6 +74,11 @@ def save(
             "The network holds quantised weights, expected whole ones: load without quantize before saving."
         )
     weights = network.state_dict()
+    if any(".lora_" in name for name in weights):
+        raise ValueError(
+            "The network has adapters beside its weights, expected weights alone: call merge_adapters first, "
+            "or save_adapters for the adapters alone."
+        )
     if any(x.is_meta for x in weights.values()):
         raise ValueError("The network has no content (meta device): load or initialise it before saving.")
     kept = {f"autoencoder.{name}" for name, _ in network.autoencoder.named_buffers()}

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny import MARKS, canvas, text, tiny_network, view
 from torch.testing import assert_close
 
+from monai_unimedvl import weights
 from monai_unimedvl.bundle import models
 from monai_unimedvl.networks.layers import PerExpert
 from monai_unimedvl.networks.unimedvl import UniMedVL, from_config
@@ -199,6 +200,16 @@ def test_what_cannot_be_adapted_gets_one_line(tmp_path: Path) -> None:
     for verb in (merge_adapters, lambda network: save_adapters(network, tmp_path)):
         with pytest.raises(ValueError, match="The network has no adapters to"):
             verb(tiny_network())
+
+
+def test_weights_with_adapters_beside_them_are_not_written(tmp_path: Path) -> None:
+    network = add_adapters(tiny_network())
+    for layout in ("ours", "upstream"):
+        with pytest.raises(ValueError, match="call merge_adapters first, or save_adapters for the adapters"):
+            weights.save(network, None, tmp_path / layout, layout=layout)
+        assert not (tmp_path / layout).exists()
+    weights.save(merge_adapters(network), None, tmp_path / "merged")
+    assert weights.load(tmp_path / "merged")[0].config == network.config
 
 
 def test_what_cannot_be_quantised_gets_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
