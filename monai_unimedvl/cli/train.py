@@ -15,10 +15,10 @@ from typing import Any
 
 from monai_unimedvl.cli.command import Result
 
-MORE = (
-    "model", "stage", "steps", "lr", "max_tokens", "curriculum", "tasks", "atlas", "permissive_only", "score",
-    "data", "check",
-)  # fmt: skip
+MORE = {  # name -> kind of its value
+    "model": str, "stage": str, "steps": int, "lr": float, "max_tokens": int, "curriculum": Any, "tasks": Any,
+    "atlas": str | None, "permissive_only": bool, "score": int, "data": Any, "check": str,
+}  # fmt: skip
 LARGE = 1_000_000_000  # parameters: from here on the curriculum is the paper's own
 
 
@@ -35,6 +35,7 @@ def train(options: Namespace) -> Result:
     network, tokenizer = bundle.load(more.get("model", bundle.DEFAULT))
     root, free = more.get("atlas"), bool(more.get("permissive_only", False))
     tasks = more.get("tasks")
+    tasks = [tasks] if isinstance(tasks, str) else tasks
     if folders := more.get("data"):
         material = _corpus(folders, tasks, more)
     else:
@@ -43,7 +44,7 @@ def train(options: Namespace) -> Result:
         )
     curriculum, stages = _curriculum(more, network, material)
     score = None
-    if settings.validate_every and (limit := int(more.get("score", 0 if more.get("data") else 4))):
+    if settings.validate_every and (limit := more.get("score", 0 if more.get("data") else 4)):
         from monai_unimedvl.evaluation.score import AtlasScore
 
         scored = None if tasks is None else [task for task in tasks if task != "text"]
@@ -89,6 +90,8 @@ def _settings(options: Namespace) -> tuple[Any, dict[str, Any]]:
     from monai_unimedvl.training.settings import Settings, read_config
 
     settings, more = read_config(options.config, MORE) if options.config else (Settings(), {})
+    if more.get("score", 0) < 0:
+        raise ValueError(f"score is {more['score']}, expected items of each task, or 0 for none: raise it.")
     given: dict[str, Any] = {"progress": settings.progress and not options.quiet}
     for key, value in (("out", options.out), ("seed", options.seed), ("device", options.device)):
         if value is not None:
@@ -118,9 +121,11 @@ def _curriculum(more: dict[str, Any], network: Any, material: Any) -> tuple[Any,
     from monai_unimedvl.training.curriculum import Curriculum
     from monai_unimedvl.training.lessons import fine_tuning
 
-    stage, said = str(more.get("stage", "")), more.get("curriculum")
+    stage, said = more.get("stage", ""), more.get("curriculum")
     sizes = {key: more[key] for key in ("lr", "max_tokens") if key in more}
-    steps = int(more.get("steps", 300))
+    steps = more.get("steps", 300)
+    if stage not in ("", "all") and not stage.isdecimal():
+        raise ValueError(f"stage is {stage!r}, expected the number of one, or all: write that.")
     if isinstance(said, Mapping):
         curriculum = Curriculum.from_config(said)
         return curriculum, None if stage in ("", "all") else [int(stage)]

@@ -17,6 +17,7 @@ from monai_unimedvl.data.mixture import Dropout, Mixture, Stream
 from monai_unimedvl.sequence import Segment
 from monai_unimedvl.training.objective import Objective
 from monai_unimedvl.training.optimizer import Rates
+from monai_unimedvl.training.values import fit_fields
 
 KINDS = ("text", "text-to-image", "image-to-text", "interleaved")
 Lessons = Mapping[str, Sequence[Stream]]  # kind -> the streams of that kind
@@ -267,10 +268,15 @@ def _build(cls: type[Any], values: Any, where: str) -> Any:
         raise ValueError(f"{where} is {values!r}, expected a mapping of names to values: write it as one.")
     names = [f.name for f in fields(cls)]
     check_keys(values, names, where)
-    plain: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in values.items()}
-    if isinstance(plain.get("dropout"), Mapping):
-        check_keys(plain["dropout"], Dropout._fields, f"{where}.dropout")
-        plain["dropout"] = Dropout(**plain["dropout"])
+    plain: dict[str, Any] = dict(values)
+    if isinstance(chances := plain.get("dropout"), Mapping):
+        check_keys(chances, Dropout._fields, f"{where}.dropout")
+        plain["dropout"] = Dropout(**fit_fields(chances, Dropout, f"{where}.dropout."))
+    elif "dropout" in plain and not isinstance(chances, Dropout):
+        raise ValueError(
+            f"{where}.dropout is {chances!r}, expected names and chances: write it as a mapping."
+        )
+    plain = fit_fields(plain, cls, f"{where}.")
     try:
         return cls(**plain)
     except TypeError as error:

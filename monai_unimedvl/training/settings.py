@@ -14,9 +14,11 @@ import yaml
 
 from monai_unimedvl.training.curriculum import check_keys
 from monai_unimedvl.training.precision import mixed
+from monai_unimedvl.training.values import fit, fit_fields
 
 LOGGERS = ("csv", "tensorboard", "mlflow", "wandb")
 STRATEGIES = ("auto", "ddp", "fsdp")
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,18 @@ class Settings:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in fit_fields(given, Settings).items():
+            object.__setattr__(self, name, value)  # frozen: text that is a number becomes it
         if unknown := [name for name in self.loggers if name not in LOGGERS]:
             raise ValueError(
                 f"loggers has {unknown[0]!r}, expected some of {', '.join(LOGGERS)}: choose among these."
             )
-        if self.strategy not in STRATEGIES:
-            raise ValueError(f"strategy is {self.strategy!r}, expected one of {', '.join(STRATEGIES)}.")
+        for name, known in (("strategy", STRATEGIES), ("device", DEVICES)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}: use one."
+                )
         if self.quantise and not self.adapters:
             raise ValueError(
                 f"quantise is {self.quantise!r} without adapters, but quantised weights cannot learn: add "
@@ -125,11 +133,17 @@ class Settings:
         return local, self.nodes or max(1, world // local)
 
 
-def read_config(path: str | Path, more: Sequence[str] = ()) -> tuple[Settings, dict[str, Any]]:
+def read_config(
+    path: str | Path, more: Sequence[str] | Mapping[str, Any] = ()
+) -> tuple[Settings, dict[str, Any]]:
     """A YAML or JSON file of settings -> the settings, and the values under the keys in `more`.
 
+    Args:
+        more: names, or names and the kinds of their values, as `fit` has them.
+
     Raises:
-        ValueError: no such file, not a mapping, or an unknown key: named, with the nearest known one.
+        ValueError: no such file, not a mapping, a value of another kind than its setting, or an unknown key:
+            named, with the nearest known one.
     """
     try:
         content = yaml.safe_load(Path(path).read_text("utf8")) or {}  # JSON is YAML
@@ -146,10 +160,6 @@ def read_config(path: str | Path, more: Sequence[str] = ()) -> tuple[Settings, d
     names = [f.name for f in fields(Settings)]
     check_keys(content, [*names, *more], f"The config {Path(path).name}")
     own = {key: value for key, value in content.items() if key in names}
-    try:
-        settings = Settings(**own)
-    except TypeError as error:
-        raise ValueError(
-            f"The config {path} does not fit ({error}): check the kinds of its values."
-        ) from error
-    return settings, {key: value for key, value in content.items() if key not in names}
+    kinds = more if isinstance(more, Mapping) else dict.fromkeys(more, Any)
+    others = {key: fit(value, kinds[key], key) for key, value in content.items() if key not in names}
+    return Settings(**own), others

@@ -11,12 +11,15 @@ import torch
 
 from monai_unimedvl import weights
 from monai_unimedvl.cli import main
+from monai_unimedvl.cli.train import MORE, _curriculum
 from monai_unimedvl.data.mixture import Pack
 from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.unimedvl import nano
 from monai_unimedvl.sequence import Text, View
 from monai_unimedvl.training.objective import Objective
 from monai_unimedvl.training.replay import FORMAT, save_pack
+from monai_unimedvl.training.run import Material
+from monai_unimedvl.training.settings import read_config
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
@@ -33,6 +36,10 @@ def test_wrong_settings_are_one_line_and_exit_code_two(
     for content, wanted in (
         ("acumulate: 2", "run.yaml has the key 'acumulate', which means nothing here: did you mean 'acc"),
         ("strategy: zero", "strategy is 'zero', expected one of"),
+        ("lr: fast", "lr is 'fast', expected a number"),
+        ("seed: a", "seed is 'a', expected a whole number"),
+        ("score: -1", "score is -1, expected items of each task"),
+        ("device: gpu", "device is 'gpu', expected one of auto, cpu, cuda, mps"),
         ("model: nowhere", "model 'nowhere' is neither a folder nor a shipped bundle"),
     ):
         config.write_text(content)
@@ -68,6 +75,17 @@ def test_a_failed_pack_is_replayed_with_the_weights_beside_it(
     assert lines[0].startswith("pack 12:") and lines[0].endswith("(loss was nan)")
     assert "text/7/0: text 3." in lines[1] and "vqa/3/1: text nan" in lines[2]
     assert "The first output that is no number is that of vision.patch." in lines
+
+
+def test_a_rate_that_yaml_reads_as_text_is_the_rate(tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("lr: 1e-4\nsteps: 1e1\nstage: 1\ncurriculum: scaled\n")
+    _, more = read_config(config, MORE)
+    network = nano(PatchCodec(8, 4), vocab_size=32, hidden_size=32, num_layers=1)
+    curriculum, stages = _curriculum(more, network, Material({}))
+    assert stages == [1] and curriculum.rates.lr == 1e-4 == pytest.approx(curriculum.stage(1).lr)
+    with pytest.raises(ValueError, match="stage is 'first', expected the number of one, or all"):
+        _curriculum({"stage": "first"}, network, Material({}))
 
 
 @pytest.mark.slow

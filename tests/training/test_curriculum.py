@@ -13,7 +13,7 @@ from tiny import MARKS, text, tiny_network
 
 from monai_unimedvl.data.mixture import Dropout, Stream
 from monai_unimedvl.sequence import Segment
-from monai_unimedvl.training.curriculum import KINDS, PAPER, Curriculum, dropout_of
+from monai_unimedvl.training.curriculum import KINDS, PAPER, Curriculum, Stage, dropout_of
 from monai_unimedvl.training.module import UniMedVLModule
 from monai_unimedvl.training.optimizer import Rates
 
@@ -144,6 +144,20 @@ def test_a_curriculum_survives_plain_values() -> None:
     assert again == curriculum and again.rates == Rates(**curriculum.to_config()["rates"])
 
 
+def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
+    stage = {
+        "name": 1,
+        "steps": "1e2",
+        "lr": "1e-4",
+        "max_tokens": 60,
+        "weights": {"text": "1e0"},
+        "view": [8, 9],
+    }
+    made = Curriculum.from_config({"stages": [stage], "rates": {"eps": "1e-8", "betas": ["9e-1", 0.95]}})
+    assert made.stages == (Stage("1", 100, 1e-4, {"text": 1.0}, 60, view=(8, 9)),)
+    assert made.rates == Rates(eps=1e-8, betas=(0.9, 0.95))
+
+
 @pytest.mark.parametrize(
     "config, said",
     [
@@ -156,6 +170,13 @@ def test_a_curriculum_survives_plain_values() -> None:
         ({"stages": [PAPER[0].__dict__ | {"weights": {"text": 0}}]}, "expected none below 0 and one above"),
         ({"stages": [PAPER[0].__dict__ | {"steps": 0}]}, "steps=0"),
         ({"stages": [PAPER[0].__dict__ | {"dropout": {"vit": 0.1}}]}, "dropout has the key 'vit'"),
+        ({"stages": [PAPER[0].__dict__ | {"dropout": [0.1]}]}, "expected names and chances"),
+        ({"stages": [PAPER[0].__dict__ | {"dropout": {"text": "a"}}]}, "dropout.text is 'a', expected a num"),
+        ({"stages": [PAPER[0].__dict__ | {"lr": "fast"}]}, r"stages\[0\].lr is 'fast', expected a number"),
+        ({"stages": [PAPER[0].__dict__ | {"steps": 1.5}]}, r"steps is 1.5, expected a whole number"),
+        ({"stages": [PAPER[0].__dict__ | {"view": [8]}]}, r"view is \[8\], expected a list of 2"),
+        ({"stages": [PAPER[0].__dict__ | {"frozen": "vision"}]}, "frozen is 'vision', expected a list"),
+        ({"stages": [PAPER[0].__dict__ | {"weights": [1]}]}, r"weights is \[1\], expected a mapping"),
     ],
 )
 def test_a_wrong_curriculum_is_refused_with_the_place(config: dict[str, Any], said: str) -> None:

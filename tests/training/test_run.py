@@ -199,16 +199,33 @@ def test_settings_are_read_from_a_file_and_wrong_ones_are_named(tmp_path: Path) 
         ("strategy: zero", "strategy is 'zero', expected one of auto, ddp, fsdp"),
         ("loggers: [neptune]", "loggers has 'neptune'"),
         ("keep: 0", "keep is 0, expected at least 1"),
-        ("keep: many", "does not fit"),
+        ("keep: many", "keep is 'many', expected a whole number: write one"),
+        ("seed: a", "seed is 'a', expected a whole number"),
+        ("accumulate: 1.5", "accumulate is 1.5, expected a whole number"),
+        ("clip: .nan", "clip is nan, expected a number"),
+        ("compiled: 1", "compiled is 1, expected true or false"),
+        ("loggers: csv", "loggers is 'csv', expected a list"),
+        ("out: [a]", r"out is \['a'\], expected text"),
+        ("device: gpu", "device is 'gpu', expected one of auto, cpu, cuda, mps"),
+        ("lr: fast", "lr is 'fast', expected a number"),
+        ("lr:", "lr is None, expected a number"),
     ):
         path.write_text(content)
         with pytest.raises(ValueError, match=said):
-            read_config(path)
+            read_config(path, {"lr": float})
     path.write_bytes(b"\x89PNG\xff")
     with pytest.raises(ValueError, match="is neither YAML nor JSON: name settings"):
         read_config(path)
     with pytest.raises(ValueError, match="cannot be read"):
         read_config(tmp_path / "nothing.yaml")
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("clip: 1e-1\nkeep: 1e1\nbatch: '4'\npeak_flops: 2e12\nprecision: 32\nlr: 1e-4\n")
+    settings, more = read_config(path, {"lr": float})
+    assert (settings.clip, settings.keep, settings.batch, settings.peak_flops) == (0.1, 10, 4, 2e12)
+    assert settings.precision == "32" and more == {"lr": 1e-4}
 
 
 def test_ranks_are_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
