@@ -261,7 +261,7 @@ class IterationUpdate:
     Args:
         marks: control tokens of the tokenizer that made the packs.
         seed: of times and noise; each pack has a generator of its own, the same as in `UniMedVLModule`.
-        clip: norm of all gradients; 0 does not clip.
+        clip: norm of all gradients; 0 does not clip, and below 0 is refused: it would turn them round.
         guard: what happens when a loss or a gradient is no number.
     """
 
@@ -269,6 +269,8 @@ class IterationUpdate:
         self, marks: Marks, objective: Objective | None = None, *, seed: int = 0, clip: float = 0.0,
         guard: Guard | None = None,
     ) -> None:  # fmt: skip
+        if not clip >= 0:
+            raise ValueError(f"IterationUpdate got clip={clip}, expected a norm, or 0 for none: raise it.")
         self.marks, self.objective, self.seed = marks, objective or Objective(), seed
         self.clip, self.guard = clip, guard or Guard()
 

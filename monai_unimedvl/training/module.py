@@ -124,7 +124,16 @@ class UniMedVLModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the norm of all gradients, log it, and stop where it is no number."""
+        """Clip by the norm of all gradients, log it, and stop where it is no number.
+
+        Raises:
+            ValueError: a norm below 0, which would turn the gradients round.
+        """
+        if gradient_clip_val is not None and not gradient_clip_val >= 0:
+            raise ValueError(
+                f"The trainer has gradient_clip_val={gradient_clip_val}, expected a norm, or 0 for none: "
+                "raise it."
+            )
         if gradient_clip_algorithm == "value":
             return super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         learning = [p for p in self.network.parameters() if p.grad is not None]

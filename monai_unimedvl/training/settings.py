@@ -19,6 +19,12 @@ from monai_unimedvl.training.values import fit, fit_fields
 LOGGERS = ("csv", "tensorboard", "mlflow", "wandb")
 STRATEGIES = ("auto", "ddp", "fsdp")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+FROM_ZERO = (
+    "clip", "workers", "lookahead", "validate_every", "validation_packs", "pictures", "peak_flops",
+)  # fmt: skip
+FROM_ONE = (
+    "accumulate", "batch", "devices", "nodes", "lanes", "rank", "checkpoint_every", "keep", "log_every",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,9 +100,10 @@ class Settings:
                 f"quantise is {self.quantise!r} without adapters, but quantised weights cannot learn: add "
                 "adapters, or leave quantise out."
             )
-        for name in ("accumulate", "rank", "checkpoint_every", "keep", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1: raise it.")
+        for least, names in enumerate((FROM_ZERO, FROM_ONE)):
+            for name in names:
+                if (value := getattr(self, name)) is not None and value < least:
+                    raise ValueError(f"{name} is {value}, expected at least {least}: raise it.")
 
     @property
     def forward_precision(self) -> str:
@@ -113,7 +120,7 @@ class Settings:
         local, nodes = self.ranks
         if self.batch is None:
             return self.accumulate
-        if self.batch < 1 or self.batch % (local * nodes):
+        if self.batch % (local * nodes):
             raise ValueError(
                 f"batch is {self.batch} packs for {local * nodes} ranks, expected a multiple: choose another."
             )

@@ -21,6 +21,7 @@ from monai_unimedvl.networks.autoencoder import PatchCodec
 from monai_unimedvl.networks.unimedvl import UniMedVL, nano
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.training.datamodule import UniMedVLDataModule
+from monai_unimedvl.training.engine import IterationUpdate
 from monai_unimedvl.training.module import UniMedVLModule
 from monai_unimedvl.training.objective import Objective
 from monai_unimedvl.training.optimizer import Rates
@@ -102,6 +103,15 @@ def test_a_trainer_without_an_end_is_refused(tmp_path: Path) -> None:
             quiet(tmp_path, **options).fit(
                 UniMedVLModule(tiny_network(), MARKS), datamodule=UniMedVLDataModule(words())
             )
+
+
+def test_a_norm_below_zero_to_clip_to_is_refused(tmp_path: Path) -> None:
+    trainer = quiet(tmp_path, max_steps=1, max_epochs=-1, gradient_clip_val=-1.0)
+    with pytest.raises(ValueError, match="gradient_clip_val=-1.0, expected a norm, or 0 for none"):
+        trainer.fit(UniMedVLModule(tiny_network(), MARKS), datamodule=UniMedVLDataModule(words()))
+    for clip in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"IterationUpdate got clip={clip}, expected a norm"):
+            IterationUpdate(MARKS, clip=clip)
 
 
 def test_the_state_of_a_checkpoint_is_that_of_the_last_pack_trained_on() -> None:

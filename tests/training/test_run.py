@@ -207,6 +207,12 @@ def test_settings_are_read_from_a_file_and_wrong_ones_are_named(tmp_path: Path) 
         ("loggers: csv", "loggers is 'csv', expected a list"),
         ("out: [a]", r"out is \['a'\], expected text"),
         ("device: gpu", "device is 'gpu', expected one of auto, cpu, cuda, mps"),
+        ("clip: -1", "clip is -1.0, expected at least 0: raise it"),
+        ("validate_every: -1", "validate_every is -1, expected at least 0"),
+        ("batch: 0", "batch is 0, expected at least 1"),
+        ("lanes: 0", "lanes is 0, expected at least 1"),
+        ("devices: 0", "devices is 0, expected at least 1"),
+        ("accumulate: 0", "accumulate is 0, expected at least 1"),
         ("lr: fast", "lr is 'fast', expected a number"),
         ("lr:", "lr is None, expected a number"),
     ):
