@@ -13,13 +13,14 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from monai.utils import optional_import
 
-from monai_unimedvl.atomic import write
+from monai_unimedvl.atomic import unwritable, write
 from monai_unimedvl.data.record import InvalidRecord, Record, Reject, read_jsonl
 from monai_unimedvl.data.shards import MANIFEST, arrow_schema, check_shards, parquet, record_of, row_of
 from monai_unimedvl.data.step import Item
@@ -83,7 +84,7 @@ class Sink:
     """A file of records, and one of rejects beside it, that appear together when the block ends well.
 
     Raises:
-        ValueError: the file's suffix is neither .jsonl nor .parquet.
+        ValueError: the file's suffix is neither .jsonl nor .parquet; at the end: it cannot be written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -120,19 +121,29 @@ class Sink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._table is not None:
-            if kind is None:
-                self._flush()
-            self._table.close()
-        for stream, path in ((self._kept, self.path), (self._left, rejects_beside(self.path))):
-            stream.close()
-            if kind is None and (path == self.path or self.rejects):
+        beside = rejects_beside(self.path)
+        try:
+            if self._table is not None:
+                if kind is None:
+                    self._flush()
+                self._table.close()
+            for stream in (self._kept, self._left):
+                stream.close()
                 os.chmod(stream.name, 0o644)  # a temporary file is for its owner only
-                os.replace(stream.name, path)
-            else:
-                os.unlink(stream.name)
-        if kind is None and not self.rejects:
-            rejects_beside(self.path).unlink(missing_ok=True)
+            if kind is None:  # both are whole
+                os.replace(self._kept.name, self.path)
+                if self.rejects:
+                    os.replace(self._left.name, beside)
+                else:
+                    beside.unlink(missing_ok=True)
+        except OSError as fault:
+            if kind is None:  # else what came before is raised
+                raise unwritable(self.path, fault) from fault
+        finally:
+            for stream in (self._kept, self._left):
+                with suppress(OSError):  # what a full disk does not take is not kept anyway
+                    stream.close()
+                Path(stream.name).unlink(missing_ok=True)
 
     def _open(self) -> Any:
         return tempfile.NamedTemporaryFile(

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,20 @@ def test_a_parquet_row_that_is_no_record_is_a_reject(tmp_path: Path) -> None:
 def test_json_is_written_whole(tmp_path: Path) -> None:
     write_json(tmp_path / "deep" / "a.json", {"a": [1, "é"]})
     assert (tmp_path / "deep" / "a.json").read_text("utf8") == '{\n  "a": [\n    1,\n    "é"\n  ]\n}\n'
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_what_cannot_be_written_leaves_nothing_and_what_was_there(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=rf"{name} cannot be written \(Is a directory\): choose another"):
+        write_records([record(1)], tmp_path / name)
+    (tmp_path / name).rmdir()
+    write_records([record(1)], tmp_path / name)
+    with monkeypatch.context() as during:
+        during.setattr(os, "chmod", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "disk full")))
+        with pytest.raises(ValueError, match=r"cannot be written \(disk full\)"):
+            write_records([record(2), Reject("too-long", "it is too long.", "r9", "coarse")], tmp_path / name)
+    assert [each.id for each in read_records(tmp_path / name)] == ["r1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
