@@ -46,7 +46,11 @@ Result = tuple[list[str], dict[str, Any]]  # lines for people, values for --json
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (argparse raises SystemExit for help and for unknown words)."""
-    options = parser().parse_args(arguments)
+    try:
+        options = parser().parse_args(arguments)
+    except KeyboardInterrupt:
+        print("unimedvl: stopped before anything was done.", file=sys.stderr)
+        return 130
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched behind one's back
     try:
         atlas = getattr(options, "atlas", None)
@@ -109,6 +113,9 @@ def note(options: argparse.Namespace, text: str) -> None:
 
 def _verb(name: str) -> Callable[[argparse.Namespace], Result]:
     """The function behind a verb; its imports are paid now."""
+    from tqdm import tqdm
+
+    tqdm.monitor_interval = 0  # its thread waits for ever where memory ends, and is in the way of a fork
     file, function = DOING.get(name, (name.replace("-", "_"),) * 2)
     found: Callable[[argparse.Namespace], Result] = getattr(
         import_module(f"monai_unimedvl.cli.{file}"), function

@@ -177,6 +177,14 @@ def test_who_stops_listening_and_a_terminal_without_umlauts_are_no_error(monkeyp
     assert written.getvalue().decode() == 'Gr\\xf6\\xdfe\n"Gr\\u00f6\\u00dfe"\n'
 
 
+def test_stopped_while_the_words_are_read_it_ends_quietly(monkeypatch, capsys):
+    def stopped():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("monai_unimedvl.cli.command.parser", stopped)
+    assert run(["ask"]) == 130 and capsys.readouterr().err == "unimedvl: stopped before anything was done.\n"
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_what_cannot_be_shown_is_said_without_a_traceback(monkeypatch, capsys):
     with open("/dev/full", "w") as stdout:
