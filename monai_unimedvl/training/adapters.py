@@ -93,6 +93,23 @@ def adapted(network: nn.Module) -> bool:
     return any(True for _ in _adapted_layers(network))
 
 
+def adapters_of(network: UniMedVL) -> str:
+    """In words which adapters a network has, such as "both, rank 4"; "none" without."""
+    if not adapted(network):
+        return "none"
+    config = network.peft_config["default"]
+    return _in_words(config.target_modules, config.r)
+
+
+def adapters_in(folder: str | Path) -> str:
+    """The same of a folder that `save_adapters` wrote; "none" where there is no such folder."""
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        return "none"
+    config = json.loads(path.read_text("utf8"))
+    return _in_words(config["target_modules"], config["r"])
+
+
 def save_adapters(
     network: UniMedVL, folder: str | Path, *, dtype: torch.dtype | None = torch.bfloat16
 ) -> Path:
@@ -258,6 +275,11 @@ def _inject(peft: Any, network: UniMedVL, config: Any) -> UniMedVL:
     network.peft_config = {"default": config}
     network.adapter_base = base
     return network
+
+
+def _in_words(pattern: Any, rank: int) -> str:
+    name = next((name for name, known in TARGETS.items() if known == pattern), str(pattern))
+    return f"{name}, rank {rank}"
 
 
 def _adapted_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -65,6 +65,32 @@ def check_ranks(parts: Mapping[str, str]) -> None:
             )
 
 
+def check_terms(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """That a run goes on under the terms of the checkpoint, which brings its optimiser and its rate along.
+
+    Other ranks may go on with the same packs an update of all together, or of each.
+
+    Args:
+        saved, now: name -> value; what only one of them has is not compared.
+
+    Raises:
+        ValueError: a value differs.
+    """
+    then, here = (
+        {name: f"{x:.6g}" if isinstance(x, float) else str(x) for name, x in terms.items()}
+        for terms in (saved, now)
+    )
+    differ = [name for name, value in here.items() if then.get(name, value) != value]
+    if not {"batch", "accumulate"} <= set(differ):
+        differ = [name for name in differ if name not in ("batch", "accumulate")]
+    if differ:
+        name = differ[0]
+        raise ValueError(
+            f"The checkpoint is of a run with {name} {then[name]}, this one has {name} {here[name]}, "
+            "expected the same: resume with the configuration that wrote it, or begin a new run elsewhere."
+        )
+
+
 def recount(checkpoint: dict[str, Any], ranks: int) -> None:
     """Let Lightning's count of packs, which is that of one rank, go on where the mixture of all ranks stands.
 

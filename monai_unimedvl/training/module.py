@@ -16,7 +16,8 @@ from monai_unimedvl.networks.compiling import compile_layers
 from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.sequence import Marks
 from monai_unimedvl.training.acceleration import is_sharded, recompute_layers, shard_layers
-from monai_unimedvl.training.checks import recount
+from monai_unimedvl.training.adapters import adapters_of
+from monai_unimedvl.training.checks import check_terms, recount
 from monai_unimedvl.training.objective import VALIDATION, Objective, pack_generator
 from monai_unimedvl.training.optimizer import Rates
 from monai_unimedvl.training.parts import freeze, understanding
@@ -147,12 +148,26 @@ class UniMedVLModule(pl.LightningModule):
         self.log("gradient_norm", norm, batch_size=1)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A run may go on with another number of ranks: count its packs as they do."""
+        """A run may go on with another number of ranks: count its packs as they do.
+
+        Raises:
+            ValueError: with another rate, other packs an update, or other adapters.
+        """
+        check_terms(checkpoint.get("terms", {}), self._terms())
         recount(checkpoint, self.trainer.world_size)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the network's sizes in, so that the checkpoint alone can be turned into weights."""
+        """Put in the network's sizes, so that it alone can be turned into weights, and the run's terms."""
         checkpoint["network"] = self.network.config
+        checkpoint["terms"] = self._terms()
+
+    def _terms(self) -> dict[str, Any]:
+        """What may not change while a run goes on."""
+        each = self.trainer.accumulate_grad_batches
+        return {
+            "optimizer": self.rates.optimizer, "lr": self.rates.lr, "adapters": adapters_of(self.network),
+            "batch": each * self.trainer.world_size, "accumulate": each,
+        }  # fmt: skip
 
     def _number(self, batch: Pack, count: int) -> int:
         """The number of a pack over all ranks, as if one process had trained on them in turn."""

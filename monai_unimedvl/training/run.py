@@ -31,6 +31,8 @@ from monai_unimedvl.networks.unimedvl import UniMedVL
 from monai_unimedvl.tokenizer import Tokenizer
 from monai_unimedvl.training.adapters import (
     adapted,
+    adapters_in,
+    adapters_of,
     add_adapters,
     merge_adapters,
     quantise,
@@ -39,6 +41,7 @@ from monai_unimedvl.training.adapters import (
 )
 from monai_unimedvl.training.callbacks import Averaging, Bar, Meter, Pictures, Scores
 from monai_unimedvl.training.checkpoints import AtomicCheckpointIO, AtomicSharding, newest, whole
+from monai_unimedvl.training.checks import check_terms
 from monai_unimedvl.training.curriculum import Curriculum, Lessons, Stage
 from monai_unimedvl.training.datamodule import UniMedVLDataModule, first_packs
 from monai_unimedvl.training.meter import Names, task_of
@@ -294,6 +297,7 @@ def _numbers(network: UniMedVL) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _take(network: UniMedVL, folder: Path) -> None:
     """Put saved weights into a network, or into its adapters."""
+    check_terms({"adapters": adapters_in(folder.parent / "adapters")}, {"adapters": adapters_of(network)})
     if adapted(network):
         take_adapters(network, folder.parent / "adapters")
         return

@@ -181,10 +181,46 @@ def test_a_run_of_adapters_leaves_them_alone_and_merged_and_goes_on_from_them(
     resumed = deepcopy(network)
     train(resumed, tokenizer, material(), settings, SMALL, stages=[1], resume=True)
     assert not moved(trained.state_dict(), resumed.state_dict())
+    other = replace(settings, rank=4)
+    with pytest.raises(ValueError, match="adapters both, rank 2, this one has adapters both, rank 4"):
+        train(deepcopy(network), tokenizer, material(), other, SMALL, stages=[1], resume=True)
     with pytest.raises(ValueError, match="is of adapters, whose base it does not hold"):
         read_network(next((folder / "checkpoints").glob("*.ckpt")))
     with pytest.raises(ValueError, match="quantise is 'int8' without adapters"):
         Settings(quantise="int8")
+
+
+@pytest.mark.parametrize(
+    "changes, lr, said",
+    [
+        ({}, 1e-3, r"with lr 0.01, this one has lr 0.001, expected the same: resume with the configuration"),
+        ({"batch": 2}, 1e-2, "with batch 1, this one has batch 2"),
+        ({"adapters": "both"}, 1e-2, "with adapters none, this one has adapters both, rank 4"),
+    ],
+)
+def test_a_run_does_not_go_on_under_other_terms(
+    tmp_path: Path, tokenizer: Tokenizer, network: UniMedVL, changes: dict[str, Any], lr: float, said: str
+) -> None:
+    if "adapters" in changes:
+        pytest.importorskip("peft", reason="peft is not installed: adapters need it (extra 'train')")
+    settings = replace(SETTINGS, out=str(tmp_path), validate_every=0)
+    train(deepcopy(network), tokenizer, material(), settings, SMALL, stages=[1])
+    folder = tmp_path / "1-foundation"
+    if "adapters" in changes:  # also where the stage is done
+        with pytest.raises(ValueError, match=said):
+            other = replace(settings, **changes)
+            train(deepcopy(network), tokenizer, material(), other, SMALL, stages=[1], resume=True)
+    (folder / "weights" / "config.json").unlink()  # as if it had been stopped
+    other_rate = Curriculum.scaled(7, lr=lr, max_tokens=60, ema=0.5)
+    other = replace(settings, **changes)
+    with pytest.raises(ValueError, match=said):
+        train(deepcopy(network), tokenizer, material(), other, other_rate, stages=[1], resume=True)
+    for path in (folder / "checkpoints").glob("*.ckpt"):  # those from before do not say their terms
+        content = torch.load(path, weights_only=True)
+        del content["terms"]
+        torch.save(content, path)
+    if "adapters" not in changes:
+        train(deepcopy(network), tokenizer, material(), other, other_rate, stages=[1], resume=True)
 
 
 def test_settings_are_read_from_a_file_and_wrong_ones_are_named(tmp_path: Path) -> None:
