@@ -61,10 +61,8 @@ class PromptInferer(Inferer):
     """What the inferers of prompts share: tokenizer, choice of words, chance; not to be called itself.
 
     `seed` is an integer, the same for each prompt of a batch, or one for each. With `generator` seeds are
-    drawn from it anew at each call. `last_seeds` are those of the last call, one for each prompt.
+    drawn from it anew at each call.
     """
-
-    last_seeds: Sequence[int] = ()
 
     def __init__(
         self,
@@ -114,7 +112,6 @@ class PromptInferer(Inferer):
                 raise ValueError(
                     f"Got {len(seeds)} seeds for {count} prompts, expected one for each, or one integer."
                 )
-        self.last_seeds = tuple(seeds)
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def _system(self, prompt: str) -> list[Segment]:

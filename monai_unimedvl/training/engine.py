@@ -118,17 +118,17 @@ class SaveResults:
             file, index = sources[place] if sources else _NOWHERE
             facts = self._facts(engine.inferer, place, prompt, file, index)  # type: ignore[attr-defined]
             parts = [file.name.split(".")[0] if file else "", f"{index:03d}" if index >= 0 else "", self.name]
-            several = isinstance(made, list)  # of an InterleavedInferer, numbered in their order
-            for number, one in enumerate(made if several else [made], 1):
-                path = self._free("-".join(filter(None, [*parts, str(number) * several])), one)
-                drawn = isinstance(one, Tensor)
-                save_image(one, path, facts) if drawn else save_text(str(one), path, facts)
-                logger.info("%s %s -> %s", file.name if file else "", facts.prompt, path if drawn else one)
-                self.written.append(path)
+            path = self._free("-".join(filter(None, parts)), made)
+            if isinstance(made, Tensor):
+                save_image(made, path, facts)
+                logger.info("%s: wrote %s", facts.prompt, path)
+            else:
+                save_text(str(made), path, facts)
+                logger.info("%s %s -> %s", file.name if file else "", facts.prompt, made)
+            self.written.append(path)
 
     def _facts(self, inferer: Any, place: int, prompt: Prompt, file: Path | None, index: int) -> Facts:
-        guidance = getattr(inferer, "guidance", None)
-        seed: Any = getattr(inferer, "last_seeds", None) or getattr(inferer, "seed", 0)
+        guidance, seed = getattr(inferer, "guidance", None), getattr(inferer, "seed", 0)
         return Facts(
             prompt=" ".join(part for part in prompt if isinstance(part, str)),
             seed=seed if isinstance(seed, int) else seed[place],

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from monai_unimedvl import provenance
 from monai_unimedvl.data.mixture import Pack
-from monai_unimedvl.inferers import Answer, ImageInferer
-from monai_unimedvl.tokenizer import Tokenizer
+from monai_unimedvl.inferers import Answer
 from monai_unimedvl.training.engine import (
     AtSourceSized,
     ByRecipe,
@@ -169,28 +168,3 @@ def test_seeds_that_differ_by_prompt_are_not_claimed_as_one(tmp_path: Path) -> N
     )
     handler(engine)  # type: ignore[arg-type]
     assert json.loads((tmp_path / "made.json").read_text("utf8"))["seed"] == 8
-
-
-def test_seeds_that_a_generator_drew_are_sealed_and_draw_the_same_again(tmp_path: Path) -> None:
-    tokenizer = Tokenizer.train(["axial coronal sagittal"] * 3, 270)
-    network = tiny_network(decoder={"vocab_size": len(tokenizer), "max_context": 200}).eval()
-    draw = ImageInferer(tokenizer, size=(8, 8), steps=1, generator=torch.Generator().manual_seed(77))
-    prompts = [["axial"], ["coronal"]]
-    state = SimpleNamespace(batch={}, output={"image": prompts, "pred": draw(prompts, network)})
-    SaveResults(tmp_path, "made", weights="w")(SimpleNamespace(state=state, inferer=draw))  # type: ignore[arg-type]
-    sealed = [provenance.verify(tmp_path / name)["seed"] for name in ("made.png", "made-2.png")]
-    assert sealed == list(draw.last_seeds) and sealed[0] != sealed[1]
-    again = ImageInferer(tokenizer, size=(8, 8), steps=1, seed=sealed)(prompts, network)
-    for one, other in zip(again, state.output["pred"], strict=True):
-        assert torch.equal(one, other)
-
-
-def test_all_that_was_made_for_a_prompt_is_written_in_its_order(tmp_path: Path) -> None:
-    made = [Answer("axial", (), (), "end"), torch.rand(3, 8, 8)]
-    state = SimpleNamespace(batch={}, output={"image": [["a"], ["b"]], "pred": [made, made[::-1]]})
-    handler = SaveResults(tmp_path, "made", weights="w")
-    handler(SimpleNamespace(state=state, inferer=SimpleNamespace(seed=8)))  # type: ignore[arg-type]
-    names = [path.name for path in handler.written]
-    assert names == ["made-1.json", "made-2.png", "made-1.png", "made-2.json"]
-    assert json.loads((tmp_path / "made-1.json").read_text("utf8"))["text"] == "axial"
-    assert provenance.verify(tmp_path / "made-1.png")["prompt"] == "b"
