@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What MONAI's own engines need to run the model: prompts out of batches, results into files, one step.
+"""What MONAI's own engines need to run the model: prompts out of batches, one step.
 
 `SupervisedEvaluator` and `SupervisedTrainer` stay as MONAI made them. Switch their `decollate` off: a batch
 of prompts and a pack are not tensors that could be taken apart along their first axis.
@@ -8,13 +8,11 @@ of prompts and a pack are not tensors that could be taken apart along their firs
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
 from monai.data import MetaTensor, decollate_batch
 from monai.engines import PrepareBatch
 from monai.engines.utils import IterationEvents
@@ -23,21 +21,16 @@ from monai.utils.enums import CommonKeys
 from torch import Tensor
 
 from monai_unimedvl.data.mixture import Pack
-from monai_unimedvl.provenance import Facts, save_image, save_text, sha256
 from monai_unimedvl.sequence import Marks, Prompt, Segment, Turn, count_tokens
 from monai_unimedvl.training.objective import VALIDATION, Losses, Objective, pack_generator
 from monai_unimedvl.training.replay import Guard
+from monai_unimedvl.training.results import FILE
+from monai_unimedvl.training.results import SaveResults as SaveResults  # bundles name it here
 from monai_unimedvl.transforms import recipe
 from monai_unimedvl.transforms.dicom import holds_dicom
 from monai_unimedvl.transforms.geometry import put_back
-from monai_unimedvl.transforms.image import meta_of
 from monai_unimedvl.transforms.nrrd import NRRD
 from monai_unimedvl.transforms.read import DICOM, NIFTI, PICTURES
-
-FILE = "filename_or_obj"  # where MONAI's meta keeps it
-_NOWHERE: tuple[Path | None, int] = (None, -1)
-
-logger = logging.getLogger(__name__)
 
 
 class PreparePrompts(PrepareBatch):
@@ -81,74 +74,6 @@ class PreparePrompts(PrepareBatch):
         batched = isinstance(images, MetaTensor) and images.is_batch
         pictures = decollate_batch(images) if batched else images.as_subclass(Tensor)
         return [[picture, text] for picture, text in zip(pictures, texts, strict=True)], label
-
-
-class SaveResults:
-    """Handler: writes answers as JSON and drawings as PNG, marked as synthetic, named after their input.
-
-    Seed, steps and guidance are read from the engine's inferer, the words from the prompts.
-
-    Args:
-        folder: where to; made if need be.
-        name: what is added to the name of the input, as in `slice-answer.json`.
-        weights: sha256 of the model's weights (`bundle.digest`).
-        task: in the manifest; None takes `name`.
-        image: key of the pictures, whose meta names their files.
-    """
-
-    def __init__(
-        self, folder: str | Path, name: str, *, weights: str, task: str | None = None,
-        image: str = "image",
-    ) -> None:  # fmt: skip
-        self.folder, self.name, self.weights = Path(folder), name, weights
-        self.task, self.image = task or name, image
-        self.written: list[Path] = []
-
-    def attach(self, engine: Engine) -> None:
-        """Run after each iteration of the engine; a new run may write the same names again."""
-        engine.add_event_handler(Events.STARTED, lambda _: self.written.clear())
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Write the predictions of the last batch."""
-        batch, output = engine.state.batch, dict(engine.state.output)  # type: ignore[call-overload]
-        sources = _sources(batch.get(self.image) if isinstance(batch, Mapping) else None)
-        prompts, predictions = output[CommonKeys.IMAGE], output[CommonKeys.PRED]
-        for place, (prompt, made) in enumerate(zip(prompts, predictions, strict=True)):
-            file, index = sources[place] if sources else _NOWHERE
-            facts = self._facts(engine.inferer, place, prompt, file, index)  # type: ignore[attr-defined]
-            parts = [file.name.split(".")[0] if file else "", f"{index:03d}" if index >= 0 else "", self.name]
-            path = self._free("-".join(filter(None, parts)), made)
-            if isinstance(made, Tensor):
-                save_image(made, path, facts)
-                logger.info("%s: wrote %s", facts.prompt, path)
-            else:
-                save_text(str(made), path, facts)
-                logger.info("%s %s -> %s", file.name if file else "", facts.prompt, made)
-            self.written.append(path)
-
-    def _facts(self, inferer: Any, place: int, prompt: Prompt, file: Path | None, index: int) -> Facts:
-        guidance, seed = getattr(inferer, "guidance", None), getattr(inferer, "seed", 0)
-        return Facts(
-            prompt=" ".join(part for part in prompt if isinstance(part, str)),
-            seed=seed if isinstance(seed, int) else seed[place],
-            weights=self.weights,
-            task=self.task,
-            inputs=[sha256(file)] if file is not None and file.exists() else [],
-            slices=[index] if index >= 0 else [],
-            steps=getattr(inferer, "steps", None),
-            text_guidance=getattr(guidance, "text", None),
-            image_guidance=getattr(guidance, "image", None),
-        )
-
-    def _free(self, stem: str, made: Any) -> Path:
-        """A name that this run has not written yet: a.png and a.jpg both want a-drawing.png."""
-        ending, count = ".png" if isinstance(made, Tensor) else ".json", 1
-        path = self.folder / f"{stem}{ending}"
-        while path in self.written:
-            count += 1
-            path = self.folder / f"{stem}-{count}{ending}"
-        return path
 
 
 class ByRecipe(MapTransform):
@@ -381,14 +306,6 @@ def list_images(folder: str | Path, volumes: bool = False) -> list[dict[str, str
             f"expected {', '.join(known)} or folders of DICOM files: add some, or name another folder."
         )
     return [{CommonKeys.IMAGE: str(path)} for path in kept]
-
-
-def _sources(images: Any) -> list[tuple[Path | None, int]]:
-    """(file, slice or -1) of each picture of a batch, as far as its meta names them."""
-    names, slices = meta_of(images, FILE), meta_of(images, "slice")
-    names = [names] if isinstance(names, str) else list(names or [])
-    indexes = [-1] * len(names) if slices is None else torch.as_tensor(slices).flatten().tolist()
-    return [(Path(name), index) for name, index in zip(names, indexes, strict=True)]
 
 
 def _put_back(made: Any, prompt: Prompt) -> Any:

@@ -12,7 +12,7 @@ from monai.utils.enums import CommonKeys
 from torch import Tensor
 
 from monai_unimedvl.provenance import save_text, save_volume
-from monai_unimedvl.training.engine import FILE, SaveResults
+from monai_unimedvl.training.results import FILE, SaveResults
 from monai_unimedvl.transforms.image import meta_of
 
 logger = logging.getLogger(__name__)
