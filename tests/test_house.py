@@ -37,7 +37,7 @@ ONLY = {
         f"training/{name}"
         for name in ("module", "datamodule", "callbacks", "checkpoints", "run", "autoencoder")
     ],
-    "ignite": ["training/results", "training/sheets"],
+    "ignite": ["training/results", "training/sheets", "training/volumes"],
     "monailabel": ["label"],
     "monai": ROOMS[ROOMS.index("networks") :],
     "diffusers": ROOMS[ROOMS.index("networks") :],

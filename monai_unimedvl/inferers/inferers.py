@@ -61,7 +61,8 @@ class PromptInferer(Inferer):
     """What the inferers of prompts share: tokenizer, choice of words, chance; not to be called itself.
 
     `seed` is an integer, the same for each prompt of a batch, or one for each. With `generator` seeds are
-    drawn from it anew at each call.
+    drawn from it anew at each call. `drawn_from` has the seed of each prompt of the last call: an inferer
+    with that `seed` makes the same.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class PromptInferer(Inferer):
         self.tokenizer, self.to_segments, self.fit = tokenizer, to_segments, fit
         self.sampling = Sampling(max_new_tokens, temperature, top_k, top_p, repetition_penalty)
         self.seed, self.generator = _seeds(seed), generator
+        self.drawn_from: tuple[int, ...] = ()
         self.think, self.progress, self.prune = think, progress, prune
 
     def _segmenter(self, network: UniMedVL) -> ToSegments:
@@ -112,6 +114,7 @@ class PromptInferer(Inferer):
                 raise ValueError(
                     f"Got {len(seeds)} seeds for {count} prompts, expected one for each, or one integer."
                 )
+        self.drawn_from = tuple(seeds)
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def _system(self, prompt: str) -> list[Segment]:

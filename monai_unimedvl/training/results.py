@@ -68,7 +68,9 @@ class SaveResults:
             self.written.append(path)
 
     def _facts(self, inferer: Any, place: int, prompt: Prompt, file: Path | None, index: int) -> Facts:
-        guidance, seed = getattr(inferer, "guidance", None), getattr(inferer, "seed", 0)
+        guidance = getattr(inferer, "guidance", None)
+        drawn = getattr(inferer, "generator", None) is not None  # then `seed` is a default that nothing used
+        seed = inferer.drawn_from if drawn else getattr(inferer, "seed", 0)
         return Facts(
             prompt=" ".join(part for part in prompt if isinstance(part, str)),
             seed=seed if isinstance(seed, int) else seed[place],

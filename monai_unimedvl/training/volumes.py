@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from ignite.engine import Engine, Events
 from monai.data import decollate_batch
 from monai.utils.enums import CommonKeys
 from torch import Tensor
@@ -23,7 +24,15 @@ class SaveVolumes(SaveResults):
 
     The engine's inferer is a `VolumeInferer` that has its instruction, its batches (B, C, X, Y, Z) are of
     MONAI's loaders, and what is drawn lies in the space of its source. Arguments: as `SaveResults`.
+
+    Raises:
+        ValueError: at the start of a run, an inferer whose slices have different seeds.
     """
+
+    def attach(self, engine: Engine) -> None:
+        """As `SaveResults`; a file is sealed with one seed, so all of its slices must have it."""
+        super().attach(engine)
+        engine.add_event_handler(Events.STARTED, _check_seed)
 
     def __call__(self, engine: Any) -> None:
         """Write the predictions of the last batch."""
@@ -43,3 +52,14 @@ class SaveVolumes(SaveResults):
                 save_text("\n".join(map(str, made[place])), path, facts)
             self.written.append(path)
             logger.info("%s: wrote %s", facts.prompt, path)
+
+
+def _check_seed(engine: Any) -> None:
+    inner = engine.inferer.inferer
+    several = not isinstance(getattr(inner, "seed", 0), int)
+    if several or getattr(inner, "generator", None) is not None:
+        came = "several seeds" if several else "a generator"
+        raise ValueError(
+            f"SaveVolumes got {type(inner).__name__} with {came}, expected one seed for all slices, which "
+            "the file is sealed with: write seed=0, or another whole number."
+        )
