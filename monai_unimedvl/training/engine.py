@@ -109,6 +109,7 @@ class ByRecipe(MapTransform):
 class AtSourceSized(MapTransform):
     """Postprocessing: drawings (3, h, w) on the pixels of the files or slices they were drawn from.
 
+    Of several for one prompt each is put back: on its own picture where there are as many, else the last.
     Texts stay, and so does what was drawn from words alone. Thick slices seen from the side keep the
     proportions that they have for the eye.
 
@@ -310,6 +311,10 @@ def list_images(folder: str | Path, volumes: bool = False) -> list[dict[str, str
 
 def _put_back(made: Any, prompt: Prompt) -> Any:
     pictures = [part for part in prompt if isinstance(part, Tensor)]
+    if isinstance(made, list | tuple):
+        paired = len(pictures) == len(made) and all(isinstance(part, Tensor) for part in made)
+        sources = [[picture] for picture in pictures] if paired else [prompt] * len(made)
+        return [_put_back(part, source) for part, source in zip(made, sources, strict=True)]
     if not isinstance(made, Tensor) or not pictures:
         return made
     return put_back(made, pictures[-1], until="SquarePixels").as_subclass(Tensor)

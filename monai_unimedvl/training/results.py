@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ignite.engine import Engine, Events
 from monai.utils.enums import CommonKeys
 from torch import Tensor
 
+from monai_unimedvl.inferers import InterleavedInferer
 from monai_unimedvl.provenance import Facts, save_image, save_text, sha256
 from monai_unimedvl.sequence import Prompt
 from monai_unimedvl.transforms.image import meta_of
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 class SaveResults:
     """Handler: writes answers as JSON and drawings as PNG, marked as synthetic, named after their input.
 
+    What a prompt got several of (`InterleavedInferer`, `GroupInferer`) are files numbered from 1.
     Seed, steps and guidance are read from the engine's inferer, the words from the prompts.
 
     Args:
@@ -58,14 +61,25 @@ class SaveResults:
             file, index = sources[place] if sources else _NOWHERE
             facts = self._facts(engine.inferer, place, prompt, file, index)  # type: ignore[attr-defined]
             parts = [file.name.split(".")[0] if file else "", f"{index:03d}" if index >= 0 else "", self.name]
-            path = self._free("-".join(filter(None, parts)), made)
-            if isinstance(made, Tensor):
-                save_image(made, path, facts)
-                logger.info("%s: wrote %s", facts.prompt, path)
-            else:
-                save_text(str(made), path, facts)
-                logger.info("%s %s -> %s", file.name if file else "", facts.prompt, made)
-            self.written.append(path)
+            stem = "-".join(filter(None, parts))
+            if not isinstance(made, list | tuple):
+                self._write(made, stem, facts, file)
+                continue
+            told = _instructions(engine.inferer, len(made))  # type: ignore[attr-defined]
+            for number, (part, words) in enumerate(zip(made, told, strict=True), 1):
+                own = replace(facts, prompt=" ".join(filter(None, [facts.prompt, *words])))
+                self._write(part, f"{stem}-{number}", own, file)
+
+    def _write(self, made: Any, stem: str, facts: Facts, file: Path | None) -> None:
+        """One answer or drawing."""
+        path = self._free(stem, made)
+        if isinstance(made, Tensor):
+            save_image(made, path, facts)
+            logger.info("%s: wrote %s", facts.prompt, path)
+        else:
+            save_text(str(made), path, facts)
+            logger.info("%s %s -> %s", file.name if file else "", facts.prompt, made)
+        self.written.append(path)
 
     def _facts(self, inferer: Any, place: int, prompt: Prompt, file: Path | None, index: int) -> Facts:
         guidance = getattr(inferer, "guidance", None)
@@ -91,6 +105,12 @@ class SaveResults:
             count += 1
             path = self.folder / f"{stem}-{count}{ending}"
         return path
+
+
+def _instructions(inferer: Any, count: int) -> list[list[str]]:
+    """What an `InterleavedInferer` was told beside the prompt, up to each of its outputs; else nothing."""
+    outputs = inferer.outputs if isinstance(inferer, InterleavedInferer) else []
+    return [[words for _, words in outputs[: n + 1] if words] for n in range(count)]
 
 
 def _sources(images: Any) -> list[tuple[Path | None, int]]:
