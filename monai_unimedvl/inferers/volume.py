@@ -171,7 +171,8 @@ class VolumeInferer(Inferer):
             out: (C, X, Y, Z) to be written in place, such as a `numpy.memmap`; None makes one.
 
         Raises:
-            ValueError: no instruction; a volume that cannot be read; an `out` of another shape.
+            ValueError: no instruction; a batch of pictures; a volume that cannot be read; an `out` of another
+                shape.
         """
         network = network.network if isinstance(network, TensorPath) else network
         instruction = instruction or self.instruction
@@ -185,6 +186,11 @@ class VolumeInferer(Inferer):
                 return made  # type: ignore
             several = isinstance(inputs, MetaTensor) and inputs.is_batch  # each at a place of its own
             return list_data_collate(made) if several else torch.stack(made)
+        if isinstance(inputs, MetaTensor) and inputs.is_batch:
+            raise ValueError(
+                f"VolumeInferer got a batch of shape {tuple(inputs.shape)}, which are pictures, expected "
+                "volumes (B, C, X, Y, Z): load a DICOM series by its folder, or use ImageInferer."
+            )
         parts = prepare(self.recipe, inputs)
         if isinstance(self.inferer, TextInferer):
             return [answer for part in parts for answer in self._answers(part, network, instruction)]

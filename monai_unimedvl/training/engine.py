@@ -27,7 +27,7 @@ from monai_unimedvl.training.replay import Guard
 from monai_unimedvl.training.results import FILE
 from monai_unimedvl.training.results import SaveResults as SaveResults  # bundles name it here
 from monai_unimedvl.transforms import recipe
-from monai_unimedvl.transforms.dicom import holds_dicom
+from monai_unimedvl.transforms.dicom import holds_dicom, series_uids
 from monai_unimedvl.transforms.geometry import put_back
 from monai_unimedvl.transforms.nrrd import NRRD
 from monai_unimedvl.transforms.read import DICOM, NIFTI, PICTURES
@@ -289,10 +289,10 @@ def list_images(folder: str | Path, volumes: bool = False) -> list[dict[str, str
 
     Args:
         folder: holds images and, as folders, DICOM series; or is one image.
-        volumes: leave out pictures.
+        volumes: leave out pictures; DICOM files that lie in the folder itself are one volume, the folder.
 
     Raises:
-        ValueError: no such folder, or no image in it.
+        ValueError: no such folder, or no image in it; of volumes, several DICOM series in one folder.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -306,7 +306,21 @@ def list_images(folder: str | Path, volumes: bool = False) -> list[dict[str, str
             f"dataset_dir {folder} holds no {'volume' if volumes else 'image'} ({len(found)} other entries), "
             f"expected {', '.join(known)} or folders of DICOM files: add some, or name another folder."
         )
+    if volumes and folder.is_dir():
+        kept = _as_volumes(folder, kept)
     return [{CommonKeys.IMAGE: str(path)} for path in kept]
+
+
+def _as_volumes(folder: Path, kept: list[Path]) -> list[Path]:
+    """The slices of a series that lie in the folder itself become one item, the folder."""
+    slices = [path for path in kept if path.is_file() and holds_dicom(path)]
+    kept = [*([folder] if slices else []), *(path for path in kept if path not in slices)]
+    for path in kept:
+        if path.is_dir() and (count := len(series_uids(path))) > 1:
+            raise ValueError(
+                f"folder {path} holds {count} DICOM series, but one is expected: put each in its own folder."
+            )
+    return kept
 
 
 def _put_back(made: Any, prompt: Prompt) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor, decollate_batch, set_track_meta
+from monai.data import MetaTensor, decollate_batch, list_data_collate, set_track_meta
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -180,8 +180,6 @@ def test_the_result_is_written_in_place(tmp_path) -> None:
 
 
 def test_a_batch_of_a_loader_gives_a_batch() -> None:
-    from monai.data import list_data_collate
-
     first, second = source(), source(angle=0.1)
     for name, one in (("first", first), ("second", second)):
         one.meta["filename_or_obj"] = f"{name}.nii.gz"
@@ -194,6 +192,12 @@ def test_a_batch_of_a_loader_gives_a_batch() -> None:
             assert made.meta["filename_or_obj"] == one.meta["filename_or_obj"], "what SaveImage names it by"
         if output is None:
             assert_close(result.as_subclass(Tensor), volumes.as_subclass(Tensor))
+
+
+def test_a_batch_of_pictures_is_no_volume() -> None:
+    pictures = list_data_collate([MetaTensor(torch.rand(1, 16, 12)) for _ in range(2)])
+    with pytest.raises(ValueError, match=r"batch of shape \(2, 1, 16, 12\), which are pictures, expected"):
+        VolumeInferer(Copy(), hounsfield(), "copy")(pictures, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("per, asked", [("slice", 3), ("whole", 1)])

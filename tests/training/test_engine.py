@@ -15,7 +15,9 @@ import torch
 from ignite.engine import Events
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.transforms import LoadImage
 from PIL import Image
+from sources import dicom, series
 from tiny import MARKS, canvas, text, tiny_network, view
 from torch import Tensor
 
@@ -158,6 +160,24 @@ def test_the_data_list_of_a_folder_is_its_images(tmp_path: Path) -> None:
         list_images(tmp_path / "b.png", volumes=True)
     with pytest.raises(ValueError, match="does not exist, expected a folder"):
         list_images(tmp_path / "nowhere")
+
+
+def test_the_slices_of_a_series_are_one_volume(tmp_path: Path) -> None:
+    series(tmp_path / "scan", 4)
+    for path in (tmp_path / "scan").iterdir():
+        path.rename(path.with_suffix(".dcm"))
+    scan = str(tmp_path / "scan")
+    for folder in (tmp_path / "scan", tmp_path):
+        assert list_images(folder, volumes=True) == [{"image": scan}]
+    assert len(list_images(scan)) == 4, "each a picture"
+    volume = LoadImage(image_only=True, ensure_channel_first=True)(scan)
+    assert volume.shape == (1, 32, 32, 4)
+    (tmp_path / "scan" / "more.nii.gz").touch()
+    assert [row["image"] for row in list_images(scan, volumes=True)] == [scan, f"{scan}/more.nii.gz"]
+    dicom(tmp_path / "scan" / "other.dcm")
+    for folder in (tmp_path / "scan", tmp_path):
+        with pytest.raises(ValueError, match="holds 2 DICOM series, but one is expected: put each in"):
+            list_images(folder, volumes=True)
 
 
 def test_seeds_that_differ_by_prompt_are_not_claimed_as_one(tmp_path: Path) -> None:
