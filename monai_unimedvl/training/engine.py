@@ -8,7 +8,10 @@ of prompts and a pack are not tensors that could be taken apart along their firs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+import mimetypes
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,9 @@ from monai_unimedvl.transforms.dicom import holds_dicom, series_uids
 from monai_unimedvl.transforms.geometry import put_back
 from monai_unimedvl.transforms.nrrd import NRRD
 from monai_unimedvl.transforms.read import DICOM, NIFTI, PICTURES
+from monai_unimedvl.transforms.video import VIDEOS
+
+logger = logging.getLogger(__name__)
 
 
 class PreparePrompts(PrepareBatch):
@@ -287,8 +293,11 @@ def _output(losses: Losses, pack: Pack) -> dict[str, Any]:
 def list_images(folder: str | Path, volumes: bool = False) -> list[dict[str, str]]:
     """MONAI's data list of a folder: [{"image": path}, ...] in the order of names.
 
+    What is left out is counted in the log, by ending; files whose names begin with a dot are not.
+
     Args:
-        folder: holds images and, as folders, DICOM series; or is one image.
+        folder: holds images, by their ending or the first bytes of DICOM, and, as folders, DICOM series; or
+            is one image.
         volumes: leave out pictures; DICOM files that lie in the folder itself are one volume, the folder.
 
     Raises:
@@ -297,23 +306,45 @@ def list_images(folder: str | Path, volumes: bool = False) -> list[dict[str, str
     folder = Path(folder)
     if not folder.exists():
         raise ValueError(f"dataset_dir {folder} does not exist, expected a folder of images: check the path.")
-    found = [folder] if folder.is_file() else sorted(folder.iterdir())
+    listed = [folder] if folder.is_file() else sorted(folder.iterdir())
+    found = [path for path in listed if path == folder or not path.name.startswith(".")]
     known = (*(() if volumes else PICTURES), *NIFTI, *NRRD, *DICOM)
-    series = [path for path in found if path.is_dir() and holds_dicom(path)]
-    kept = [path for path in found if path.name.lower().endswith(known) or path in series]
+    kept = [path for path in found if _is_image(path, known)]
     if not kept:
         raise ValueError(
             f"dataset_dir {folder} holds no {'volume' if volumes else 'image'} ({len(found)} other entries), "
             f"expected {', '.join(known)} or folders of DICOM files: add some, or name another folder."
         )
+    if left := sorted(set(found) - set(kept)):
+        logger.warning("dataset_dir: %d of %d entries are left out: %s", len(left), len(found), _kinds(left))
     if volumes and folder.is_dir():
         kept = _as_volumes(folder, kept)
     return [{CommonKeys.IMAGE: str(path)} for path in kept]
 
 
+def _is_image(path: Path, known: tuple[str, ...]) -> bool:
+    """By its ending, or as DICOM; the directory file of a medium is none."""
+    if path.is_dir() or not path.name.lower().endswith(known):
+        return path.name.upper() != "DICOMDIR" and holds_dicom(path)
+    return True
+
+
+def _kinds(paths: Sequence[Path]) -> str:
+    """How many of each ending, in words. Names may be those of patients, and so may what follows a dot."""
+    known = {*PICTURES, *VIDEOS, *NIFTI, *NRRD, *DICOM, *mimetypes.MimeTypes().types_map[True], ".gz", ".npy"}
+    files = [path for path in paths if not path.is_dir()]
+    endings = [path.suffix.lower() for path in files]
+    others = ("without ending", "of other endings")
+    counts = Counter(one if one in known else others[bool(one)] for one in endings)
+    told = [f"{count} {kind}" for kind, count in sorted(counts.items())]
+    if folders := len(paths) - len(files):
+        told.append(f"{folders} folders without DICOM files (name such a folder as dataset_dir to read it)")
+    return ", ".join(told)
+
+
 def _as_volumes(folder: Path, kept: list[Path]) -> list[Path]:
     """The slices of a series that lie in the folder itself become one item, the folder."""
-    slices = [path for path in kept if path.is_file() and holds_dicom(path)]
+    slices = {path for path in kept if path.is_file() and holds_dicom(path)}
     kept = [*([folder] if slices else []), *(path for path in kept if path not in slices)]
     for path in kept:
         if path.is_dir() and (count := len(series_uids(path))) > 1:

@@ -162,6 +162,25 @@ def test_the_data_list_of_a_folder_is_its_images(tmp_path: Path) -> None:
         list_images(tmp_path / "nowhere")
 
 
+def test_what_is_left_out_of_a_folder_is_counted_and_not_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.png", "notes.pdf", "Doe.John", "letter", ".DS_Store"):
+        (tmp_path / name).touch()
+    for name in ("IM0001", "1.2.840.77", "DICOMDIR"):
+        dicom(tmp_path / name)
+    (tmp_path / "Jane Doe").mkdir()
+    (tmp_path / "Jane Doe" / "b.png").touch()
+    assert [Path(row["image"]).name for row in list_images(tmp_path)] == ["1.2.840.77", "IM0001", "a.png"]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "5 of 8 entries are left out: 1 .pdf, 1 of other endings, 2 without ending, 1 fold" in caplog.text
+    assert not any(name in record.getMessage().lower() for name in ("doe", "john", "letter", "notes"))
+    caplog.clear()
+    list_images(tmp_path / "IM0001")
+    assert not caplog.records
+
+
 def test_the_slices_of_a_series_are_one_volume(tmp_path: Path) -> None:
     series(tmp_path / "scan", 4)
     for path in (tmp_path / "scan").iterdir():
