@@ -21,6 +21,7 @@ from monai_unimedvl.cli.cards import TICKS, card, description, drawing, edit
 from monai_unimedvl.cli.command import Result
 from monai_unimedvl.cli.reading import device
 from monai_unimedvl.cli.stage import ABOUT, NAMES, SECTIONS, STEPS, TASKS, Item, Stage, score, scored, stands
+from monai_unimedvl.cli.writing import writable
 from monai_unimedvl.data.atlas import INSTRUCTIONS, LEGENDS
 from monai_unimedvl.data.fetch import licences
 from monai_unimedvl.evaluation import baselines as trivial
@@ -40,6 +41,9 @@ def demo(options: Namespace) -> Result:
     start = time.monotonic()
     out = Path(options.out or "demo")
     path = out if out.suffix == ".html" else out / "index.html"
+    if path.is_dir():
+        raise ValueError(f"--out {path} is a folder, but a page is expected there: choose another name.")
+    writable(path)
     network, tokenizer = bundle.load(options.model, device=device(options.device))
     stage = Stage(
         network, tokenizer, options.model, options.seed, options.cases, options.atlas, options.quiet

@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 
 from monai_unimedvl.cli import measuring
 from monai_unimedvl.cli.command import Result
+from monai_unimedvl.cli.writing import writable
 
 
 def evaluate(options: Namespace) -> Result:
     """Score a model on the atlas benchmark, --out is a folder then; or a prediction file by protocols."""
     measuring.check(options)
+    if options.out:
+        writable(Path(options.out))  # before minutes of work, and not after them
     if options.against:
         return measuring.against(options)
     if options.pictures:

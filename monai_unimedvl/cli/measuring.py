@@ -79,12 +79,15 @@ def measure(options: Namespace) -> Result:
     from monai_unimedvl import bundle as bundles
     from monai_unimedvl import evaluation
     from monai_unimedvl.cli.reading import device
+    from monai_unimedvl.cli.writing import writable
     from monai_unimedvl.evaluation.benchmarks import EDIT_STEPS
 
     if options.workers is not None and (options.engine != "ray" or options.workers < 1):
         raise ValueError(f"--workers {options.workers} came, expected a number from 1 on with --engine ray.")
     if options.out and Path(options.out).is_file():
         raise ValueError(f"--out {options.out} is a file, expected a folder for the report: name another.")
+    if options.out:
+        writable(Path(options.out) / "index.html")
     network, tokenizer = bundles.load(options.model, device=device(options.device))
     weights = bundles.digest(options.model)
     report = evaluation.evaluate(

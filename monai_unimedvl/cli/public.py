@@ -39,6 +39,7 @@ def evaluate_benchmark(options: Namespace) -> Result:
     from monai_unimedvl import bundle as bundles
     from monai_unimedvl.cli.measuring import on_ray
     from monai_unimedvl.cli.reading import device
+    from monai_unimedvl.cli.writing import writable
     from monai_unimedvl.evaluation.counting import as_json, count, count_texts, table
     from monai_unimedvl.evaluation.predictions import write_predictions
     from monai_unimedvl.evaluation.public import FILE, Drawing, ask_benchmark
@@ -54,6 +55,7 @@ def evaluate_benchmark(options: Namespace) -> Result:
         raise ValueError(
             f"--out {options.out} is a file, expected a folder for the predictions: name another."
         )
+    writable(Path(options.out) / "index.html")
     benchmark = read_benchmark(
         options.benchmark, options.data, section=options.section, partial=options.partial
     )

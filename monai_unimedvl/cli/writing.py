@@ -91,7 +91,7 @@ def outputs(options: Namespace) -> list[Path]:
                     f"a SEG refers to the DICOM images it was drawn on, and {Path(image).name} is none:"
                     " use --format nifti."
                 )
-    _writable(first)
+    writable(first)
     if format == "dicom" and endings[0]:  # before the work, and not after it
         needed("highdicom", "DICOM SEG" if options.verb == "segment" else "DICOM SR", "dicom")
     if any(Path(source).exists() and first.resolve() == Path(source).resolve() for source in options.images):
@@ -101,13 +101,7 @@ def outputs(options: Namespace) -> list[Path]:
     return _numbered(first, count, ending)
 
 
-def _numbered(path: Path, count: int, ending: str) -> list[Path]:
-    """x.png; of several x-0.png, x-1.png ..."""
-    stem = path.name.removesuffix(ending)
-    return [path] if count == 1 else [path.with_name(f"{stem}-{i}{ending}") for i in range(count)]
-
-
-def _writable(path: Path) -> None:
+def writable(path: Path) -> None:
     """Said before the work and not after it.
 
     Raises:
@@ -201,6 +195,12 @@ def write_volume(
 def wrote(path: Path) -> str:
     """A line about a result."""
     return f"wrote {path} (synthetic) and {manifest_path(path).name}"
+
+
+def _numbered(path: Path, count: int, ending: str) -> list[Path]:
+    """x.png; of several x-0.png, x-1.png ..."""
+    stem = path.name.removesuffix(ending)
+    return [path] if count == 1 else [path.with_name(f"{stem}-{i}{ending}") for i in range(count)]
 
 
 def _series(
