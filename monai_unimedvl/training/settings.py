@@ -152,6 +152,8 @@ def read_config(
         ValueError: no such file, not a mapping, a value of another kind than its setting, or an unknown key:
             named, with the nearest known one.
     """
+    if Path(path).exists() and not Path(path).is_file():  # reading a pipe would wait for ever
+        raise ValueError(f"The config {path} is a folder, a pipe or a device, expected a file: name one.")
     try:
         content = yaml.safe_load(Path(path).read_text("utf8")) or {}  # JSON is YAML
     except OSError as error:

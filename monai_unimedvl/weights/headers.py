@@ -79,9 +79,13 @@ def read_header(file: Path) -> dict[str, Entry]:
     """Name -> entry of every tensor in a safetensors file.
 
     Raises:
-        ValueError: the file is a pickle, a Git LFS pointer, cut off, or no safetensors at all.
+        ValueError: the file is no file, a pickle, a Git LFS pointer, cut off, or no safetensors at all.
     """
     refuse_pickle(file)
+    if file.exists() and not file.is_file():  # reading a pipe would wait for ever
+        raise ValueError(
+            f"{file.name} is a folder, a pipe or a device, expected a file: put the weights there."
+        )
     with open(file, "rb") as stream:
         start = stream.read(8)
         if start == b"version ":

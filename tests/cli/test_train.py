@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from threading import Timer
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from monai_unimedvl.training.objective import Objective
 from monai_unimedvl.training.replay import FORMAT, save_pack
 from monai_unimedvl.training.run import Material
 from monai_unimedvl.training.settings import read_config
+from monai_unimedvl.weights.headers import read_header
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
@@ -54,6 +57,21 @@ def test_wrong_settings_are_one_line_and_exit_code_two(
     with pytest.raises(SystemExit):
         main(["train", "--stage", "4"])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names on this system")
+def test_a_pipe_in_place_of_a_config_or_of_weights_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("run.yaml", "model.safetensors"):
+        os.mkfifo(tmp_path / name)
+        keep = os.open(tmp_path / name, os.O_RDWR | os.O_NONBLOCK)  # who reads it all the same gets an end
+        os.write(keep, b"[1]")
+        Timer(2, os.close, [keep]).start()
+    code, line = said(capsys, "train", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "out"))
+    assert code == 2 and "run.yaml is a folder, a pipe or a device, expected a file" in line
+    with pytest.raises(ValueError, match="model.safetensors is a folder, a pipe or a device"):
+        read_header(tmp_path / "model.safetensors")
 
 
 def test_a_failed_pack_is_replayed_with_the_weights_beside_it(
